@@ -1,0 +1,68 @@
+"""`BodyBuilder`: writes the nodes of a function body, hiding what changed between opsets."""
+
+__all__ = ["BodyBuilder"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+class BodyBuilder:
+    """Collects the nodes of one FunctionProto.
+
+    Args:
+        opset: version of the standard operator set that the body is written in.
+    """
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+
+    def op(self, op_type: str, *inputs: str, outputs: int | Sequence[str] = 1, **attrs: Any) -> Any:
+        """Append a node; return its output name, or a list of names if it has several outputs."""
+        if isinstance(outputs, int):
+            stem = f"{op_type.lower()}_{len(self.nodes)}"
+            names = [stem] if outputs == 1 else [f"{stem}_{i}" for i in range(outputs)]
+        else:
+            names = list(outputs)
+        # TensorRT's parser wants names that stay unique when the body is inlined: it prefixes nothing by itself.
+        self.nodes.append(helper.make_node(op_type, list(inputs), names, name=names[0], **attrs))
+        return names[0] if len(names) == 1 else names
+
+    def const(self, value: Any, dtype: Any = np.float32) -> str:
+        """Append a constant of ``dtype`` (default float32) and return its name."""
+        tensor = numpy_helper.from_array(np.array(value, dtype))
+        name: str = self.op("Constant", value=tensor)
+        return name
+
+    def attribute(self, name: str, kind: int = onnx.AttributeProto.FLOAT) -> str:
+        """Append a constant whose value is the node's attribute ``name`` (FLOAT or INT)."""
+        out: str = self.op("Constant")
+        key = {onnx.AttributeProto.FLOAT: "value_float", onnx.AttributeProto.INT: "value_int"}[kind]
+        self.nodes[-1].attribute.add(name=key, ref_attr_name=name, type=kind)
+        return out
+
+    def cast(self, x: str, to: int = onnx.TensorProto.FLOAT) -> str:
+        """Append ``Cast``; float32 by default."""
+        name: str = self.op("Cast", x, to=to)
+        return name
+
+    def cast_like(self, x: str, like: str, out: str | None = None) -> str:
+        """Append ``CastLike``."""
+        name: str = self.op("CastLike", x, like, outputs=[out] if out else 1)
+        return name
+
+    def reduce(self, kind: str, x: str, axis: int, *, keepdims: int = 1) -> str:
+        """Append ``Reduce<kind>`` over one axis: an attribute before opset 18 (13 for Sum), an input since."""
+        if self.opset >= (13 if kind == "Sum" else 18):
+            name: str = self.op(f"Reduce{kind}", x, self.const([axis], np.int64), keepdims=keepdims)
+        else:
+            name = self.op(f"Reduce{kind}", x, axes=[axis], keepdims=keepdims)
+        return name
+
+    def output(self, x: str, name: str) -> None:
+        """Give the value ``x`` the function's output name ``name``."""
+        self.op("Identity", x, outputs=[name])

@@ -1,0 +1,171 @@
+"""Recipes: which linears get which scheme, with which settings.
+
+A recipe is an ordered list of rules; the first whose glob matches a linear's name decides. In YAML::
+
+    version: 1
+    layers:
+      - match: ["*lm_head*", "*.embed*"]
+        scheme: none
+      - match: "*"
+        scheme: mixq
+        settings:
+          outliers: {select: rms, multiple: 6.0, capacity: 64}
+
+Settings are validated by the scheme. A key that nobody knows is refused, with the nearest one that somebody does.
+"""
+
+__all__ = ["Recipe", "Rule", "validate"]
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from graphopt.core.scheme import Scheme
+from graphopt.errors import RecipeError, nearest
+
+#: The scheme name that leaves a linear as it is.
+NONE = "none"
+T = TypeVar("T", bound=BaseModel)
+
+
+def validate(kind: type[T], data: Any, where: str) -> T:
+    """Return ``data`` as a ``kind``.
+
+    Raises:
+        RecipeError: the first thing that is wrong, named by its path below ``where``; unknown keys come with the
+            nearest known one.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as e:
+        error = e.errors()[0]
+        path = ".".join(str(part) for part in error["loc"])
+        if error["type"] == "extra_forbidden":
+            known = _known_keys(kind, error["loc"][:-1])
+            raise RecipeError(f"{where}: unknown key '{path}'{nearest(str(error['loc'][-1]), known)}") from None
+        raise RecipeError(f"{where}: {path or 'settings'}: {error['msg']} (got {error['input']!r})") from None
+
+
+def _known_keys(kind: Any, path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the model reached from ``kind`` by ``path``."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation
+        arguments = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not nested:
+            return []
+        kind = nested[0]
+    return list(kind.model_fields)
+
+
+class _Layer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    match: list[str] = Field(min_length=1)
+    scheme: str
+    settings: dict[str, Any] = {}
+
+    @field_validator("match", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    version: int
+    layers: list[_Layer] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One entry: globs over linear names, and a scheme with its settings (both None: leave the linear alone)."""
+
+    match: tuple[str, ...]
+    scheme: str | None
+    config: Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered, validated list of rules."""
+
+    rules: tuple[Rule, ...]
+    source: str
+
+    @classmethod
+    def load(cls, path: Path, schemes: Mapping[str, Scheme]) -> "Recipe":
+        """Read a YAML recipe.
+
+        Raises:
+            RecipeError: the file is missing, not YAML, of another version, or names something unknown.
+        """
+        try:
+            data = yaml.safe_load(path.read_text())
+        except OSError as e:
+            raise RecipeError(f"cannot read recipe {path}: {e.strerror or e}") from e
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise RecipeError(f"recipe {path} is not YAML: {str(e).splitlines()[0]}") from e
+        return cls.parse(data, schemes, str(path))
+
+    @classmethod
+    def parse(cls, data: Any, schemes: Mapping[str, Scheme], source: str) -> "Recipe":
+        """Validate recipe data (as YAML gives it)."""
+        file = validate(_File, data, source)
+        if file.version != 1:
+            raise RecipeError(f"{source}: version {file.version} is not known; this graphopt reads version 1")
+        rules = []
+        for i, layer in enumerate(file.layers):
+            where = f"{source}: layers.{i}"
+            if layer.scheme == NONE:
+                if layer.settings:
+                    raise RecipeError(f"{where}: scheme 'none' takes no settings; remove them")
+                rules.append(Rule(tuple(layer.match), None, None))
+                continue
+            if layer.scheme not in schemes:
+                raise RecipeError(f"{where}: unknown scheme '{layer.scheme}'{nearest(layer.scheme, [*schemes, NONE])}")
+            config = validate(schemes[layer.scheme].config, layer.settings, f"{where}.settings")
+            rules.append(Rule(tuple(layer.match), layer.scheme, config))
+        return cls(tuple(rules), source)
+
+    @classmethod
+    def preset(cls, name: str, schemes: Mapping[str, Scheme], exclude: Sequence[str] = ()) -> "Recipe":
+        """Return the recipe of a preset: ``exclude`` globs are left alone, everything else gets the preset.
+
+        Raises:
+            RecipeError: no scheme has a preset of that name.
+        """
+        presets = {p: (s, settings) for s in schemes.values() for p, settings in s.presets.items()}
+        if name not in presets:
+            raise RecipeError(f"unknown preset '{name}'{nearest(name, presets)}")
+        scheme, settings = presets[name]
+        layers: list[dict[str, Any]] = [{"match": list(exclude), "scheme": NONE}] if exclude else []
+        layers.append({"match": ["*"], "scheme": scheme.name, "settings": dict(settings)})
+        return cls.parse({"version": 1, "layers": layers}, schemes, f"preset {name}")
+
+    def assign(self, names: Sequence[str]) -> dict[str, Rule]:
+        """Return the deciding rule for each name that any rule matches.
+
+        Raises:
+            RecipeError: a glob matches no name at all (so a typo cannot pass unseen).
+        """
+        for rule in self.rules:
+            for glob in rule.match:
+                if glob != "*" and not fnmatch.filter(names, glob):
+                    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                    raise RecipeError(
+                        f"{self.source}: '{glob}' matches none of the {len(names)} linears "
+                        f"({shown}); 'graphopt inspect' lists their names"
+                    )
+        assigned = {}
+        for name in names:
+            rule = next((r for r in self.rules if any(fnmatch.fnmatchcase(name, g) for g in r.match)), None)
+            if rule is not None:
+                assigned[name] = rule
+        return assigned

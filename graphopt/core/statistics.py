@@ -1,0 +1,111 @@
+"""Calibration statistics of the inputs of linears, and the file that carries them from `calibrate` to `optimize`."""
+
+__all__ = ["LinearStatistics", "Statistics"]
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import CalibrationError, OutputError
+
+_FORMAT = 1
+
+
+@dataclass
+class LinearStatistics:
+    """Statistics of one linear's input X [tokens, K].
+
+    Attributes:
+        absmax: (K,) float32, max over tokens of |X[:, k]|.
+        mean_square: (K,) float64, mean over tokens of X[:, k]².
+        tokens: number of tokens seen.
+        second_moment: (K, K) float32, mean over tokens of XᵀX; only if asked for.
+    """
+
+    absmax: np.ndarray
+    mean_square: np.ndarray
+    tokens: int
+    second_moment: np.ndarray | None = None
+
+    @property
+    def channels(self) -> int:
+        """K, the number of input channels."""
+        return int(self.absmax.shape[0])
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the whole input, over tokens and channels."""
+        return float(np.sqrt(self.mean_square.mean()))
+
+
+@dataclass
+class Statistics:
+    """Statistics by name of the canonical Linear node, with where they come from."""
+
+    linears: dict[str, LinearStatistics] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write an uncompressed .npz, atomically.
+
+        Raises:
+            OutputError: the file cannot be written; nothing is left behind.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        names = list(self.linears)
+        for i, entry in enumerate(self.linears.values()):
+            arrays[f"{i}.absmax"], arrays[f"{i}.mean_square"] = entry.absmax, entry.mean_square
+            if entry.second_moment is not None:
+                arrays[f"{i}.second_moment"] = entry.second_moment
+        header = {
+            "graphopt_statistics": _FORMAT,
+            "names": names,
+            "tokens": [e.tokens for e in self.linears.values()],
+            "source": self.source,
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as f:
+                np.savez(f, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
+            partial.replace(path)
+        except OSError as e:
+            raise OutputError(f"cannot write statistics to {path}: {e.strerror or e}; nothing was written") from e
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Read what `save` wrote; no pickles.
+
+        Raises:
+            CalibrationError: the file is missing, truncated, or not a statistics file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                header = json.loads(bytes(data["header"]))
+                if header.get("graphopt_statistics") != _FORMAT:
+                    raise CalibrationError(
+                        f"{path} has statistics format {header.get('graphopt_statistics')}, not "
+                        f"{_FORMAT}; make it again with 'graphopt calibrate'"
+                    )
+                linears = {
+                    name: LinearStatistics(
+                        data[f"{i}.absmax"],
+                        data[f"{i}.mean_square"],
+                        int(header["tokens"][i]),
+                        data[f"{i}.second_moment"] if f"{i}.second_moment" in data else None,
+                    )
+                    for i, name in enumerate(header["names"])
+                }
+        except FileNotFoundError as e:
+            raise CalibrationError(f"statistics file {path} does not exist; make it with 'graphopt calibrate'") from e
+        except (KeyError, ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as e:
+            raise CalibrationError(
+                f"{path} is not a statistics file of 'graphopt calibrate', or it is truncated"
+            ) from e
+        return cls(linears, header["source"])
