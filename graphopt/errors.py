@@ -52,7 +52,7 @@ class EngineError(GraphOptError):
     """TensorRT is missing, or refused to parse, build or load."""
 
 
-class ComparisonFailed(Exception):
+class ComparisonFailed(Exception):  # noqa: N818 (an outcome, not an error)
     """Two models differ by more than the tolerance; exit code 1."""
 
     exit_code = 1
