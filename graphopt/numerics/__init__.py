@@ -1,1 +1,1 @@
-"""."""
+"""The mathematics shared by all schemes, in numpy alone, written to be read beside the papers."""

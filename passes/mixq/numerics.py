@@ -1,0 +1,169 @@
+"""MixQ in numpy: the equations of the paper (SC'24, sections 3 and 4), which ops, bodies and kernels are held to.
+
+X [M, K] activations, W [N, K] weights, O the ordered outlier channels (ascending, padded with -1 to a capacity C):
+
+    X_O      = X[:, O]                                        gathered in 16 bits
+    s_x[m]   = max over k not in O of |X[m, k]| / 127         per token
+    X_q      = rint(X / s_x), 0 where k in O                  int8
+    s_w[n]   = max over k not in O of |W[n, k]| / 127         per output channel
+    W_q      = rint(W / s_w), 0 where k in O                  int8
+    W_O      = W[:, O]                                        the original columns
+    Y        = s_x s_w (X_q W_qᵀ) + X_O W_Oᵀ (+ bias)
+
+Deviations from the released code, all on purpose: outliers never enter a scale; quantization and dequantization use
+the same 127; the input is not modified; W_O holds original columns and not dequantized ones.
+"""
+
+__all__ = [
+    "CAPACITY_STEP",
+    "ROW_TOLERANCE",
+    "gated",
+    "gelu",
+    "gelu_tanh",
+    "layer_norm",
+    "linear",
+    "outlier_mask",
+    "pad_indices",
+    "quantize_rows",
+    "quantize_weight",
+    "rms_norm",
+    "select_outliers",
+    "silu",
+]
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from graphopt.numerics import affine
+
+#: Outlier capacities are multiples of this: the K of one 16-bit tensor-core instruction.
+CAPACITY_STEP = 16
+
+#: Normalized error ||a - b|| / ||b|| allowed between two evaluations of one op, by activation dtype name. Both sides
+#: round the same float32 value to T once (half an ulp each, 2^-11 and 2^-8), and a value that falls on a rounding
+#: boundary may move one int8 code, 1/254 of its row's maximum, in few elements.
+ROW_TOLERANCE = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def pad_indices(channels: np.ndarray, capacity: int) -> np.ndarray:
+    """Return (capacity,) int32: ``channels`` ascending, then -1. Capacity is a multiple of 16 and at least their number."""
+    ascending = np.sort(np.asarray(channels, np.int32))
+    return np.concatenate([ascending, np.full(capacity - len(ascending), -1, np.int32)])
+
+
+def outlier_mask(indices: np.ndarray, channels: int) -> np.ndarray:
+    """Return (channels,) bool, True where the channel is in ``indices`` ((C,) int32, padded with -1)."""
+    mask = np.zeros(channels, bool)
+    mask[indices[indices >= 0]] = True
+    return mask
+
+
+def select_outliers(
+    absmax: np.ndarray, rms: float, *, rule: str, threshold: float, multiple: float, top: int, capacity: int
+) -> np.ndarray:
+    """Return the outlier channels, ascending.
+
+    Args:
+        absmax: (K,) largest magnitude per channel over the calibration tokens.
+        rms: root mean square of the layer's input.
+        rule: "threshold" (absmax > threshold, as in LLM.int8()), "rms" (absmax > multiple · rms) or "top" (the ``top`` largest).
+        capacity: no more than this many; the largest win.
+    """
+    by_size = np.argsort(-absmax, kind="stable")
+    count = {
+        "threshold": int(np.count_nonzero(absmax > threshold)),
+        "rms": int(np.count_nonzero(absmax > multiple * rms)),
+        "top": top,
+    }[rule]
+    return np.sort(by_size[: min(count, capacity, absmax.size)]).astype(np.int32)
+
+
+def quantize_rows(y: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize activations per token, keeping the outlier channels.
+
+    Args:
+        y: (..., K), float32, float16 or bfloat16.
+        indices: (C,) int32, ascending, padded with -1.
+
+    Returns:
+        xq: (..., K) int8, 0 in outlier channels.
+        sx: (..., 1) float32; non-finite for a row with NaN or Inf outside the outlier channels.
+        xo: (..., C) of y's dtype, 0 in padding.
+    """
+    mask = outlier_mask(indices, y.shape[-1])
+    x = np.where(mask, np.float32(0), y.astype(np.float32))
+    sx, inverse = affine.absmax_scale(x)
+    xo = np.where(indices >= 0, np.take(y, indices, axis=-1), np.zeros((), y.dtype))
+    return affine.quantize(x, inverse), sx, xo.astype(y.dtype)
+
+
+def quantize_weight(w: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize a weight per output channel, keeping the outlier columns.
+
+    Args:
+        w: (N, K).
+        indices: (C,) int32.
+
+    Returns:
+        wq (N, K) int8 with zero outlier columns, sw (N,) float32, wo (N, C) of w's dtype.
+    """
+    wq, sw, wo = quantize_rows(w, indices)
+    return wq, sw[:, 0], wo
+
+
+def linear(
+    xq: np.ndarray, sx: np.ndarray, xo: np.ndarray, wq: np.ndarray, sw: np.ndarray, wo: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
+    """Return Y = T(s_x s_w (X_q W_qᵀ) + X_O W_Oᵀ + bias), exact integer sums, float64 otherwise, one rounding to T.
+
+    Args:
+        xq (..., K) int8, sx (..., 1) float32, xo (..., C) T, wq (N, K) int8, sw (N,) float32, wo (N, C) T, bias (N,) T.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        integer = xq.astype(np.float64) @ wq.T.astype(np.float64)
+        outliers = xo.astype(np.float64) @ wo.T.astype(np.float64)
+        y = integer * sx.astype(np.float64) * sw.astype(np.float64) + outliers + bias.astype(np.float64)
+        return y.astype(np.float32).astype(xo.dtype)
+
+
+def rms_norm(x: np.ndarray, gamma: np.ndarray, epsilon: float) -> np.ndarray:
+    """Return T(x · rsqrt(mean(x²) + ε) · γ) over the last axis, float32 inside."""
+    v = x.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scale = np.float32(1) / np.sqrt(np.mean(v * v, axis=-1, keepdims=True) + np.float32(epsilon))
+        return (v * scale * gamma.astype(np.float32)).astype(x.dtype)
+
+
+def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
+    """Return T((x - mean) · rsqrt(var + ε) · γ + β) over the last axis, float32 inside."""
+    v = x.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        centered = v - np.mean(v, axis=-1, keepdims=True)
+        variance = np.mean(centered * centered, axis=-1, keepdims=True)
+        scale = np.float32(1) / np.sqrt(variance + np.float32(epsilon))
+        return (centered * scale * gamma.astype(np.float32) + beta.astype(np.float32)).astype(x.dtype)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """Return x · sigmoid(x), float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x / (np.float32(1) + np.exp(-x))
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """Return x/2 · (1 + erf(x/√2)), float32 (erf in float64 by the standard library: numpy has none)."""
+    erf = np.frompyfunc(math.erf, 1, 1)
+    return (0.5 * x * (1.0 + erf(x.astype(np.float64) / math.sqrt(2.0)).astype(np.float64))).astype(np.float32)
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """Return x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), float32."""
+    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return (np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))).astype(np.float32)
+
+
+def gated(activation: Callable[[np.ndarray], np.ndarray], gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Return T(activation(gate) · up), float32 inside."""
+    return (activation(gate.astype(np.float32)) * up.astype(np.float32)).astype(gate.dtype)
