@@ -11,8 +11,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.weights import WeightStore
 
-#: The oldest opset accepted: per-axis DequantizeLinear and axes as inputs of ReduceSum exist since 13.
-MIN_OPSET = 13
+#: The oldest opset accepted: CastLike, which function bodies need to follow the activation type, exists since 15.
+MIN_OPSET = 15
 #: The newest opset accepted: what the installed onnx package defines.
 MAX_OPSET: int = onnx.defs.onnx_opset_version()
 

@@ -48,7 +48,7 @@ ROW_TOLERANCE = {"float32": 2e-5, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 def pad_indices(channels: np.ndarray, capacity: int) -> np.ndarray:
-    """Return (capacity,) int32: ``channels`` ascending, then -1. Capacity is a multiple of 16 and at least their number."""
+    """Return (capacity,) int32: ``channels`` ascending, then -1; capacity is at least their number."""
     ascending = np.sort(np.asarray(channels, np.int32))
     return np.concatenate([ascending, np.full(capacity - len(ascending), -1, np.int32)])
 
@@ -68,7 +68,8 @@ def select_outliers(
     Args:
         absmax: (K,) largest magnitude per channel over the calibration tokens.
         rms: root mean square of the layer's input.
-        rule: "threshold" (absmax > threshold, as in LLM.int8()), "rms" (absmax > multiple · rms) or "top" (the ``top`` largest).
+        rule: "threshold" (absmax > threshold, as in LLM.int8()), "rms" (absmax > multiple · rms) or "top" (the
+            ``top`` largest).
         capacity: no more than this many; the largest win.
     """
     by_size = np.argsort(-absmax, kind="stable")
