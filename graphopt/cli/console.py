@@ -54,7 +54,7 @@ def emit(data: dict[str, Any], as_json: bool, render: Callable[[Console], None])
 
 
 def guard(verb: Callable[P, R]) -> Callable[P, R]:
-    """Turn exceptions into exit codes: 2 for the user's errors, 1 for failed comparisons, 70 and a traceback for ours."""
+    """Turn exceptions into exit codes: 2 for the user's errors, 1 for failed comparisons, 70 for ours."""
 
     @functools.wraps(verb)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

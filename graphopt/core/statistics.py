@@ -98,7 +98,7 @@ class Statistics:
                         data[f"{i}.absmax"],
                         data[f"{i}.mean_square"],
                         int(header["tokens"][i]),
-                        data[f"{i}.second_moment"] if f"{i}.second_moment" in data else None,
+                        data.get(f"{i}.second_moment"),
                     )
                     for i, name in enumerate(header["names"])
                 }

@@ -4,7 +4,7 @@ A big tensor is a `gs.Constant` whose values are a `DiskValues`: a TensorProto w
 an absolute path. Loading, copying and saving a model touch only the proto; `read` maps the bytes when a pass wants them.
 """
 
-__all__ = ["DiskValues", "WeightStore", "nbytes", "onnx_dtype", "read"]
+__all__ = ["DiskValues", "WeightStore", "nbytes", "numpy_dtype", "onnx_dtype", "read"]
 
 import shutil
 import tempfile

@@ -1,0 +1,64 @@
+"""`graphopt optimize`."""
+
+__all__ = ["optimize"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphopt.cli.console import JsonFlag, console, emit, guard
+from graphopt.cli.tables import findings_table, size_table
+
+
+@guard
+def optimize(
+    model: Annotated[Path, typer.Argument(help="The ONNX file (with its external data beside it).")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: <model>.opt.onnx.")] = None,
+    scheme: Annotated[str, typer.Option(help="A preset for every linear: mixq-w8a8.")] = "mixq-w8a8",
+    recipe: Annotated[Path | None, typer.Option(help="A YAML recipe instead of a preset.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Glob of linears that stay as they are (repeatable; with a preset).")
+    ] = None,
+    stats: Annotated[Path | None, typer.Option(help="Statistics made by 'graphopt calibrate'.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be rewritten and what not, and why.")
+    ] = False,
+    dump_ir: Annotated[Path | None, typer.Option(help="Write the IR text after every stage into this folder.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Rewrite an ONNX model with a quantization scheme.
+
+    The result is one ONNX file that runs in ONNX Runtime as it is (every custom op carries its definition as a
+    model-local function) and in TensorRT with our plugins.
+
+    Examples:
+
+      graphopt optimize model.onnx --dry-run
+
+      graphopt optimize model.onnx --stats stats.npz -o model.opt.onnx
+
+      graphopt optimize model.onnx --exclude '*lm_head*'
+    """
+    from graphopt import compile, ir
+    from graphopt.core.recipe import Recipe
+    from graphopt.core.statistics import Statistics
+    from graphopt.errors import RecipeError
+    from graphopt.passes import SCHEMES
+
+    if recipe and exclude:
+        raise RecipeError("--exclude works with a preset; in a recipe, write a layer with 'scheme: none' first")
+    rules = Recipe.load(recipe, SCHEMES) if recipe else Recipe.preset(scheme, SCHEMES, exclude or ())
+    statistics = Statistics.load(stats) if stats else None
+    output = output or model.with_name(f"{model.name.removesuffix('.onnx')}.opt.onnx")
+    loaded = ir.load(model)
+    before = size_table(loaded)
+    with console.status("loading") as status:
+        report = compile.optimize(
+            loaded, rules, statistics, dry_run=dry_run, dump_dir=dump_ir, progress=lambda stage: status.update(stage)
+        )
+        status.update("saving")
+        files = [] if dry_run else ir.save(loaded, output)
+    after = size_table(loaded)
+    data = {"files": [str(f) for f in files], "before": before, "after": after, **report.to_dict()}
+    emit(data, json, lambda out: findings_table(out, report, before, after, files, dry_run=dry_run))

@@ -1,0 +1,76 @@
+"""The compiler on one screen: the ordered stages that turn an ONNX model into an optimized one.
+
+load -> infer shapes -> canonicalize -> lower to schemes -> legalize what is left -> attach bodies -> save
+"""
+
+__all__ = ["canonicalize", "optimize"]
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphopt.core import pipeline
+from graphopt.core.canonical import linears
+from graphopt.core.op import attach_bodies
+from graphopt.core.pipeline import Stage
+from graphopt.core.recipe import Recipe
+from graphopt.core.report import Report
+from graphopt.core.statistics import Statistics
+from graphopt.ir.model import Model
+from graphopt.ir.shapes import infer_shapes
+from graphopt.passes import CANONICALIZE, OPS, SCHEMES, legalize
+
+_INFER = Stage("infer-shapes", lambda model, report: infer_shapes(model))
+_ATTACH = Stage("attach-bodies", lambda model, report: attach_bodies(model, OPS))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What surrounds a run: where to dump the IR, whom to tell about progress."""
+
+    dump_dir: Path | None = None
+    progress: Callable[[str], None] | None = None
+
+
+def canonicalize(model: Model, report: Report | None = None, **options: Any) -> Report:
+    """Bring ``model`` into canonical form, in place: exporters' spellings become Linear, RMSNorm, Attention, ...
+
+    Args:
+        model: as loaded.
+        report: to add findings to.
+        options: ``dump_dir`` and ``progress``, as `graphopt.core.pipeline.run` takes them.
+    """
+    return pipeline.run(model, [_INFER, *CANONICALIZE, _ATTACH], report=report, **vars(_Options(**options)))
+
+
+def optimize(
+    model: Model, recipe: Recipe, statistics: Statistics | None = None, *, dry_run: bool = False, **options: Any
+) -> Report:
+    """Rewrite ``model`` with the schemes of ``recipe``, in place.
+
+    Args:
+        model: as loaded.
+        recipe: which linears get which scheme.
+        statistics: of `graphopt calibrate`; None leaves schemes to what they can do without.
+        dry_run: report what would be done; only the canonical form is made (in memory).
+        options: ``dump_dir`` and ``progress``, as `graphopt.core.pipeline.run` takes them.
+
+    Raises:
+        GraphOptError: the model, the recipe and the statistics do not fit each other.
+    """
+
+    def lower(model: Model, report: Report) -> None:
+        assigned = recipe.assign([linear.name for linear in linears(model)])
+        for name, rule in assigned.items():
+            if rule.scheme is None:
+                report.skipped("lower", "recipe", name, f"{recipe.source} says scheme none")
+        for scheme in SCHEMES.values():
+            mine = {name: rule.config for name, rule in assigned.items() if rule.scheme == scheme.name}
+            if mine:
+                scheme.lower(model, mine, statistics, report, dry_run=dry_run)
+
+    stages = [_INFER, *CANONICALIZE, Stage("lower", lower)]
+    if not dry_run:
+        stages += [Stage("legalize", legalize), _ATTACH]
+    return pipeline.run(model, stages, **vars(_Options(**options)))

@@ -1,0 +1,270 @@
+"""Canonical linears -> MixQ: linears that read one tensor share a quantizing op, fused into the tensor's producer.
+
+    RMSNorm(Add(x, r)) -> y;  Linear(y, Wq), Linear(y, Wk), Linear(y, Wv)
+      =>  MixQAddRMSNorm(x, r) -> xq, sx, xo, sum;  MixQLinear(xq, sx, xo, ...) three times
+
+The outlier set belongs to the tensor and so to the whole group; every weight of the group is quantized around it.
+"""
+
+__all__ = ["SCHEME", "MixQ"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import BaseModel
+
+from graphopt.core.canonical import LinearView, linears
+from graphopt.core.op import DOMAIN, OpSpec
+from graphopt.core.report import Report
+from graphopt.core.statistics import Statistics
+from graphopt.errors import CalibrationError, InternalError, ModelError
+from graphopt.ir import query, weights
+from graphopt.ir.model import Model
+from graphopt.passes.mixq import numerics, ops
+from graphopt.passes.mixq.config import PRESETS, MixQConfig
+
+STAGE = "lower-mixq"
+#: Bytes of float32 weight rows that are quantized at a time.
+_CHUNK_BYTES = 64 << 20
+_FLOATS = {"float32", "float16", "bfloat16"}
+
+
+@dataclass(frozen=True)
+class _Producer:
+    """How a canonical producer fuses: the op alone, and the op with a preceding residual Add (norms only)."""
+
+    plain: OpSpec
+    with_add: OpSpec | None = None
+
+
+_PRODUCERS: dict[str, _Producer] = {
+    "RMSNorm": _Producer(ops.RMS_NORM, ops.ADD_RMS_NORM),
+    "LayerNorm": _Producer(ops.LAYER_NORM, ops.ADD_LAYER_NORM),
+    **{f"Gated{name}": _Producer(spec) for name, spec in ops.GATED.items()},
+    **{name: _Producer(spec) for name, spec in ops.GELUS.items()},
+}
+
+
+@dataclass
+class _Group:
+    """Linears with the same input tensor and the same settings."""
+
+    x: gs.Tensor
+    config: MixQConfig
+    linears: list[LinearView]
+
+
+class MixQ:
+    """The scheme of "MixQ: Taming Dynamic Outliers in Mixed-Precision Quantization by Online Prediction" (SC'24)."""
+
+    name = "mixq"
+    config: type[BaseModel] = MixQConfig
+    presets = PRESETS
+    ops = ops.OPS
+
+    def lower(
+        self,
+        model: Model,
+        assignment: Mapping[str, Any],
+        statistics: Statistics | None,
+        report: Report,
+        *,
+        dry_run: bool,
+    ) -> None:
+        """See `graphopt.core.scheme.Scheme.lower`."""
+        for group in self._groups(model, assignment, report):
+            _check_statistics(group, statistics)
+            outliers = _select(group, statistics)
+            if not outliers.size and statistics is None and group.config.outliers.select != "none":
+                report.note(STAGE, self.name, group.linears[0].name, "no calibration: the outlier set is empty")
+            if dry_run:
+                for linear in group.linears:
+                    report.rewritten(STAGE, self.name, linear.name, f"MixQLinear, {outliers.size} outlier channels")
+                continue
+            _lower_group(model, group, outliers, report)
+        if not dry_run:
+            model.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+
+    def _groups(self, model: Model, assignment: Mapping[str, Any], report: Report) -> list[_Group]:
+        """Collect the assigned linears that can be lowered, in graph order; refuse the others with a reason."""
+        groups: dict[tuple[int, Any], _Group] = {}
+        for linear in linears(model):
+            if linear.name not in assignment:
+                continue
+            if reason := _refusal(linear):
+                report.skipped(STAGE, self.name, linear.name, reason)
+                continue
+            config = assignment[linear.name]
+            groups.setdefault((id(linear.x), config), _Group(linear.x, config, [])).linears.append(linear)
+        return list(groups.values())
+
+
+SCHEME = MixQ()
+
+
+def _refusal(linear: LinearView) -> str | None:
+    """Why a linear cannot be lowered; None if it can."""
+    weight = linear.weight
+    if not isinstance(weight, gs.Constant):
+        return f"weight '{weight.name}' is not a constant"
+    if len(weight.shape) != 2 or 0 in weight.shape:
+        return f"weight '{weight.name}' has shape {list(weight.shape)}"
+    if (dtype := _dtype_name(weight)) not in _FLOATS:
+        return f"weight '{weight.name}' is {dtype}, not a float type"
+    others = [n for n in query.consumers(weight) if n is not linear.node]
+    if others:
+        return f"weight '{weight.name}' is shared with node '{others[0].name}' ({others[0].op})"
+    return None
+
+
+def _dtype_name(constant: gs.Constant) -> str:
+    return str(weights.numpy_dtype(weights.onnx_dtype(constant.dtype)))
+
+
+def _check_statistics(group: _Group, statistics: Statistics | None) -> None:
+    if statistics is None or group.config.outliers.select == "none":
+        return
+    for linear in group.linears:
+        entry = statistics.linears.get(linear.name)
+        if entry is None:
+            raise CalibrationError(
+                f"the statistics have no linear '{linear.name}' (they have {len(statistics.linears)} others); "
+                "calibrate this very model"
+            )
+        if entry.channels != linear.shape[1]:
+            raise CalibrationError(
+                f"the statistics of '{linear.name}' have {entry.channels} channels, the weight has {linear.shape[1]}; "
+                "calibrate this very model"
+            )
+
+
+def _select(group: _Group, statistics: Statistics | None) -> np.ndarray:
+    """Return the outlier channels of the group's input, ascending."""
+    settings = group.config.outliers
+    if statistics is None or settings.select == "none":
+        return np.zeros(0, np.int32)
+    entry = statistics.linears[group.linears[0].name]
+    return numerics.select_outliers(
+        entry.absmax,
+        entry.rms,
+        rule=settings.select,
+        threshold=settings.threshold,
+        multiple=settings.multiple,
+        top=settings.top,
+        capacity=settings.capacity,
+    )
+
+
+def _lower_group(model: Model, group: _Group, outliers: np.ndarray, report: Report) -> None:
+    capacity = max(numerics.CAPACITY_STEP, -(-outliers.size // numerics.CAPACITY_STEP) * numerics.CAPACITY_STEP)
+    indices = numerics.pad_indices(outliers, capacity)
+    quantized, how = _quantize(model, group, indices)
+    for linear in group.linears:
+        detail = _replace_linear(model, linear, quantized, indices)
+        reason = f"MixQLinear, {outliers.size} outlier channels, input from {how}"
+        report.rewritten(
+            STAGE, MixQ.name, linear.name, reason, outliers=int(outliers.size), capacity=capacity, **detail
+        )
+
+
+def _quantize(model: Model, group: _Group, indices: np.ndarray) -> tuple[list[gs.Tensor], str]:
+    """Insert the quantizing op of a group; return ([xq, sx, xo], name of the op)."""
+    x, first = group.x, group.linears[0]
+    channels = first.shape[1]
+    dtype = weights.onnx_dtype(first.weight.dtype)
+    lead = list(x.shape[:-1]) if x.shape else None
+    stem = model.unique_name(f"{x.name}_mixq")
+
+    def variable(suffix: str, kind: Any, last: int) -> gs.Variable:
+        return gs.Variable(f"{stem}_{suffix}", kind, None if lead is None else [*lead, last])
+
+    outputs = [variable("xq", np.int8, channels), variable("sx", np.float32, 1), variable("xo", dtype, indices.size)]
+    idx = gs.Constant(f"{stem}_idx", indices)
+    lowered = {id(linear.node) for linear in group.linears}
+    emit_y = query.is_output(model.graph, x) or any(id(n) not in lowered for n in query.consumers(x))
+    producer = query.producer(x)
+    fused = _PRODUCERS.get(producer.op) if producer is not None and producer.domain == DOMAIN else None
+    if producer is None or fused is None:
+        node = ops.QUANTIZE.node(stem, [x, idx], outputs)
+        model.graph.nodes.append(node)
+        return outputs, node.op
+    attrs = {"epsilon": producer.attrs["epsilon"]} if "epsilon" in producer.attrs else {}
+    inputs, spec, extra = list(producer.inputs), fused.plain, []
+    if fused.with_add is not None and (add := _residual_add(inputs[0])) is not None:
+        spec, inputs = fused.with_add, [*add.inputs, *inputs[1:]]
+        total = add.outputs[0]
+        emit_sum = query.is_output(model.graph, total) or len(query.consumers(total)) > 1
+        if emit_sum:
+            add.outputs.clear()
+            extra.append(total)
+        else:
+            extra.append(variable("sum", dtype, channels))
+        attrs["emit_sum"] = int(emit_sum)
+    producer.outputs.clear()
+    producer.inputs.clear()
+    node = spec.node(stem, [*inputs, idx], [*outputs, *extra, *([x] if emit_y else [])], emit_y=int(emit_y), **attrs)
+    model.graph.nodes.append(node)
+    return outputs, node.op
+
+
+def _residual_add(total: gs.Tensor) -> gs.Node | None:
+    """Return the Add that makes ``total`` if it adds two activations of the same shape, which are known."""
+    add = query.producer(total)
+    if not query.is_op(add, "Add"):
+        return None
+    assert add is not None
+    a, b = add.inputs
+    same = a.shape is not None and b.shape is not None and list(a.shape) == list(b.shape) and None not in a.shape
+    return add if same and not query.is_constant(a) and not query.is_constant(b) else None
+
+
+def _replace_linear(
+    model: Model, linear: LinearView, quantized: list[gs.Tensor], indices: np.ndarray
+) -> dict[str, Any]:
+    """Swap a canonical linear for a MixQLinear; return sizes and the weight's normalized error for the report."""
+    n, k = linear.shape
+    base = linear.weight.name
+    wq, sw, wo, error = _quantize_weight(linear, indices)
+    store = model.store
+    bias = linear.bias
+    if bias is None:
+        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, wo.dtype))
+    elif list(bias.shape or []) != [n]:
+        raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
+    constants = [store.put(model.unique_name(f"{base}_{s}"), a) for s, a in (("wq", wq), ("sw", sw), ("wo", wo))]
+    output, before = linear.node.outputs[0], weights.nbytes(linear.weight)
+    linear.node.outputs.clear()
+    linear.node.inputs.clear()
+    model.graph.nodes.append(ops.LINEAR.node(linear.name, [*quantized, *constants, bias], [output]))
+    after = wq.nbytes + sw.nbytes + wo.nbytes
+    return {"N": n, "K": k, "bytes_before": before, "bytes_after": after, "weight_error": error}
+
+
+def _quantize_weight(linear: LinearView, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Quantize a weight a few rows at a time, so that no second full copy in float32 exists.
+
+    Raises:
+        ModelError: the weight holds NaN or Inf.
+    """
+    n, k = linear.shape
+    dtype = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
+    wq, sw, wo = np.empty((n, k), np.int8), np.empty(n, np.float32), np.empty((n, indices.size), dtype)
+    step = max(1, _CHUNK_BYTES // (4 * k))
+    squared_error = squared = 0.0
+    inner = ~numerics.outlier_mask(indices, k)
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        w = np.ascontiguousarray(linear.rows(rows.start, rows.stop))
+        exact = w.astype(np.float32)
+        if not np.isfinite(exact).all():
+            raise ModelError(
+                f"weight '{linear.weight.name}' of '{linear.name}' holds NaN or Inf; repair the model first"
+            )
+        wq[rows], sw[rows], wo[rows] = numerics.quantize_weight(w, indices)
+        squared += float(np.einsum("nk,nk->", exact, exact, dtype=np.float64))
+        difference = (exact - wq[rows] * sw[rows, None]) * inner
+        squared_error += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
+    return wq, sw, wo, float(np.sqrt(squared_error / squared)) if squared else 0.0
