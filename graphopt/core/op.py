@@ -28,11 +28,10 @@ PLUGIN_NAMESPACE = "graphopt"
 
 @dataclass(frozen=True)
 class Param:
-    """One input or output: name, what it is (dtype, shape, unit), and whether a trailing output may be absent."""
+    """One input or output: its name and what it is (shape, dtype, unit)."""
 
     name: str
     doc: str
-    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,10 @@ class OpSpec:
     Attributes:
         name: the op_type, which is also the plugin's name.
         doc: one paragraph with the equation and its source.
-        inputs, outputs: in order; every input is always given, trailing optional outputs may be absent.
+        inputs, outputs: in order, and all of them always given: ONNX Runtime would accept omitted trailing ones,
+            onnx.reference, onnx's strict shape inference and TensorRT's parser do not.
         body: writes the function body with a `BodyBuilder`, using the parameter names as value names.
-        evaluate: numpy evaluator ``(*inputs, **attributes) -> tuple`` of all outputs, optional ones included.
+        evaluate: numpy evaluator ``(*inputs, **attributes) -> tuple`` of all outputs.
         examples: makes one set of fresh inputs from a seeded generator and an activation dtype, for the contract tests.
         attributes: in order; all of them are always written, so that a plugin never misses a field.
         plugin: whether a TensorRT plugin of this name exists. Ops without one are inlined before a model is saved.
@@ -98,8 +98,7 @@ class OpSpec:
         Raises:
             InternalError: wrong number of inputs or outputs, or an attribute that the op does not have.
         """
-        required = sum(not p.optional for p in self.outputs)
-        if len(inputs) != len(self.inputs) or not required <= len(outputs) <= len(self.outputs):
+        if len(inputs) != len(self.inputs) or len(outputs) != len(self.outputs):
             raise InternalError(f"{self.name} '{name}' built with {len(inputs)} inputs and {len(outputs)} outputs")
         if unknown := set(attrs) - {a.name for a in self.attributes}:
             raise InternalError(f"{self.name} has no attributes {sorted(unknown)}")
@@ -130,5 +129,7 @@ def attach_bodies(model: Model, specs: Iterable[OpSpec]) -> None:
         raise InternalError(f"no OpSpec for graphopt ops {missing}")
     model.functions = [f for f in model.functions if f.domain != DOMAIN]
     model.functions += [known[op].function(model.opset) for op in used]
-    domains = [o for o in model.graph.import_domains if o.domain != DOMAIN]
+    # A graph built in memory has no imports yet; graphsurgeon would add the standard one on export.
+    imports = model.graph.import_domains or [helper.make_opsetid("", model.opset)]
+    domains = [o for o in imports if o.domain != DOMAIN]
     model.graph.import_domains = [*domains, helper.make_opsetid(DOMAIN, VERSION)] if used else domains

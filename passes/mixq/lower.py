@@ -205,7 +205,8 @@ def _quantize(model: Model, group: _Group, indices: np.ndarray) -> tuple[list[gs
         attrs["emit_sum"] = int(emit_sum)
     producer.outputs.clear()
     producer.inputs.clear()
-    node = spec.node(stem, [*inputs, idx], [*outputs, *extra, *([x] if emit_y else [])], emit_y=int(emit_y), **attrs)
+    extra.append(x if emit_y else variable("y", dtype, channels))
+    node = spec.node(stem, [*inputs, idx], [*outputs, *extra], emit_y=int(emit_y), **attrs)
     model.graph.nodes.append(node)
     return outputs, node.op
 
