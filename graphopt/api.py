@@ -1,0 +1,45 @@
+"""The public functions behind ``import graphopt``."""
+
+__all__ = ["load", "optimize", "save"]
+
+import os
+from pathlib import Path
+
+from graphopt import compile
+from graphopt.core.recipe import Recipe
+from graphopt.core.report import Report
+from graphopt.core.statistics import Statistics
+from graphopt.ir import Model, load, save
+from graphopt.passes import SCHEMES
+
+PathLike = str | os.PathLike[str]
+
+
+def optimize(
+    model: Model,
+    recipe: str | Path | Recipe = "mixq-w8a8",
+    *,
+    statistics: PathLike | Statistics | None = None,
+    dry_run: bool = False,
+) -> Report:
+    """Rewrite ``model`` in place.
+
+    Args:
+        model: of `load`.
+        recipe: the name of a preset, the path of a YAML recipe (pathlib.Path), or a Recipe.
+        statistics: a file of ``graphopt calibrate``, or what it holds; None to do without calibration.
+        dry_run: only report what would be done.
+
+    Returns:
+        What was rewritten and what was not, with reasons.
+
+    Raises:
+        GraphOptError: model, recipe and statistics do not fit each other.
+    """
+    if isinstance(recipe, Path):
+        recipe = Recipe.load(recipe, SCHEMES)
+    elif isinstance(recipe, str):
+        recipe = Recipe.preset(recipe, SCHEMES)
+    if statistics is not None and not isinstance(statistics, Statistics):
+        statistics = Statistics.load(Path(statistics))
+    return compile.optimize(model, recipe, statistics, dry_run=dry_run)
