@@ -1,22 +1,27 @@
 """Load and save ONNX models of any size.
 
-Loading reads the protobuf without its external data and checks every reference into a data file: the file exists, is
-long enough and lies inside the model's folder. Saving streams tensor by tensor into one data file; both files get a
-temporary name first and are renamed when complete, so an interrupted or failed save leaves what was there before.
+Loading leaves the weights in the files where they are, external data and long inline tensors alike, and checks every
+reference into a file: the file exists, is long enough and lies inside the model's folder. Saving streams tensor by
+tensor into one data file; both files get a temporary name first and are renamed when complete, so an interrupted or
+failed save leaves what was there before.
 """
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "to_proto"]
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
+from onnx_graphsurgeon.logger import G_LOGGER
 
-from graphopt.errors import InternalError, ModelError, OutputError
+from graphopt.errors import ModelError, OutputError
+from graphopt.ir import carry, wire
+from graphopt.ir.export import to_proto
+from graphopt.ir.files import replacing
 from graphopt.ir.model import MAX_OPSET, MIN_OPSET, Model
 from graphopt.ir.weights import (
     ALIGNMENT,
@@ -30,14 +35,20 @@ from graphopt.ir.weights import (
 
 #: A model whose tensors take more than this goes to a separate data file; smaller ones stay one file.
 SINGLE_FILE_BYTES = 64 << 20
+#: protobuf messages end at 2 GiB; the graph around the weights needs some of it.
+_MAX_PROTO_BYTES = (2 << 30) - (16 << 20)
 _COPY_CHUNK = 16 << 20
-#: Inline tensors from this size on leave memory for the spool as soon as they are parsed.
-_SPOOL_BYTES = 1 << 20
-_DROPPED_ATTRIBUTES = {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.TYPE_PROTO}
+#: Where the bytes of a tensor lie: (location, offset, length).
+_Place = tuple[str, int, int]
+
+# graphsurgeon prints its warnings on standard output, which belongs to results; its critical messages are exceptions.
+G_LOGGER.severity = G_LOGGER.CRITICAL
 
 
 def load(path: str | os.PathLike[str]) -> Model:
-    """Read an ONNX file; tensors in external data stay on disk.
+    """Read an ONNX file; tensors of more than ``INLINE_BYTES`` stay on disk.
+
+    Initializers that are also graph inputs (defaults that a caller could override) become plain initializers.
 
     Raises:
         ModelError: the file is missing, not ONNX, truncated, of an unsupported opset, or its external data is missing,
@@ -47,34 +58,30 @@ def load(path: str | os.PathLike[str]) -> Model:
     proto = _parse(path)
     _check_opset(proto, path)
     for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _resolve_external(tensor, path)
-    for node in _nodes(proto.graph):
-        for attribute in node.attribute:
-            if attribute.type in _DROPPED_ATTRIBUTES:
-                kind = onnx.AttributeProto.AttributeType.Name(attribute.type)
-                raise ModelError(
-                    f"{path}: node '{node.name}' ({node.op_type}) has attribute '{attribute.name}' of type {kind}, "
-                    "which cannot be carried through a rewrite; remove or replace that node first"
-                )
-    store = WeightStore()
-    for tensor in _tensors(proto):
-        if len(tensor.raw_data) >= _SPOOL_BYTES:
-            store.adopt(tensor)
+        _check_tensor(tensor, path)
+    _check_sparse(proto.graph, path)
     functions = list(proto.functions)
     del proto.functions[:]
+    try:
+        carried = carry.detach(proto.graph)
+    except ModelError as e:
+        raise ModelError(f"{path}: {e}") from None
     graph = gs.import_onnx(proto)
-    _attach_metadata(graph, proto.graph)
-    _make_lazy(graph)
-    return Model(graph=graph, shell=_shell(proto), functions=functions, path=path, store=store)
+    carry.attach(graph, carried)
+    model = Model(graph=graph, shell=_shell(proto), functions=functions, path=path, store=WeightStore())
+    for constant in _constants(model):
+        constant.data_location = None
+        if _is_external(lazy := getattr(constant._values, "tensor", None)):
+            constant._values = DiskValues(lazy)
+    return model
 
 
 def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | None = None) -> list[Path]:
     """Write ``model`` to ``path``, with its tensors in ``<path>.data`` when they are large.
 
     Args:
-        model: the model; it is not changed.
-        path: the .onnx file to write; replaced atomically if it exists.
+        model: the model; it is not changed. It may have been loaded from ``path``.
+        path: the .onnx file to write; replaced if it exists.
         external_data: True for a data file, False for a single file (2 GB at most), None to choose by size.
 
     Returns:
@@ -88,60 +95,34 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
     total = sum(proto_nbytes(t) for t in _tensors(proto))
     if external_data is None:
         external_data = total > SINGLE_FILE_BYTES
-    elif not external_data and total >= 2**31 - (1 << 20):
+    elif not external_data and total >= _MAX_PROTO_BYTES:
         raise OutputError(
             f"{path}: {total / 2**30:.1f} GB of weights do not fit into a single ONNX file; allow external data"
         )
-    data_path = path.with_name(path.name + ".data")
-    partial = {p: p.with_name(f".{p.name}.{os.getpid()}.partial") for p in (path, data_path)}
-    try:
-        if external_data:
-            with partial[data_path].open("wb") as f:
-                for tensor in _tensors(proto):
-                    _to_data_file(tensor, f, data_path.name)
-        else:
+    before = [_place(t) for t in _tensors(proto)]
+    if external_data:
+        data_path = path.with_name(path.name + ".data")
+        written = [path, data_path]
+        with replacing(data_path, path) as (partial_data, partial):
+            with partial_data.open("wb") as out:
+                _write_data(_tensors(proto), out, data_path.name)
+            partial.write_bytes(proto.SerializeToString())
+    else:
+        written = [path]
+        with replacing(path) as (partial,):
             for tensor in _tensors(proto):
                 _to_inline(tensor)
-        with partial[path].open("wb") as f:
-            f.write(proto.SerializeToString())
-        if external_data:
-            partial[data_path].replace(data_path)
-        partial[path].replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write {path}: {e.strerror or e}; nothing was written") from e
-    finally:
-        for p in partial.values():
-            p.unlink(missing_ok=True)
-    return [path, data_path] if external_data else [path]
-
-
-def to_proto(model: Model) -> onnx.ModelProto:
-    """Return ``model`` as a ModelProto; tensors on disk are external references with absolute locations."""
-    graph = gs.export_onnx(model.graph, do_type_check=True)
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.shell)
-    # graphsurgeon hands out the very protos held by the lazy constants; merging copies them, so they are ours to rewrite.
-    proto.graph.MergeFrom(graph.graph)
-    del proto.opset_import[:]
-    proto.opset_import.extend(graph.opset_import)
-    for function in model.functions:
-        if function.domain not in {o.domain for o in proto.opset_import}:
-            proto.opset_import.add(domain=function.domain, version=1)
-    proto.functions.extend(model.functions)
-    if not proto.ir_version:
-        # 8 is the newest that TensorRT 8.6 reads and the oldest that has model-local functions.
-        proto.ir_version = model.graph.ir_version or 8
-    proto.ir_version = max(proto.ir_version, 8 if proto.functions else proto.ir_version)
-    _restore_metadata(model.graph, proto.graph)
-    return proto
+            partial.write_bytes(proto.SerializeToString())
+    _follow(model, path, before, {str(p.resolve()) for p in written})
+    return written
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist or is not a file; give the path of an .onnx file")
     try:
-        proto = onnx.load(path, format="protobuf", load_external_data=False)
-    except DecodeError as e:
+        if not path.is_file():
+            raise ModelError(f"{path} does not exist or is not a file; give the path of an .onnx file")
+        proto = wire.read(path)
+    except (DecodeError, ValueError) as e:
         raise ModelError(f"{path} is not an ONNX file, or it is truncated ({path.stat().st_size} bytes)") from e
     except OSError as e:
         raise ModelError(f"cannot read {path}: {e.strerror or e}") from e
@@ -161,90 +142,158 @@ def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"{path} uses opset {versions[0]}, supported are {MIN_OPSET} to {MAX_OPSET}; {hint}")
 
 
-def _resolve_external(tensor: onnx.TensorProto, model_path: Path) -> None:
-    """Check one reference into a data file and make its location absolute."""
-    location, offset, length = external_info(tensor)
-    where = f"{model_path}: external data of tensor '{tensor.name}'"
-    folder = model_path.resolve().parent
-    target = (folder / location).resolve()
-    if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
-        raise ModelError(f"{where} points to '{location}', outside the model's folder; move the file beside the model")
-    if not target.is_file():
-        raise ModelError(f"{where} is missing: no file {target}; copy it beside the model")
-    expected, size = proto_nbytes(tensor), target.stat().st_size
+def _check_tensor(tensor: onnx.TensorProto, model_path: Path) -> None:
+    """Check dtype, shape and size of a tensor, and make the location of its external data absolute."""
+    where = f"{model_path}: tensor '{tensor.name}'"
+    if tensor.data_type not in onnx.helper.get_all_tensor_dtypes():
+        raise ModelError(f"{where} has the unknown data type {tensor.data_type}; install a newer onnx package")
+    if any(d < 0 for d in tensor.dims):
+        raise ModelError(f"{where} has the impossible shape {list(tensor.dims)}; export the model again")
+    if _is_external(tensor):
+        _resolve_external(tensor, model_path, where)
+    elif tensor.HasField("raw_data"):
+        _check_length(len(tensor.raw_data), tensor, where)
+    else:
+        try:
+            onnx.numpy_helper.to_array(tensor)
+        except ValueError as e:
+            raise ModelError(f"{where} has values that do not fill its shape: {e}; export the model again") from None
+
+
+def _check_sparse(graph: onnx.GraphProto, model_path: Path) -> None:
+    for sub in carry.graphs(graph):
+        for sparse in sub.sparse_initializer:
+            if _is_external(sparse.values) or _is_external(sparse.indices):
+                raise ModelError(
+                    f"{model_path}: sparse tensor '{sparse.values.name}' has external data, which no runtime reads; "
+                    "export it as a dense tensor"
+                )
+
+
+def _check_length(length: int, tensor: onnx.TensorProto, where: str) -> None:
+    expected = proto_nbytes(tensor)
     if length != expected:
         raise ModelError(
             f"{where} has {length} bytes but its shape {list(tensor.dims)} needs {expected}; export the model again"
         )
+
+
+def _resolve_external(tensor: onnx.TensorProto, model_path: Path, where: str) -> None:
+    """Check one reference into a data file and make its location absolute."""
+    try:
+        location, offset, length = external_info(tensor)
+    except ValueError:
+        entries = {e.key: e.value for e in tensor.external_data}
+        raise ModelError(f"{where} has damaged external data {entries}; export the model again") from None
+    target = Path(location) if location == str(model_path.resolve()) else _inside(location, model_path, where)
+    _check_length(length, tensor, where)
+    size = target.stat().st_size
     if offset < 0 or offset + length > size:
-        raise ModelError(
-            f"{where} ends at byte {offset + length} but {target.name} has only {size}; the file is truncated"
-        )
+        raise ModelError(f"{where} ends at byte {offset + length} but {target.name} has only {size}; it is truncated")
     set_external_info(tensor, str(target), offset, length)
-
-
-def _to_data_file(tensor: onnx.TensorProto, out: BinaryIO, location: str) -> None:
-    length = proto_nbytes(tensor)
-    if length <= INLINE_BYTES or tensor.data_type == onnx.TensorProto.STRING:
+    if length <= INLINE_BYTES:
         _to_inline(tensor)
-        return
-    offset = -(-out.tell() // ALIGNMENT) * ALIGNMENT
-    out.seek(offset)
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        source, start, _ = external_info(tensor)
-        with Path(source).open("rb") as f:
-            f.seek(start)
-            _copy(f, out, length, tensor.name)
-    else:
+
+
+def _inside(location: str, model_path: Path, where: str) -> Path:
+    """Return the absolute path of a data file, which must lie in the model's folder, symbolic links followed.
+
+    A model that is a symbolic link itself, as in the download caches of model hubs, has two folders: that of the link
+    and that of the file.
+    """
+    target = (model_path.parent / location).resolve() if location and "\0" not in location else None
+    folders = (model_path.parent.resolve(), model_path.resolve().parent)
+    if target is None or Path(location).is_absolute() or not any(target.is_relative_to(f) for f in folders):
+        raise ModelError(
+            f"{where} has its data in '{location}', outside the model's folder; move that file beside the model"
+        )
+    if not target.is_file():
+        raise ModelError(f"{where} has its data in {target}, which is missing; copy that file beside the model")
+    return target
+
+
+def _is_external(tensor: object) -> bool:
+    return isinstance(tensor, onnx.TensorProto) and tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def _place(tensor: onnx.TensorProto) -> _Place | None:
+    """Where the bytes of ``tensor`` lie on disk; None if they are in memory."""
+    return external_info(tensor) if _is_external(tensor) else None
+
+
+def _write_data(tensors: Iterable[onnx.TensorProto], out: BinaryIO, location: str) -> None:
+    """Move every tensor of more than ``INLINE_BYTES`` to ``out``; tensors with the same bytes on disk share them."""
+    offsets: dict[_Place, int] = {}
+    for tensor in tensors:
+        length, place = proto_nbytes(tensor), _place(tensor)
+        if length <= INLINE_BYTES or tensor.data_type == onnx.TensorProto.STRING:
+            _to_inline(tensor)
+            continue
+        if place is None or place not in offsets:
+            offset = -(-out.tell() // ALIGNMENT) * ALIGNMENT
+            out.seek(offset)
+            for chunk in _chunks(tensor):
+                out.write(chunk)
+            if place is not None:
+                offsets[place] = offset
+        else:
+            offset = offsets[place]
+        set_external_info(tensor, location, offset, length)
+
+
+def _chunks(tensor: onnx.TensorProto) -> Iterator[bytes]:
+    """Yield the bytes of ``tensor`` in pieces of bounded size."""
+    if not _is_external(tensor):
         if not tensor.HasField("raw_data"):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
-        out.write(tensor.raw_data)
-    set_external_info(tensor, location, offset, length)
+            tensor = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor))
+        yield tensor.raw_data
+        return
+    source, offset, length = external_info(tensor)
+    with Path(source).open("rb") as f:
+        f.seek(offset)
+        for at in range(0, length, _COPY_CHUNK):
+            size = min(_COPY_CHUNK, length - at)
+            chunk = f.read(size)
+            if len(chunk) < size:
+                raise ModelError(f"{source} was changed while tensor '{tensor.name}' was copied; run again")
+            yield chunk
 
 
 def _to_inline(tensor: onnx.TensorProto) -> None:
-    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+    if _is_external(tensor):
+        data = b"".join(_chunks(tensor))
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+        tensor.raw_data = data
+
+
+def _follow(model: Model, path: Path, before: list[_Place | None], written: set[str]) -> None:
+    """Where a save has replaced a file in which the model's own tensors lie, let them refer to the new file.
+
+    Args:
+        model: what was saved.
+        path: the .onnx file that was written.
+        before: where the tensors lay, in the order of `_tensors`.
+        written: absolute paths of the files that were written.
+    """
+    if not any(place and place[0] in written for place in before):
         return
-    source, start, length = external_info(tensor)
-    with Path(source).open("rb") as f:
-        f.seek(start)
-        data = f.read(length)
-    del tensor.external_data[:]
-    tensor.ClearField("data_location")
-    tensor.raw_data = data
+    saved = _parse(path)
+    for tensor in _tensors(saved):
+        _check_tensor(tensor, path)
+    moved = {old: new for old, tensor in zip(before, _tensors(saved), strict=True) if old and (new := _place(tensor))}
+    on_disk = [c._values.tensor for c in _constants(model) if isinstance(c._values, DiskValues)]
+    on_disk += [t for f in model.functions for t in _node_tensors(f.node) if _is_external(t)]
+    for tensor in on_disk:
+        if external_info(tensor)[0] in written:
+            set_external_info(tensor, *moved[external_info(tensor)])
 
 
-def _copy(source: BinaryIO, out: BinaryIO, length: int, name: str) -> None:
-    left = length
-    while left:
-        chunk = source.read(min(left, _COPY_CHUNK))
-        if not chunk:
-            raise InternalError(f"data of tensor '{name}' ended {left} bytes early while it was copied")
-        out.write(chunk)
-        left -= len(chunk)
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for sub in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
-                yield from _nodes(sub)
-
-
-def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Any) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for sub in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
-                yield from _graph_tensors(sub)
+def _constants(model: Model) -> Iterator[gs.Constant]:
+    """Yield the constants of the model: initializers and attributes, in subgraphs too; some more than once."""
+    for graph in model.all_graphs():
+        yield from (t for t in graph.tensors().values() if isinstance(t, gs.Constant))
+        yield from (a for n in graph.nodes for a in n.attrs.values() if isinstance(a, gs.Constant))
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -254,46 +303,31 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from _node_tensors(function.node)
 
 
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("g"):
+                yield from _graph_tensors(attribute.g)
+
+
 def _shell(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Copy what graphsurgeon does not carry."""
     shell = onnx.ModelProto()
-    for field, value in proto.ListFields():
-        if field.name in ("graph", "functions", "opset_import"):
+    for descriptor, value in proto.ListFields():
+        if descriptor.name in ("graph", "functions", "opset_import"):
             continue
         if isinstance(value, str | bytes | int):
-            setattr(shell, field.name, value)
+            setattr(shell, descriptor.name, value)
         else:
-            getattr(shell, field.name).extend(value)
+            getattr(shell, descriptor.name).extend(value)
     shell.graph.quantization_annotation.extend(proto.graph.quantization_annotation)
     shell.graph.metadata_props.extend(proto.graph.metadata_props)
     return shell
-
-
-def _make_lazy(graph: gs.Graph) -> None:
-    """Give constants with external data values that know how to map it."""
-    for g in (graph, *graph.subgraphs(recursive=True)):
-        tensors = [t for t in g.tensors().values() if isinstance(t, gs.Constant)]
-        tensors += [a for n in g.nodes for a in n.attrs.values() if isinstance(a, gs.Constant)]
-        for tensor in tensors:
-            proto = getattr(tensor._values, "tensor", None)
-            if isinstance(proto, onnx.TensorProto) and proto.data_location == onnx.TensorProto.EXTERNAL:
-                tensor._values = DiskValues(proto)
-            tensor.data_location = None
-
-
-def _attach_metadata(graph: gs.Graph, proto: onnx.GraphProto) -> None:
-    """Remember per-node metadata (exporters keep the source module there) as ``node.metadata``."""
-    for node, node_proto in zip(graph.nodes, proto.node, strict=True):
-        node.metadata = {p.key: p.value for p in node_proto.metadata_props}
-        for attribute in node_proto.attribute:
-            if isinstance(sub := node.attrs.get(attribute.name), gs.Graph):
-                _attach_metadata(sub, attribute.g)
-
-
-def _restore_metadata(graph: gs.Graph, proto: onnx.GraphProto) -> None:
-    for node, node_proto in zip(graph.nodes, proto.node, strict=True):
-        for key, value in getattr(node, "metadata", {}).items():
-            node_proto.metadata_props.add(key=key, value=value)
-        for attribute in node_proto.attribute:
-            if isinstance(sub := node.attrs.get(attribute.name), gs.Graph):
-                _restore_metadata(sub, attribute.g)

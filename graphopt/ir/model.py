@@ -2,6 +2,7 @@
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "Model"]
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.ir.carry import imported_graphs
+from graphopt.ir.order import sort_nodes
 from graphopt.ir.weights import WeightStore
 
 #: The oldest opset accepted: CastLike, which function bodies need to follow the activation type, exists since 15.
@@ -35,6 +38,7 @@ class Model:
     functions: list[onnx.FunctionProto] = field(default_factory=list)
     path: Path | None = None
     store: WeightStore = field(default_factory=WeightStore)
+    _names: set[str] = field(default_factory=set, init=False, repr=False)
 
     @property
     def opset(self) -> int:
@@ -42,13 +46,24 @@ class Model:
         return int(self.graph.opset)
 
     def unique_name(self, base: str) -> str:
-        """Return ``base``, or ``base_1``, ``base_2``, ... : a name that no tensor or node of the main graph has."""
-        taken = {n.name for n in self.graph.nodes} | set(self.graph.tensors())
-        if base not in taken:
-            return base
-        return next(name for i in range(1, len(taken) + 2) if (name := f"{base}_{i}") not in taken)
+        """Return ``base``, or ``base_1``, ``base_2``, ... : a name that no tensor or node of any graph has.
+
+        Names are collected at the first call after `tidy`; later calls know the names that were given out since.
+        """
+        if not self._names:
+            for graph in self.all_graphs():
+                self._names.update(graph.tensors(), (n.name for n in graph.nodes))
+        candidates = itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1)))
+        name = next(n for n in candidates if n not in self._names)
+        self._names.add(name)
+        return name
 
     def all_graphs(self) -> Iterator[gs.Graph]:
-        """Yield the main graph, then every nested subgraph."""
-        yield self.graph
-        yield from self.graph.subgraphs(recursive=True)
+        """Yield the main graph, then every nested subgraph, in node order and depth first."""
+        yield from imported_graphs(self.graph)
+
+    def tidy(self) -> None:
+        """Remove nodes that contribute to no output, and sort the rest: producers first, else in the order they had."""
+        self.graph.cleanup(remove_unused_graph_inputs=False)
+        sort_nodes(self.graph)
+        self._names.clear()

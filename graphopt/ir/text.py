@@ -27,7 +27,8 @@ def dump(model: Model) -> str:
 
 
 def _graph(graph: gs.Graph, indent: str) -> Iterator[str]:
-    yield f"{indent}graph({', '.join(_typed(t) for t in graph.inputs)}) -> ({', '.join(_typed(t) for t in graph.outputs)})"
+    inputs, outputs = (", ".join(_typed(t) for t in tensors) for tensors in (graph.inputs, graph.outputs))
+    yield f"{indent}graph({inputs}) -> ({outputs})"
     for node in graph.nodes:
         op = node.op if node.domain in (None, "", "ai.onnx") else f"{node.domain}.{node.op}"
         outputs = ", ".join(f"%{t.name}" if t.name else "_" for t in node.outputs)
@@ -43,7 +44,7 @@ def _graph(graph: gs.Graph, indent: str) -> Iterator[str]:
 def _dtype(dtype: Any) -> str:
     if dtype is None:
         return "?"
-    name = onnx.TensorProto.DataType.Name(weights.onnx_dtype(dtype))
+    name = str(onnx.TensorProto.DataType.Name(weights.onnx_dtype(dtype)))
     return {"FLOAT": "f32", "FLOAT16": "f16", "BFLOAT16": "bf16", "DOUBLE": "f64"}.get(name, name.lower())
 
 
