@@ -41,7 +41,7 @@ class BodyBuilder:
     def attribute(self, name: str, kind: int = onnx.AttributeProto.FLOAT) -> str:
         """Append a constant whose value is the node's attribute ``name`` (FLOAT or INT)."""
         out: str = self.op("Constant")
-        key = {onnx.AttributeProto.FLOAT: "value_float", onnx.AttributeProto.INT: "value_int"}[kind]
+        key = "value_float" if kind == onnx.AttributeProto.FLOAT else "value_int"
         self.nodes[-1].attribute.add(name=key, ref_attr_name=name, type=kind)
         return out
 

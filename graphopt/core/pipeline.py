@@ -55,16 +55,18 @@ def run(
         start = time.perf_counter()
         try:
             stage.run(model, report)
-        except (GraphOptError, InternalError, KeyboardInterrupt):
+        except GraphOptError:
             raise
         except Exception as e:
             raise InternalError(f"stage '{stage.name}' failed (after {', '.join(done) or 'nothing'}): {e}") from e
-        if stage.ensures and (broken := stage.ensures(model)):
-            raise InternalError(f"stage '{stage.name}' broke its promise: {broken}")
         report.seconds[stage.name] = time.perf_counter() - start
-        done.append(stage.name)
         if dump_dir:
             _dump(model, dump_dir / f"{number:03d}_{stage.name}.txt")
+        if stage.ensures and (broken := stage.ensures(model)):
+            raise InternalError(
+                f"stage '{stage.name}' broke its promise (after {', '.join(done) or 'nothing'}): {broken}"
+            )
+        done.append(stage.name)
     return report
 
 

@@ -17,6 +17,8 @@ Settings are validated by the scheme. A key that nobody knows is refused, with t
 __all__ = ["Recipe", "Rule", "validate"]
 
 import fnmatch
+import itertools
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,9 @@ def validate(kind: type[T], data: Any, where: str) -> T:
         RecipeError: the first thing that is wrong, named by its path below ``where``; unknown keys come with the
             nearest known one.
     """
+    if not isinstance(data, Mapping):
+        keys = ", ".join(kind.model_fields)
+        raise RecipeError(f"{where}: expected a mapping with the keys {keys}, got {_shown(data)}")
     try:
         return kind.model_validate(data)
     except ValidationError as e:
@@ -48,14 +53,19 @@ def validate(kind: type[T], data: Any, where: str) -> T:
         if error["type"] == "extra_forbidden":
             known = _known_keys(kind, error["loc"][:-1])
             raise RecipeError(f"{where}: unknown key '{path}'{nearest(str(error['loc'][-1]), known)}") from None
-        raise RecipeError(f"{where}: {path or 'settings'}: {error['msg']} (got {error['input']!r})") from None
+        raise RecipeError(f"{where}: {path or 'settings'}: {error['msg']} (got {_shown(error['input'])})") from None
+
+
+def _shown(value: Any) -> str:
+    """Return ``value`` short enough for a message."""
+    return reprlib.repr(value)
 
 
 def _known_keys(kind: Any, path: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the model reached from ``kind`` by ``path``."""
     for part in path:
-        if isinstance(part, int):
-            continue
+        if part not in kind.model_fields:
+            continue  # a position in a list, a key of a dict or the tag of a union
         annotation = kind.model_fields[part].annotation
         arguments = [annotation, *getattr(annotation, "__args__", ())]
         nested = [a for a in arguments if isinstance(a, type) and issubclass(a, BaseModel)]
@@ -107,7 +117,7 @@ class Recipe:
             RecipeError: the file is missing, not YAML, of another version, or names something unknown.
         """
         try:
-            data = yaml.safe_load(path.read_text())
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as e:
             raise RecipeError(f"cannot read recipe {path}: {e.strerror or e}") from e
         except (yaml.YAMLError, UnicodeDecodeError) as e:
@@ -157,15 +167,14 @@ class Recipe:
         """
         for rule in self.rules:
             for glob in rule.match:
-                if glob != "*" and not fnmatch.filter(names, glob):
+                if glob != "*" and not any(fnmatch.fnmatchcase(name, glob) for name in names):
                     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                     raise RecipeError(
                         f"{self.source}: '{glob}' matches none of the {len(names)} linears "
                         f"({shown}); 'graphopt inspect' lists their names"
                     )
-        assigned = {}
+        assigned: dict[str, Rule] = {}
         for name in names:
-            rule = next((r for r in self.rules if any(fnmatch.fnmatchcase(name, g) for g in r.match)), None)
-            if rule is not None:
-                assigned[name] = rule
+            deciding = (r for r in self.rules if any(fnmatch.fnmatchcase(name, g) for g in r.match))
+            assigned.update((name, rule) for rule in itertools.islice(deciding, 1))
         return assigned

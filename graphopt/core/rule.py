@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import onnx_graphsurgeon as gs
 
 from graphopt.core.report import Report
+from graphopt.ir import query
 from graphopt.ir.model import Model
 
 
@@ -56,11 +57,10 @@ def apply_rules(model: Model, rules: Sequence[Rule], stage: str, report: Report)
         Whether anything changed.
     """
     changed = False
-    for graph in model.all_graphs():
-        before = {id(n) for n in graph.nodes}
+    for graph in list(model.all_graphs()):
         for node in list(graph.nodes):
             for rule in rules:
-                if node.op not in rule.anchors or not node.outputs or id(node) not in before:
+                if node.op not in rule.anchors or not _is_read(graph, node):
                     continue
                 match = rule.match(model, graph, node)
                 if match is None:
@@ -71,19 +71,33 @@ def apply_rules(model: Model, rules: Sequence[Rule], stage: str, report: Report)
                 report.rewritten(stage, rule.name, node.name, rule.rewrite(model, graph, match))
                 changed = True
                 break
-        if changed:
-            graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    if changed:
+        model.tidy()
     return changed
 
 
+def _is_read(graph: gs.Graph, node: gs.Node) -> bool:
+    """Whether anything reads an output of ``node``; what a rewrite has left behind is no longer read."""
+    return any(t.outputs or query.is_output(graph, t) for t in node.outputs)
+
+
 def replace_tensor(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    """Make every consumer of ``old``, and the graph's outputs, read ``new``; ``new`` takes the name of an output."""
+    """Make every consumer of ``old``, and the graph's outputs, read ``new``.
+
+    An output of the graph keeps its name: ``new`` takes it over, or, where ``new`` must keep its own (it is a constant,
+    an input, another output, or belongs to an outer graph), an Identity node copies it.
+    """
     for node in list(old.outputs):
         for i, tensor in enumerate(node.inputs):
             if tensor is old:
                 node.inputs[i] = new
-    for i, tensor in enumerate(graph.outputs):
-        if tensor is old:
-            new.dtype, new.shape = old.dtype, old.shape
-            old.name, new.name = f"{old.name}_replaced", old.name
-            graph.outputs[i] = new
+    if not query.is_output(graph, old):
+        return
+    here = any(t is new for node in graph.nodes for t in node.outputs)
+    if isinstance(new, gs.Constant) or query.is_output(graph, new) or not here:
+        old.inputs.clear()
+        graph.nodes.append(gs.Node("Identity", f"{old.name}_copy", inputs=[new], outputs=[old]))
+        return
+    new.dtype, new.shape = old.dtype, old.shape
+    old.name, new.name = f"{old.name}_replaced", old.name
+    graph.outputs = [new if t is old else t for t in graph.outputs]

@@ -3,7 +3,6 @@
 __all__ = ["LinearStatistics", "Statistics"]
 
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.errors import CalibrationError, OutputError
+from graphopt.errors import CalibrationError
+from graphopt.ir.files import replacing
 
 _FORMAT = 1
 
@@ -42,6 +42,18 @@ class LinearStatistics:
         """Root mean square of the whole input, over tokens and channels."""
         return float(np.sqrt(self.mean_square.mean()))
 
+    def damage(self) -> str | None:
+        """What is wrong with the arrays, as the end of a sentence; None if they belong together and are finite."""
+        moment = self.second_moment
+        if self.absmax.ndim != 1 or self.mean_square.shape != self.absmax.shape:
+            return f"has channel statistics of shapes {self.absmax.shape} and {self.mean_square.shape}"
+        if moment is not None and moment.shape != (self.channels, self.channels):
+            return f"has {self.channels} channels but a second moment of shape {moment.shape}"
+        given = (a for a in (self.absmax, self.mean_square, moment) if a is not None)
+        if not all(np.isfinite(a).all() for a in given):
+            return "has statistics that are not finite"
+        return None
+
 
 @dataclass
 class Statistics:
@@ -68,15 +80,9 @@ class Statistics:
             "tokens": [e.tokens for e in self.linears.values()],
             "source": self.source,
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as f:
-                np.savez(f, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-            partial.replace(path)
-        except OSError as e:
-            raise OutputError(f"cannot write statistics to {path}: {e.strerror or e}; nothing was written") from e
-        finally:
-            partial.unlink(missing_ok=True)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        with replacing(path) as (partial,), partial.open("wb") as f:
+            np.savez(f, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":
@@ -88,6 +94,7 @@ class Statistics:
         try:
             with np.load(path, allow_pickle=False) as data:
                 header = json.loads(bytes(data["header"]))
+                source = dict(header["source"])
                 if header.get("graphopt_statistics") != _FORMAT:
                     raise CalibrationError(
                         f"{path} has statistics format {header.get('graphopt_statistics')}, not "
@@ -104,8 +111,11 @@ class Statistics:
                 }
         except FileNotFoundError as e:
             raise CalibrationError(f"statistics file {path} does not exist; make it with 'graphopt calibrate'") from e
-        except (KeyError, ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as e:
+        except (LookupError, ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as e:
             raise CalibrationError(
                 f"{path} is not a statistics file of 'graphopt calibrate', or it is truncated"
             ) from e
-        return cls(linears, header["source"])
+        for name, entry in linears.items():
+            if reason := entry.damage():
+                raise CalibrationError(f"{path}: '{name}' {reason}; make it again with 'graphopt calibrate'")
+        return cls(linears, source)

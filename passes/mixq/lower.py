@@ -86,7 +86,7 @@ class MixQ:
                 continue
             _lower_group(model, group, outliers, report)
         if not dry_run:
-            model.graph.cleanup(remove_unused_graph_inputs=False).toposort()
+            model.tidy()
 
     def _groups(self, model: Model, assignment: Mapping[str, Any], report: Report) -> list[_Group]:
         """Collect the assigned linears that can be lowered, in graph order; refuse the others with a reason."""
