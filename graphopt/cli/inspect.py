@@ -32,13 +32,14 @@ def inspect(
       graphopt inspect model.plan
     """
     from graphopt import compile, ir
+    from graphopt.cli.plan import plan_report
     from graphopt.core.op import DOMAIN
     from graphopt.engine.inspect import inspect_plan
     from graphopt.ir import text as ir_text
 
     if model.suffix == ".plan":
         plan = inspect_plan(model)
-        emit(plan.to_dict(), json, plan.render)
+        emit(plan.to_dict(), json, lambda out: plan_report(out, plan))
         return
     loaded = ir.load(model)
     if text:

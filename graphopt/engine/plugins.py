@@ -1,0 +1,147 @@
+"""Find, check and load the plugin library ``libgraphopt_plugins.so``."""
+
+__all__ = ["ENVIRONMENT", "LIBRARY", "NAMESPACE", "PluginLibrary", "check", "load", "locate"]
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import graphopt
+from graphopt.engine import elf
+from graphopt.engine.digest import sha256
+from graphopt.engine.flavour import Flavour
+from graphopt.errors import PluginError
+
+LIBRARY = "libgraphopt_plugins.so"
+#: Environment variable that names the library.
+ENVIRONMENT = "GRAPHOPT_PLUGIN_LIBRARY"
+#: Namespace of our creators, and domain of our ops.
+NAMESPACE = "graphopt"
+#: Exported by a library for IPluginV3, and by one for TensorRT 8.6.
+_MODERN_ENTRY, _TENSORRT8_ENTRY = "getCreators", "getPluginCreators"
+_VERSION_FUNCTION, _BUILD_FUNCTION = "graphopt_plugins_version", "graphopt_plugins_build_info"
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """A loaded plugin library.
+
+    Attributes:
+        path: absolute, links resolved.
+        sha256: hex digest of the file.
+        version: what it says its version is; None if it does not say.
+        build_info: how it was compiled (GPU architectures, CUDA, TensorRT headers); None if it does not say.
+        creators: names of the plugins it provides, sorted.
+    """
+
+    path: Path
+    sha256: str
+    version: str | None
+    build_info: str | None
+    creators: tuple[str, ...]
+
+
+#: What this process has loaded: TensorRT's registry refuses a second registration of the same plugins.
+_loaded: dict[str, PluginLibrary] = {}
+
+
+def locate(explicit: str | os.PathLike[str] | None = None) -> Path:
+    """Return the path of the library: ``explicit``, else $GRAPHOPT_PLUGIN_LIBRARY, else packaged, else built here.
+
+    Raises:
+        PluginError: there is none.
+    """
+    for source, named in (("", explicit), (f" (from ${ENVIRONMENT})", os.environ.get(ENVIRONMENT))):
+        if named:
+            path = Path(named)
+            if not path.is_file():
+                raise PluginError(f"plugin library {path}{source} does not exist; build it, or correct the path")
+            return path.resolve()
+    package = Path(graphopt.__file__).parent
+    packaged, build = package / "lib" / LIBRARY, package.parent / "build"
+    if packaged.is_file():
+        return packaged.resolve()
+    built = [(path.stat().st_mtime, path) for path in build.rglob(LIBRARY)]
+    if built:
+        return max(built)[1].resolve()
+    raise PluginError(
+        f"the plugin library {LIBRARY} was not found in {packaged.parent} or {build}; build it with cmake "
+        f"(see trt_plugins/README.md), or name it with --plugins or ${ENVIRONMENT}"
+    )
+
+
+def check(path: Path, flavour: Flavour) -> None:
+    """Refuse a file that ``flavour`` cannot load as a plugin library, without running any code of it.
+
+    Raises:
+        PluginError: not a shared library, for another machine, without plugins, or built for another TensorRT.
+    """
+    try:
+        library = elf.read(path)
+    except elf.NotElfError as e:
+        raise PluginError(f"plugin library {e}; build it again") from e
+    except OSError as e:
+        raise PluginError(f"cannot read plugin library {path}: {e.strerror or e}") from e
+    machine = os.uname().machine
+    if library.machine != machine:
+        raise PluginError(f"plugin library {path} is built for {library.machine}, this machine is {machine}")
+    entry, other = (_MODERN_ENTRY, _TENSORRT8_ENTRY) if flavour.modern else (_TENSORRT8_ENTRY, _MODERN_ENTRY)
+    if entry not in library.exports:
+        if other in library.exports:
+            built_for = "TensorRT 8" if flavour.modern else "TensorRT 10 or later"
+            raise PluginError(
+                f"plugin library {path} is built for {built_for}, not for {flavour}; build it for this one"
+            )
+        if LIBRARY in library.needed:
+            raise PluginError(f"{path} registers itself when a server opens it; give {path.with_name(LIBRARY)} instead")
+        raise PluginError(f"{path} is not a TensorRT plugin library: it does not export {entry}")
+    for needed in library.needed:
+        if needed.startswith(("libnvinfer.so.", "libtensorrt_rtx.so.")) and needed != flavour.library_name:
+            raise PluginError(
+                f"plugin library {path} needs {needed}, so it is built for another TensorRT than {flavour} "
+                f"({flavour.library_name}); build it again"
+            )
+
+
+def load(path: Path, flavour: Flavour) -> PluginLibrary:
+    """Load ``path`` into TensorRT's global plugin registry, once per process.
+
+    Raises:
+        PluginError: as `check`; or TensorRT refused the library, or another one is loaded already.
+    """
+    check(path, flavour)
+    digest = sha256(path)
+    if (known := _loaded.get(flavour.name)) is not None:
+        if known.sha256 != digest:
+            raise PluginError(f"plugin library {known.path} is loaded already; use a new process to load {path}")
+        return known
+    try:
+        # TensorRT binds symbols lazily, and a missing one would end the process at its first use.
+        ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    except OSError as e:
+        raise PluginError(f"plugin library cannot be loaded: {e}; build it again for this machine") from e
+    registry = flavour.trt.get_plugin_registry()
+    with flavour.messages.record() as record:
+        # The registry reports to the logger of the first builder or runtime, so there has to be one.
+        runtime = flavour.trt.Runtime(flavour.logger)
+        handle = registry.load_library(str(path))
+        del runtime
+    if handle is None:
+        raise PluginError(f"{flavour} refused plugin library {path}: {record.reason()}")
+    creators = sorted(c.name for c in registry.all_creators if c.plugin_namespace == NAMESPACE)
+    if not creators:
+        raise PluginError(f"plugin library {path} has no plugin in namespace '{NAMESPACE}'; is it another project's?")
+    library = PluginLibrary(path, digest, _text(path, _VERSION_FUNCTION), _text(path, _BUILD_FUNCTION), tuple(creators))
+    _loaded[flavour.name] = library
+    return library
+
+
+def _text(path: Path, function: str) -> str | None:
+    """Call ``const char* function(void)`` of the library, if it has one."""
+    call = getattr(ctypes.CDLL(str(path)), function, None)
+    if call is None:
+        return None
+    call.restype = ctypes.c_char_p
+    value = call()
+    return value.decode(errors="replace") if value else None

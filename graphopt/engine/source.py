@@ -1,0 +1,100 @@
+"""What a build needs to know of the ONNX file itself: that it is sound, its digest, and its custom nodes."""
+
+__all__ = ["CustomOps", "count_custom_ops", "read"]
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from graphopt import ir
+from graphopt.engine.digest import sha256
+from graphopt.engine.manifest import ExternalData, Source
+from graphopt.engine.plugins import NAMESPACE
+
+_PLUGIN_NAMESPACE = "plugin_namespace"
+
+
+@dataclass(frozen=True)
+class CustomOps:
+    """Nodes of our domain that want a plugin.
+
+    Attributes:
+        counts: nodes of each op, those in subgraphs and in every call of a local function included.
+        example: name of the first node of each op.
+    """
+
+    counts: Counter[str]
+    example: dict[str, str]
+
+    @property
+    def total(self) -> int:
+        """Number of nodes, and so of plugin layers to expect."""
+        return self.counts.total()
+
+
+def read(path: Path) -> tuple[Source, CustomOps]:
+    """Check the ONNX file as `graphopt.ir.load` does, before TensorRT sees it, and describe it.
+
+    Raises:
+        ModelError: see `graphopt.ir.load`.
+    """
+    ir.load(path)
+    proto = onnx.load(path, load_external_data=False)
+    locations = sorted({ExternalDataInfo(t).location for t in _tensors(proto) if uses_external_data(t)})
+    source = Source(
+        path=str(path.resolve()),
+        sha256=sha256(path),
+        external_data=tuple(ExternalData(name, (path.parent / name).stat().st_size) for name in locations),
+    )
+    return source, count_custom_ops(proto)
+
+
+def count_custom_ops(model: onnx.ModelProto) -> CustomOps:
+    """Count the nodes of domain ``graphopt`` that carry ``plugin_namespace``.
+
+    Visits the main graph, its subgraphs, and the bodies of local functions once per call; not the bodies of the counted
+    nodes themselves, which their plugins replace.
+    """
+    functions = {(f.domain, f.name): f for f in model.functions}
+    found = CustomOps(Counter(), {})
+
+    def count(nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in _nodes(nodes):
+            if node.domain == NAMESPACE and any(a.name == _PLUGIN_NAMESPACE for a in node.attribute):
+                found.counts[node.op_type] += 1
+                found.example.setdefault(node.op_type, node.name)
+            elif (node.domain, node.op_type) in functions:
+                count(functions[node.domain, node.op_type].node)
+
+    count(model.graph.node)
+    return found
+
+
+def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield ``nodes`` and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for graph in _subgraphs(node):
+            yield from _nodes(graph.node)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from model.graph.initializer
+    for nodes in (model.graph.node, *(f.node for f in model.functions)):
+        for node in _nodes(nodes):
+            for graph in _subgraphs(node):
+                yield from graph.initializer
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
