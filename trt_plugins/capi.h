@@ -1,0 +1,61 @@
+// C interface to the kernels, without TensorRT: for tests, benchmarks and other runtimes.
+//
+// Pointers are device pointers, tensors row-major and contiguous, sizes in elements, `stream` a cudaStream_t. Calls only
+// enqueue work. They return 0 or a status code that graphopt_status_string explains; a refused call has launched nothing.
+#ifndef GRAPHOPT_CAPI_H
+#define GRAPHOPT_CAPI_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Element types of activations (T).
+enum graphopt_dtype { GRAPHOPT_FLOAT32 = 0, GRAPHOPT_FLOAT16 = 1, GRAPHOPT_BFLOAT16 = 2 };
+
+// What computes the y that is quantized.
+enum graphopt_mixq_producer {
+  GRAPHOPT_MIXQ_PLAIN = 0,             // y = x
+  GRAPHOPT_MIXQ_RMS_NORM = 1,          // y = T(x / sqrt(mean(x^2) + epsilon) * gamma)
+  GRAPHOPT_MIXQ_ADD_RMS_NORM = 2,      // the same of sum = T(x + other)
+  GRAPHOPT_MIXQ_LAYER_NORM = 3,        // y = T((x - mean) / sqrt(var + epsilon) * gamma + beta)
+  GRAPHOPT_MIXQ_ADD_LAYER_NORM = 4,    // the same of sum = T(x + other)
+  GRAPHOPT_MIXQ_GATED_SILU = 5,        // y = T(silu(x) * other)
+  GRAPHOPT_MIXQ_GATED_GELU = 6,        // y = T(gelu(x) * other)
+  GRAPHOPT_MIXQ_GATED_GELU_TANH = 7,   // the same with the tanh form
+  GRAPHOPT_MIXQ_GELU = 8,              // y = T(gelu(x))
+  GRAPHOPT_MIXQ_GELU_TANH = 9          // the same with the tanh form
+};
+
+// Produce y and quantize it per token. M rows, K columns, C outlier slots.
+//   x, other      [M, K] T        other: residual or up, null if the producer has one input
+//   gamma, beta   [K] T           null where the producer has none
+//   idx           [C] int32       outlier channels, strictly ascending, then -1; C a multiple of 16
+//   xq [M, K] int8, sx [M] float, xo [M, C] T
+//   sum, y        [M, K] T        null: not written
+int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, int64_t rows, int64_t cols, int64_t capacity,
+                               void const* x, void const* other, void const* gamma, void const* beta,
+                               int32_t const* idx, float epsilon, int8_t* xq, float* sx, void* xo, void* sum, void* y,
+                               void* stream);
+
+// y = T(sx sw (xq wq^T) + xo wo^T + bias).
+//   xq [M, K] int8, sx [M] float, xo [M, C] T, wq [N, K] int8, sw [N] float, wo [N, C] T, bias [N] T, y [M, N] T
+int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int8_t const* xq,
+                             float const* sx, void const* xo, int8_t const* wq, float const* sw, void const* wo,
+                             void const* bias, void* y, void* stream);
+
+// One sentence; never null, owned by the library.
+char const* graphopt_status_string(int32_t status);
+
+// Version of the library, "major.minor.patch".
+char const* graphopt_plugins_version(void);
+
+// "cuda=13.0 archs=80;86 tensorrt_headers=10.14.1": what the library was built with.
+char const* graphopt_plugins_build_info(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,43 @@
+// Host side of a kernel launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "common/check.h"
+
+namespace graphopt {
+
+template <class Integer>
+constexpr Integer ceil_div(Integer a, Integer b) {
+  return (a + b - 1) / b;
+}
+
+/// Streaming multiprocessors of the current device.
+inline Status multiprocessor_count(int* count) {
+  int device = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device));
+  return Status::kOk;
+}
+
+/// Launch `kernel` with `shared_bytes` of dynamic shared memory, raising the kernel's limit where it is above 48 KB.
+/// cudaLaunchKernelEx reports its own error, so an earlier error of somebody else's is neither read nor cleared.
+template <class... Params, class... Args>
+Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+              Args&&... args) {
+  constexpr size_t kDefaultLimit = 48 * 1024;
+  if (shared_bytes > kDefaultLimit) {
+    GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shared_bytes)));
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
+}  // namespace graphopt

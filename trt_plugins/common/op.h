@@ -1,0 +1,83 @@
+// What a plugin op is, apart from any TensorRT interface: its name, fields, operands, shapes and launcher. One adapter
+// per plugin interface (plugin_v3.cpp) turns every OpClass into a plugin, so a new op never touches TensorRT.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "common/tensor.h"
+
+namespace graphopt {
+
+constexpr char const* kPluginNamespace = "graphopt";
+constexpr char const* kPluginVersion = "1";
+
+/// Element type of an operand: fixed, or the op's activation type T (the type of its first T input).
+enum class Element { kActivation, kInt8, kFloat32, kInt32 };
+
+struct InputSpec {
+  char const* name;
+  Element element;
+};
+
+/// A dimension that a builder may know only symbolically: an axis of an input, or the constant `axis` if input < 0.
+struct DimRef {
+  int32_t input;
+  int32_t axis;  // negative counts from the end
+
+  static constexpr DimRef constant(int32_t value) { return {-1, value}; }
+  static constexpr DimRef last_of(int32_t input) { return {input, -1}; }
+  static constexpr DimRef first_of(int32_t input) { return {input, 0}; }
+};
+
+/// An output has the leading dimensions of one input, and a last dimension of its own.
+struct OutputSpec {
+  char const* name;
+  Element element;
+  int32_t leading;  // index of the input whose dimensions but the last it has
+  DimRef last;
+};
+
+struct Signature {
+  std::vector<InputSpec> inputs;
+  std::vector<OutputSpec> outputs;
+};
+
+enum class FieldType { kInt32, kFloat32 };
+
+/// One attribute of the ONNX node. Flags (kInt32) default to 0; a kFloat32 field must be given.
+struct FieldSpec {
+  char const* name;
+  FieldType type;
+};
+
+constexpr size_t kMaxFields = 4;
+
+/// Values of an op's fields, in the order of OpClass::fields.
+struct Attributes {
+  std::array<int32_t, kMaxFields> ints{};
+  std::array<float, kMaxFields> floats{};
+};
+
+struct OpClass {
+  char const* name;               // ONNX op type and plugin name
+  std::vector<FieldSpec> fields;  // at most kMaxFields
+  Signature (*signature)(OpClass const& op, Attributes const& attributes);
+  /// Scratch bytes for operands of at most these shapes.
+  size_t (*workspace_bytes)(OpClass const& op, TensorView const* inputs);
+  Status (*launch)(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
+                   TensorView const* outputs, void* workspace, cudaStream_t stream);
+  int32_t variant = 0;  // tells apart the ops that share these functions
+
+  /// Value of the flag `field`; 0 where the op has no such field.
+  int32_t flag(Attributes const& attributes, char const* field) const;
+  /// Value of the float `field`; 0 where the op has no such field.
+  float number(Attributes const& attributes, char const* field) const;
+};
+
+/// kOk if the current device can run the library's kernels, or if there is no device to ask.
+Status check_device();
+
+}  // namespace graphopt

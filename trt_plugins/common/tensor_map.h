@@ -1,0 +1,24 @@
+// Tensor maps: how the Hopper copy engine (TMA) sees a matrix in global memory. Host code only.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "common/tensor.h"
+
+namespace graphopt {
+
+constexpr int32_t kTensorMapRowBytes = 128;  // of a box: one swizzle row
+
+/// Describe row-major [rows, cols] in boxes of `box_rows` x 128 bytes that lie swizzled by 128 bytes in shared memory.
+///
+/// Args:
+///   map: written.
+///   base: device pointer, a multiple of 16 bytes, as a row must be.
+///   type: kInt8, kFloat16 or kBFloat16.
+///   rows, cols: of the matrix, in elements; a box reads zeros, and writes nothing, outside it.
+///   box_rows: 1 to 256.
+Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols, int32_t box_rows);
+
+}  // namespace graphopt

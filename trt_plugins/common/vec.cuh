@@ -1,0 +1,108 @@
+// Activation types on the device: conversion to and from float, and 16-byte vectors of them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace graphopt {
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+/// Sixteen bytes of T held as four 32-bit words, so that the compiler keeps them in registers.
+template <class T>
+struct Vec {
+  static constexpr int kSize = 16 / static_cast<int>(sizeof(T));  // elements
+  static constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+
+  uint32_t word[4] = {0, 0, 0, 0};
+
+  /// Element `i` as float; `i` must be a compile-time constant after unrolling.
+  __device__ __forceinline__ float get(int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word[i]);
+    } else {
+      uint16_t const bits = static_cast<uint16_t>(word[i / 2] >> (16 * (i % 2)));
+      T value;
+      memcpy(&value, &bits, sizeof(value));
+      return to_float(value);
+    }
+  }
+
+  /// Element `i` with its bits unchanged.
+  __device__ __forceinline__ T raw(int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word[i]);
+    } else {
+      uint16_t const bits = static_cast<uint16_t>(word[i / 2] >> (16 * (i % 2)));
+      T value;
+      memcpy(&value, &bits, sizeof(value));
+      return value;
+    }
+  }
+
+  __device__ __forceinline__ void clear(int i) {
+    if constexpr (sizeof(T) == 4) {
+      word[i] = 0;
+    } else {
+      word[i / 2] &= i % 2 == 0 ? 0xffff0000u : 0x0000ffffu;
+    }
+  }
+
+  /// Round kSize floats to T.
+  __device__ __forceinline__ void set(float const (&value)[kSize]) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      if constexpr (sizeof(T) == 4) {
+        word[w] = __float_as_uint(value[w]);
+      } else {
+        T const pair[2] = {from_float<T>(value[2 * w]), from_float<T>(value[2 * w + 1])};
+        memcpy(&word[w], pair, 4);
+      }
+    }
+  }
+};
+
+/// Load 16 bytes that this kernel reads once: they should not push reused lines out of L1.
+template <class T>
+__device__ __forceinline__ Vec<T> load_streaming(T const* pointer) {
+  Vec<T> v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(pointer));
+  return v;
+}
+
+/// Load 16 bytes that other blocks read too.
+template <class T>
+__device__ __forceinline__ Vec<T> load_cached(T const* pointer) {
+  uint4 const q = __ldg(reinterpret_cast<uint4 const*>(pointer));
+  Vec<T> v;
+  v.word[0] = q.x, v.word[1] = q.y, v.word[2] = q.z, v.word[3] = q.w;
+  return v;
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* pointer, Vec<T> const& v) {
+  *reinterpret_cast<uint4*>(pointer) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
+
+}  // namespace graphopt

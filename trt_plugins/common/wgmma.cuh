@@ -1,0 +1,118 @@
+// Warpgroup matrix products of Hopper: D [64, N] += A [64, 32 bytes of K] B [N, 32 bytes of K]^T, all by one warpgroup.
+//
+// A and B lie in shared memory, each row stored along K, in tiles of 128 bytes of K that the copy engine swizzled
+// (CU_TENSOR_MAP_SWIZZLE_128B). D lies in registers and has one layout for int32 and float32: with lane l of warp w,
+// d[4 j + i] is row 16 w + l / 4 + 8 (i / 2), column 8 j + 2 (l % 4) + i % 2.
+// Registers are 32-bit words so that an integer sum can become a float sum in place.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace graphopt {
+
+constexpr int kWgmmaRows = 64;        // of A and D
+constexpr int kWgmmaStepBytes = 32;   // of K, whatever the type
+constexpr int kSwizzleBytes = 128;    // of K in a row of a shared tile
+
+/// What wgmma is told about a swizzled tile: address / 16, and 1024 bytes from 8 rows to the next 8. Adding
+/// kWgmmaStepBytes / 16 moves along K inside the 128 bytes.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t shared) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
+  constexpr uint64_t kEightRows = uint64_t{1024 / 16} << 32;
+  constexpr uint64_t kUnusedWhenSwizzled = uint64_t{1} << 16;
+  return kSwizzle128 | kEightRows | kUnusedWhenSwizzled | ((shared & 0x3ffff) >> 4);
+}
+
+/// Order register and shared-memory accesses of the warpgroup before its next products.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+/// Wait until at most `kPending` of the latest groups of products are unfinished.
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+/// Keep the compiler from moving reads of `d` above, or writes below, this point.
+template <int kCount>
+__device__ __forceinline__ void wgmma_pin(uint32_t (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
+}
+
+#define GRAPHOPT_REGISTERS_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define GRAPHOPT_REGISTERS_64 \
+  GRAPHOPT_REGISTERS_32 \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define GRAPHOPT_REGISTERS_96 \
+  GRAPHOPT_REGISTERS_64 \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define GRAPHOPT_REGISTERS_128 \
+  GRAPHOPT_REGISTERS_96 \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+#define GRAPHOPT_D_8(i)                                                                                         \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), \
+      "+r"(d[i + 7])
+#define GRAPHOPT_D_32 GRAPHOPT_D_8(0), GRAPHOPT_D_8(8), GRAPHOPT_D_8(16), GRAPHOPT_D_8(24)
+#define GRAPHOPT_D_64 GRAPHOPT_D_32, GRAPHOPT_D_8(32), GRAPHOPT_D_8(40), GRAPHOPT_D_8(48), GRAPHOPT_D_8(56)
+#define GRAPHOPT_D_96 GRAPHOPT_D_64, GRAPHOPT_D_8(64), GRAPHOPT_D_8(72), GRAPHOPT_D_8(80), GRAPHOPT_D_8(88)
+#define GRAPHOPT_D_128 GRAPHOPT_D_96, GRAPHOPT_D_8(96), GRAPHOPT_D_8(104), GRAPHOPT_D_8(112), GRAPHOPT_D_8(120)
+
+/// Products for one N. `s8` starts a new sum where `accumulate` is false; the 16-bit ones always add to floats.
+template <int kN>
+struct Wgmma;
+
+// N = 2 x registers; a, b, c: the operands' numbers, which follow those of the registers.
+#define GRAPHOPT_WGMMA(N, REGISTERS, a, b, c)                                                                        \
+  template <>                                                                                                        \
+  struct Wgmma<N> {                                                                                                  \
+    __device__ __forceinline__ static void s8(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, bool accumulate) {   \
+      asm volatile(                                                                                                  \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, " c ", 0;\n"                                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" GRAPHOPT_REGISTERS_##REGISTERS "}, " a ", " b     \
+          ", add;\n}\n"                                                                                              \
+          : GRAPHOPT_D_##REGISTERS                                                                                   \
+          : "l"(x), "l"(w), "r"(static_cast<int>(accumulate)));                                                      \
+    }                                                                                                                \
+    __device__ __forceinline__ static void outliers(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, __half) {      \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" GRAPHOPT_REGISTERS_##REGISTERS "}, " a \
+                   ", " b ", 1, 1, 1, 0, 0;"                                                                         \
+                   : GRAPHOPT_D_##REGISTERS                                                                          \
+                   : "l"(x), "l"(w));                                                                                \
+    }                                                                                                                \
+    __device__ __forceinline__ static void outliers(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w,                \
+                                                    __nv_bfloat16) {                                                 \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" GRAPHOPT_REGISTERS_##REGISTERS       \
+                   "}, " a ", " b ", 1, 1, 1, 0, 0;"                                                                 \
+                   : GRAPHOPT_D_##REGISTERS                                                                          \
+                   : "l"(x), "l"(w));                                                                                \
+    }                                                                                                                \
+  };
+
+GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34")
+GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66")
+GRAPHOPT_WGMMA(192, 96, "%96", "%97", "%98")
+GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130")
+#undef GRAPHOPT_WGMMA
+#undef GRAPHOPT_REGISTERS_32
+#undef GRAPHOPT_REGISTERS_64
+#undef GRAPHOPT_REGISTERS_96
+#undef GRAPHOPT_REGISTERS_128
+#undef GRAPHOPT_D_8
+#undef GRAPHOPT_D_32
+#undef GRAPHOPT_D_64
+#undef GRAPHOPT_D_96
+#undef GRAPHOPT_D_128
+
+}  // namespace graphopt

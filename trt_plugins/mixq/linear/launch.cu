@@ -1,0 +1,66 @@
+// Checks the arguments, picks the kernel and dispatches on the element type.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "common/launch.h"
+#include "mixq/linear/params.h"
+#include "mixq/linear/policy.h"
+
+namespace graphopt::mixq {
+
+template <class T>
+Status launch_linear_typed(LinearParams const& p, LinearKernel kernel, int multiprocessors, cudaStream_t stream);
+extern template Status launch_linear_typed<float>(LinearParams const&, LinearKernel, int, cudaStream_t);
+extern template Status launch_linear_typed<__half>(LinearParams const&, LinearKernel, int, cudaStream_t);
+extern template Status launch_linear_typed<__nv_bfloat16>(LinearParams const&, LinearKernel, int, cudaStream_t);
+
+namespace {
+
+constexpr int64_t kMaxRows = int64_t{1} << 35;  // the launch grid's first dimension, times the smallest tile
+constexpr int64_t kMaxCapacity = int64_t{1} << 20;
+
+Status check(LinearParams const& p) {
+  if (!is_activation_type(p.dtype)) return Status::kBadType;
+  if (p.m < 0 || p.n < 1 || p.k < 1 || p.capacity < 16 || p.capacity % 16 != 0) return Status::kBadShape;
+  if (p.m > kMaxRows || p.k > kMaxLinearK || p.capacity > kMaxCapacity) return Status::kTooLarge;
+  if (p.m == 0) return Status::kOk;
+  size_t const size = element_size(p.dtype);
+  GRAPHOPT_TRY(check_pointer(p.xq, 1));
+  GRAPHOPT_TRY(check_pointer(p.sx, sizeof(float)));
+  GRAPHOPT_TRY(check_pointer(p.xo, size));
+  GRAPHOPT_TRY(check_pointer(p.wq, 1));
+  GRAPHOPT_TRY(check_pointer(p.sw, sizeof(float)));
+  GRAPHOPT_TRY(check_pointer(p.wo, size));
+  GRAPHOPT_TRY(check_pointer(p.bias, size));
+  return check_pointer(p.y, size);
+}
+
+bool products_vector_aligned(LinearParams const& p) {
+  constexpr size_t kVector = 16;
+  for (void const* pointer : {static_cast<void const*>(p.xq), p.xo, static_cast<void const*>(p.wq), p.wo}) {
+    if (!is_aligned(pointer, kVector)) return false;
+  }
+  return p.k % static_cast<int64_t>(kVector) == 0;
+}
+
+}  // namespace
+
+Status launch_linear(LinearParams const& params, cudaStream_t stream) {
+  GRAPHOPT_TRY(check(params));
+  if (params.m == 0) return Status::kOk;
+  int multiprocessors = 0;
+  GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
+  LinearKernel const kernel = pick_linear(params.m, params.n, products_vector_aligned(params), multiprocessors);
+  switch (params.dtype) {
+    case DType::kFloat32:
+      return launch_linear_typed<float>(params, kernel, multiprocessors, stream);
+    case DType::kFloat16:
+      return launch_linear_typed<__half>(params, kernel, multiprocessors, stream);
+    case DType::kBFloat16:
+      return launch_linear_typed<__nv_bfloat16>(params, kernel, multiprocessors, stream);
+    default:
+      return Status::kBadType;
+  }
+}
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,7 @@
+#include "mixq/linear/launch.cuh"
+
+namespace graphopt::mixq {
+
+template Status launch_linear_typed<__nv_bfloat16>(LinearParams const&, LinearKernel, int, cudaStream_t);
+
+}  // namespace graphopt::mixq

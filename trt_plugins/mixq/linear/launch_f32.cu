@@ -1,0 +1,7 @@
+#include "mixq/linear/launch.cuh"
+
+namespace graphopt::mixq {
+
+template Status launch_linear_typed<float>(LinearParams const&, LinearKernel, int, cudaStream_t);
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,56 @@
+// Which linear kernel runs, and its tile. Host code only.
+#pragma once
+
+#include <cstdint>
+
+namespace graphopt::mixq {
+
+/// A block's share of Y [M, N] and how its warps split it.
+///   kRowsM, kRowsN: rows of X and of W in a block; kWarpM, kWarpN: in a warp.
+///   kStages: tiles of 64 bytes of K in flight.
+template <int kRowsM_, int kRowsN_, int kWarpM_, int kWarpN_, int kStages_>
+struct TileShape {
+  static constexpr int kRowsM = kRowsM_;
+  static constexpr int kRowsN = kRowsN_;
+  static constexpr int kWarpM = kWarpM_;
+  static constexpr int kWarpN = kWarpN_;
+  static constexpr int kStages = kStages_;
+
+  static constexpr int64_t blocks(int64_t m, int64_t n) {
+    return ((m + kRowsM - 1) / kRowsM) * ((n + kRowsN - 1) / kRowsN);
+  }
+};
+
+// 64 x 64 per warp keeps shared-memory reads at half of what the tensor cores need in time; 128 accumulators then leave
+// room for one or two blocks on a multiprocessor. 96 KB of stages is the most that sm_86, 89 and 120 can hold.
+using Tile256x128 = TileShape<256, 128, 64, 64, 4>;
+using Tile128x128 = TileShape<128, 128, 64, 64, 4>;
+using Tile64x64 = TileShape<64, 64, 32, 32, 6>;
+
+constexpr int64_t kSmallM = 16;  // the rows of one mma: W is read once, straight into registers
+
+/// A kernel for wgmma joins here, chosen for compute capability 9.0 before the mma.sync tiles.
+enum class LinearKernel { kGeneric, kSmallM, kTile256x128, kTile128x128, kTile64x64 };
+
+/// The largest tile that still gives every multiprocessor a block: a larger tile reads less, an idle one does nothing.
+///
+/// Args:
+///   m, n: sizes of Y.
+///   vectors: K is a multiple of 16 and every operand of the products is aligned to 16 bytes.
+///   multiprocessors: of the device.
+constexpr LinearKernel pick_linear(int64_t m, int64_t n, bool vectors, int multiprocessors) {
+  if (!vectors) return LinearKernel::kGeneric;
+  if (m <= kSmallM) return LinearKernel::kSmallM;
+  if (Tile256x128::blocks(m, n) >= multiprocessors) return LinearKernel::kTile256x128;
+  if (Tile128x128::blocks(m, n) >= multiprocessors) return LinearKernel::kTile128x128;
+  return LinearKernel::kTile64x64;
+}
+
+/// Groups of 8 rows of W that one block of the small-M kernel takes: more share each read of X, fewer fill the device.
+constexpr int pick_small_groups(int64_t n, int multiprocessors) {
+  if (n >= int64_t{multiprocessors} * 32) return 4;
+  if (n >= int64_t{multiprocessors} * 16) return 2;
+  return 1;
+}
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,64 @@
+// Launch of one tile of the Hopper linear kernel for one type.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/launch.h"
+#include "common/tensor_map.h"
+#include "mixq/linear/params.h"
+#include "mixq/linear/sm90_kernel.cuh"
+
+namespace graphopt::mixq {
+
+/// Clusters of tiles walked down before across: the side of the square that the tiles in flight can form.
+template <class Tile>
+int square_group(int down, int across, int clusters_in_flight) {
+  double const area = static_cast<double>(clusters_in_flight) * Tile::kRowsN * Tile::kClusterN;
+  int const side = static_cast<int>(std::lround(std::sqrt(area / (Tile::kRowsM * Tile::kClusterM))));
+  return std::clamp(side, 1, down);
+}
+
+/// Encode the operands for the copy engine and launch. See supports_sm90 in sm90.h for what `p` must satisfy.
+template <class T, class Tile>
+Status launch_sm90(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
+  using Traits = Sm90Traits<T, Tile>;
+  Sm90Args<T> args;
+  constexpr int kXPart = Tile::kRowsM / Tile::kClusterN;
+  constexpr int kWPart = Tile::kRowsN / Tile::kClusterM;
+  GRAPHOPT_TRY(encode_tensor_map(&args.xq, p.xq, DType::kInt8, p.m, p.k, kXPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args.wq, p.wq, DType::kInt8, p.n, p.k, kWPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args.xo, p.xo, p.dtype, p.m, p.capacity, kXPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args.wo, p.wo, p.dtype, p.n, p.capacity, kWPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kWgmmaRowsM));
+  args.sx = p.sx;
+  args.sw = p.sw;
+  args.bias = static_cast<T const*>(p.bias);
+  args.m = static_cast<int32_t>(p.m);
+  args.n = static_cast<int32_t>(p.n);
+  args.code_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.k, Traits::kRowBytes));
+  args.outlier_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.capacity, Traits::kStoreCols));
+
+  int64_t const down = ceil_div<int64_t>(p.m, Tile::kRowsM * Tile::kClusterM);
+  int64_t const across = ceil_div<int64_t>(p.n, Tile::kRowsN * Tile::kClusterN);
+  int const in_flight = multiprocessors / Tile::kCluster;
+  args.grid.down = static_cast<int32_t>(down);
+  args.grid.across = static_cast<int32_t>(across);
+  args.grid.group = square_group<Tile>(args.grid.down, args.grid.across, in_flight);
+
+  GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(linear_sm90<T, Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         Traits::kSharedBytes));
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {Tile::kCluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(in_flight, down * across) * Tile::kCluster));
+  config.blockDim = dim3(Traits::kThreads);
+  config.dynamicSmemBytes = Traits::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = Tile::kCluster > 1 ? 1 : 0;
+  return cuda_status(cudaLaunchKernelEx(&config, linear_sm90<T, Tile>, args));
+}
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,13 @@
+// The ops of the MixQ scheme, for the registry.
+#pragma once
+
+#include <vector>
+
+#include "common/op.h"
+
+namespace graphopt::mixq {
+
+std::vector<OpClass> quantize_ops();
+OpClass linear_op();
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,71 @@
+// Dispatch from a producer and a plan to a kernel, for one element type. Each launch_<type>.cu instantiates it, so that
+// the types compile in parallel.
+#pragma once
+
+#include "common/launch.h"
+#include "mixq/quantize/kernel.cuh"
+#include "mixq/quantize/params.h"
+
+namespace graphopt::mixq {
+
+template <class T, class Producer>
+Status launch_producer(QuantizePlan const& plan, QuantizeArgs<T> const& args, cudaStream_t stream) {
+  dim3 const grid(static_cast<unsigned>(plan.blocks));
+  dim3 const block(static_cast<unsigned>(plan.threads), static_cast<unsigned>(plan.rows_per_block));
+  size_t const mask_bytes = OutlierMask::bytes_for(args.cols);
+  switch (plan.kernel) {
+    case QuantizeKernel::kWarpRow:
+      return launch(quantize_register_rows<T, Producer, true, kVecs>, grid, block, mask_bytes, stream, args);
+    case QuantizeKernel::kBlockRow:
+      return launch(quantize_register_rows<T, Producer, false, kVecs>, grid, block, mask_bytes, stream, args);
+    case QuantizeKernel::kLongRow:
+      return launch(quantize_register_rows<T, Producer, false, kLongVecs>, grid, block, mask_bytes, stream, args);
+    case QuantizeKernel::kReread:
+      return launch(quantize_reread_rows<T, Producer>, grid, block, 0, stream, args);
+  }
+  return Status::kBadOperation;
+}
+
+/// `plan` must be made for T.
+template <class T>
+Status launch_quantize_typed(QuantizeParams const& p, QuantizePlan const& plan, cudaStream_t stream) {
+  QuantizeArgs<T> const args{p.rows,
+                             static_cast<int32_t>(p.cols),
+                             static_cast<int32_t>(p.capacity),
+                             static_cast<T const*>(p.x),
+                             static_cast<T const*>(p.other),
+                             static_cast<T const*>(p.gamma),
+                             static_cast<T const*>(p.beta),
+                             p.idx,
+                             p.epsilon,
+                             p.xq,
+                             p.sx,
+                             static_cast<T*>(p.xo),
+                             static_cast<T*>(p.sum),
+                             static_cast<T*>(p.y)};
+  switch (p.producer) {
+    case Producer::kPlain:
+      return launch_producer<T, Plain>(plan, args, stream);
+    case Producer::kRmsNorm:
+      return launch_producer<T, RmsNorm>(plan, args, stream);
+    case Producer::kAddRmsNorm:
+      return launch_producer<T, AddRmsNorm>(plan, args, stream);
+    case Producer::kLayerNorm:
+      return launch_producer<T, LayerNorm>(plan, args, stream);
+    case Producer::kAddLayerNorm:
+      return launch_producer<T, AddLayerNorm>(plan, args, stream);
+    case Producer::kGatedSilu:
+      return launch_producer<T, Gated<Silu>>(plan, args, stream);
+    case Producer::kGatedGelu:
+      return launch_producer<T, Gated<Gelu>>(plan, args, stream);
+    case Producer::kGatedGeluTanh:
+      return launch_producer<T, Gated<GeluTanh>>(plan, args, stream);
+    case Producer::kGelu:
+      return launch_producer<T, Activated<Gelu>>(plan, args, stream);
+    case Producer::kGeluTanh:
+      return launch_producer<T, Activated<GeluTanh>>(plan, args, stream);
+  }
+  return Status::kBadOperation;
+}
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,7 @@
+#include "mixq/quantize/launch.cuh"
+
+namespace graphopt::mixq {
+
+template Status launch_quantize_typed<float>(QuantizeParams const&, QuantizePlan const&, cudaStream_t);
+
+}  // namespace graphopt::mixq

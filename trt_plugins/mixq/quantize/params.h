@@ -1,0 +1,61 @@
+// MixQ quantizing ops: produce y, then quantize it per token with the outlier channels kept apart.
+//
+//   y  = T(producer(x, other, gamma, beta))
+//   xm = y where the channel is not in idx, else 0
+//   sx = max |xm| / 127,  xq = rint(xm * (127 / max |xm|)),  xo[c] = y[idx[c]]        (MixQ, SC'24, section 3)
+//
+// A row whose maximum is NaN or Inf gets that as its scale and codes of 0, so that everything computed from it is
+// non-finite; other rows are untouched.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "common/tensor.h"
+
+namespace graphopt::mixq {
+
+/// What computes y. The values are those of the C API.
+enum class Producer : int32_t {
+  kPlain = 0,
+  kRmsNorm = 1,
+  kAddRmsNorm = 2,
+  kLayerNorm = 3,
+  kAddLayerNorm = 4,
+  kGatedSilu = 5,
+  kGatedGelu = 6,
+  kGatedGeluTanh = 7,
+  kGelu = 8,
+  kGeluTanh = 9,
+};
+
+constexpr bool is_known(Producer p) { return p >= Producer::kPlain && p <= Producer::kGeluTanh; }
+constexpr bool is_add(Producer p) { return p == Producer::kAddRmsNorm || p == Producer::kAddLayerNorm; }
+constexpr bool is_layer_norm(Producer p) { return p == Producer::kLayerNorm || p == Producer::kAddLayerNorm; }
+constexpr bool is_norm(Producer p) { return p >= Producer::kRmsNorm && p <= Producer::kAddLayerNorm; }
+constexpr bool is_gated(Producer p) { return p >= Producer::kGatedSilu && p <= Producer::kGatedGeluTanh; }
+
+/// Outputs must not overlap inputs or each other.
+struct QuantizeParams {
+  Producer producer;
+  DType dtype;         // T: kFloat32, kFloat16 or kBFloat16
+  int64_t rows;        // M, tokens; 0 does nothing
+  int64_t cols;        // K >= 1, channels
+  int64_t capacity;    // C >= 16, a multiple of 16
+  void const* x;       // [M, K] T: input, or the gate
+  void const* other;   // [M, K] T: residual or up; null where the producer has one input
+  void const* gamma;   // [K] T; null unless a norm
+  void const* beta;    // [K] T; null unless a layer norm
+  int32_t const* idx;  // [C]: outlier channels, strictly ascending, then -1
+  float epsilon;       // of a norm
+  int8_t* xq;          // [M, K]
+  float* sx;           // [M]
+  void* xo;            // [M, C] T
+  void* sum;           // [M, K] T: T(x + other) of an add producer; null: not written
+  void* y;             // [M, K] T; null: not written
+};
+
+Status launch_quantize(QuantizeParams const& params, cudaStream_t stream);
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,45 @@
+// What TensorRT asks of a plugin library, and the list of schemes it is made of.
+#include <NvInferRuntime.h>
+
+#include <memory>
+#include <vector>
+
+#include "common/export.h"
+#include "common/plugin_v3.h"
+#include "mixq/ops.h"
+
+namespace graphopt {
+namespace {
+
+std::vector<OpClass> all_ops() {
+  std::vector<OpClass> ops = mixq::quantize_ops();
+  ops.push_back(mixq::linear_op());
+  return ops;
+}
+
+/// Creators live as long as the library: plugins refer to their op.
+std::vector<nvinfer1::IPluginCreatorInterface*> const& creators() {
+  static std::vector<std::unique_ptr<CreatorV3>> const owned = [] {
+    std::vector<std::unique_ptr<CreatorV3>> list;
+    for (OpClass& op : all_ops()) list.push_back(std::make_unique<CreatorV3>(std::move(op)));
+    return list;
+  }();
+  static std::vector<nvinfer1::IPluginCreatorInterface*> const pointers = [] {
+    std::vector<nvinfer1::IPluginCreatorInterface*> list;
+    for (auto const& creator : owned) list.push_back(creator.get());
+    return list;
+  }();
+  return pointers;
+}
+
+}  // namespace
+}  // namespace graphopt
+
+extern "C" GRAPHOPT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  count = static_cast<int32_t>(graphopt::creators().size());
+  return graphopt::creators().data();
+}
+
+extern "C" GRAPHOPT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+  graphopt::set_logger_finder(finder);
+}
