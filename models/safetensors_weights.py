@@ -188,7 +188,7 @@ class SafetensorsWeights:
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise ModelError(f"{path}: 'weight_map' must be a table of tensor names and file names")
         for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard:
+            if shard == ".." or Path(shard).name != shard:
                 raise ModelError(
                     f"{path} points to '{shard}', outside the checkpoint's folder; move the file beside the index"
                 )

@@ -66,11 +66,9 @@ class RandomWeights(Generic[SizedT]):
         self._seed = seed
         self._outliers = outliers
         self._outlier_scale = outlier_scale
-        narrowest = min(shape[0] for shape in self._shapes.values())
-        if not 0 <= outliers <= narrowest:
-            raise ModelError(
-                f"{outliers} outlier channels do not fit into a model whose narrowest weight has {narrowest} rows"
-            )
+        width = min(shape[0] for name, shape in self._shapes.items() if _is_planted(name))
+        if not 0 <= outliers <= width:
+            raise ModelError(f"{outliers} outlier channels do not fit into a model of width {width}")
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
         """Return the float32 tensor ``name``; the same values on every call."""
@@ -78,16 +76,20 @@ class RandomWeights(Generic[SizedT]):
             raise ModelError(f"random weights: no tensor '{name}'{nearest(name, self._shapes)}")
         shape = self._shapes[name]
         values = np.random.default_rng([self._seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
-        owner = name.rpartition(".")[0]
-        is_norm_scale = owner.lower().endswith("norm") and name.endswith(".weight")
-        if is_norm_scale:
-            values = 1 + np.float32(0.1) * values
-        else:
-            values *= np.float32(0.02)
-        if is_norm_scale or owner.endswith(("up_proj", "intermediate.dense")):
+        values = 1 + np.float32(0.1) * values if _is_norm_scale(name) else np.float32(0.02) * values
+        if _is_planted(name):
             values[self._channels(shape[0])] *= np.float32(self._outlier_scale)
         return values
 
     def _channels(self, width: int) -> npt.NDArray[np.int64]:
         """The planted channels of a tensor with ``width`` rows: the same for all tensors of that width."""
         return np.sort(np.random.default_rng([self._seed, width]).permutation(width)[: self._outliers])
+
+
+def _is_norm_scale(name: str) -> bool:
+    return name.lower().endswith("norm.weight")
+
+
+def _is_planted(name: str) -> bool:
+    """Whether the rows of this tensor make channels of an activation that linears read."""
+    return _is_norm_scale(name) or name.rpartition(".")[0].endswith(("up_proj", "intermediate.dense"))
