@@ -19,7 +19,7 @@ from graphopt.errors import ModelError
 _Kind = onnx.AttributeProto
 _TYPED_LISTS = {_Kind.FLOATS: "floats", _Kind.INTS: "ints", _Kind.STRINGS: "strings"}
 _IMPORTED = {_Kind.FLOAT, _Kind.INT, _Kind.STRING, _Kind.TENSOR, _Kind.GRAPH, *_TYPED_LISTS}
-_NODE_FIELDS = ("doc_string", "overload", "device_configurations")
+_TEXT_FIELDS = ("doc_string", "overload")
 
 
 class EmptyList(list[Any]):
@@ -99,10 +99,10 @@ def _detach_types(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
 
 def _detach_node(node: onnx.NodeProto) -> onnx.NodeProto:
     extra = onnx.NodeProto(metadata_props=node.metadata_props)
-    for name in _NODE_FIELDS:
-        if name in node.DESCRIPTOR.fields_by_name and getattr(node, name):
-            value = getattr(node, name)
-            setattr(extra, name, value) if isinstance(value, str) else getattr(extra, name).extend(value)
+    for descriptor, value in node.ListFields():
+        if descriptor.name in _TEXT_FIELDS:
+            setattr(extra, descriptor.name, value)
+    extra.device_configurations.extend(node.device_configurations)
     taken = [a for a in node.attribute if _is_empty_list(a) or not _survives(a)]
     for attribute in taken:
         if attribute.graphs:

@@ -88,7 +88,11 @@ class _Writer:
             )
 
     def _write_node(self, node: gs.Node, proto: onnx.NodeProto) -> None:
-        proto.op_type, proto.name, proto.domain = node.op, node.name or "", node.domain or ""
+        proto.op_type = node.op
+        if node.name:
+            proto.name = node.name
+        if node.domain is not None:
+            proto.domain = node.domain
         proto.input.extend(t.name for t in node.inputs)
         proto.output.extend(t.name for t in node.outputs)
         for name, value in node.attrs.items():
@@ -151,7 +155,8 @@ def _tensor(constant: gs.Constant) -> onnx.TensorProto:
     proto = onnx.TensorProto()
     values = constant._values
     proto.CopyFrom(values.tensor if isinstance(values, LazyValues) else numpy_helper.from_array(np.asarray(values)))
-    proto.name = constant.name
+    if proto.name != constant.name:
+        proto.name = constant.name
     return proto
 
 
