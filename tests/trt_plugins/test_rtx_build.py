@@ -1,0 +1,158 @@
+"""TensorRT-RTX, which builds without a GPU, takes every op of ours as a plugin, in every type, with dynamic shapes."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt.core.op import OpSpec
+from graphopt.engine import plugins
+from graphopt.engine.build import BuildOptions, build
+from graphopt.errors import PluginError
+from graphopt.passes.mixq.ops import LINEAR, OPS
+
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+K, N, CAPACITY = 64, 48, 16
+
+pytestmark = pytest.mark.rtx
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    try:
+        return plugins.locate()
+    except PluginError as e:
+        pytest.skip(str(e))
+
+
+def _constant(rng: np.random.Generator, name: str, dtype: np.dtype) -> np.ndarray:
+    indices = np.full(CAPACITY, -1, np.int32)
+    indices[:3] = 3, 17, 40
+    codes = rng.integers(-127, 128, (N, K)).astype(np.int8)
+    codes[:, indices[:3]] = 0
+    return {
+        "idx": lambda: indices,
+        "gamma": lambda: rng.uniform(0.5, 1.5, K).astype(dtype),
+        "beta": lambda: rng.standard_normal(K).astype(dtype),
+        "wq": lambda: codes,
+        "sw": lambda: rng.uniform(1e-3, 1e-2, N).astype(np.float32),
+        "wo": lambda: rng.standard_normal((N, CAPACITY)).astype(dtype),
+        "bias": lambda: rng.standard_normal(N).astype(dtype),
+    }[name]()
+
+
+class _Model:
+    """One model with a node per op: every input that is not a constant is a graph input of dynamic batch and length."""
+
+    def __init__(self, rng: np.random.Generator, dtype: str) -> None:
+        self.rng, self.dtype = rng, np.dtype(getattr(ml_dtypes, dtype, dtype))
+        self.elem = TYPES[dtype]
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: dict[str, onnx.ValueInfoProto] = {}
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def _value(self, name: str, elem: int, shape: list[Any]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, elem, shape)
+
+    def _operand(self, node: str, name: str) -> str:
+        shapes: dict[str, tuple[int, int]] = {
+            "xq": (TensorProto.INT8, K),
+            "sx": (TensorProto.FLOAT, 1),
+            "xo": (self.elem, CAPACITY),
+        }
+        unique = f"{node}.{name}"
+        if name in ("x", "residual", "gate", "up"):
+            self.inputs.setdefault(name, self._value(name, self.elem, ["batch", "length", K]))
+            return name
+        if name in shapes:
+            elem, last = shapes[name]
+            self.inputs.setdefault(name, self._value(name, elem, ["batch", "length", last]))
+            return name
+        self.weights.append(numpy_helper.from_array(_constant(self.rng, name, self.dtype), unique))
+        return unique
+
+    def add(self, spec: OpSpec, **attributes: int) -> list[str]:
+        node = f"{spec.name}_{len(self.nodes)}"
+        emitted = [p.name for p in spec.outputs if p.name != "y" or spec is LINEAR or attributes.get("emit_y")]
+        outputs = [f"{node}.{name}" for name in emitted]
+        if any(a.name == "epsilon" for a in spec.attributes):
+            attributes["epsilon"] = 1e-6  # type: ignore[assignment]
+        self.nodes.append(
+            helper.make_node(
+                spec.name,
+                [self._operand(node, p.name) for p in spec.inputs],
+                outputs,
+                name=node,
+                domain="graphopt",
+                plugin_namespace="graphopt",
+                plugin_version="1",
+                **attributes,
+            )
+        )
+        elems = {"xq": TensorProto.INT8, "sx": TensorProto.FLOAT}
+        for name, output in zip(emitted, outputs, strict=True):
+            if name != "sum" or attributes.get("emit_sum"):
+                self.outputs.append(self._value(output, elems.get(name, self.elem), None))
+        return outputs
+
+    def save(self, path: Path) -> Path:
+        graph = helper.make_graph(self.nodes, "ops", list(self.inputs.values()), self.outputs, self.weights)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("graphopt", 1)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+        return path
+
+
+def _shapes(model: _Model, batch: int, length: int) -> tuple[str, ...]:
+    last = {"sx": 1, "xo": CAPACITY}
+    return (",".join(f"{name}:{batch}x{length}x{last.get(name, K)}" for name in model.inputs),)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_op_builds_as_a_plugin(dtype: str, rng: np.random.Generator, tmp_path: Path, library: Path) -> None:
+    model = _Model(rng, dtype)
+    for spec in OPS:
+        flags = [a.name for a in spec.attributes if a.name.startswith("emit_")]
+        model.add(spec, **dict.fromkeys(flags, 0))
+        if flags:
+            model.add(spec, **dict.fromkeys(flags, 1))
+    options = BuildOptions(
+        flavour="rtx",
+        plugins=library,
+        min_shapes=_shapes(model, 1, 1),
+        opt_shapes=_shapes(model, 2, 8),
+        max_shapes=_shapes(model, 4, 32),
+    )
+    result = build(model.save(tmp_path / "ops.onnx"), tmp_path / "ops.plan", options)
+    assert result.manifest.plugin_layers == len(model.nodes) == 20
+    activation = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[dtype]
+    for tensor in result.manifest.outputs:
+        operand = tensor.name.rsplit(".", 1)[1]
+        last = {"sx": 1, "xo": CAPACITY, "y": N if tensor.name.startswith("MixQLinear") else K}.get(operand, K)
+        assert tensor.dtype == {"xq": "INT8", "sx": "FLOAT"}.get(operand, activation), tensor.name
+        assert tensor.shape == (-1, -1, last), tensor.name
+
+
+def test_a_norm_feeds_a_linear(rng: np.random.Generator, tmp_path: Path, library: Path) -> None:
+    model = _Model(rng, "float16")
+    spec = next(op for op in OPS if op.name == "MixQRMSNorm")
+    xq, sx, xo = model.add(spec, emit_y=0)
+    model.outputs.clear()
+    model.add(LINEAR)
+    linear = model.nodes[-1]
+    linear.input[0], linear.input[1], linear.input[2] = xq, sx, xo
+    model.inputs = {"x": model.inputs["x"]}
+    options = BuildOptions(
+        flavour="rtx",
+        plugins=library,
+        min_shapes=_shapes(model, 1, 1),
+        opt_shapes=_shapes(model, 1, 16),
+        max_shapes=_shapes(model, 1, 64),
+    )
+    result = build(model.save(tmp_path / "chain.onnx"), tmp_path / "chain.plan", options)
+    assert result.manifest.plugin_layers == 2
+    assert [tuple(t.shape)[-1] for t in result.manifest.outputs] == [N]
