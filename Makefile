@@ -9,38 +9,43 @@ OUT ?= out/demo
 BIN := .venv/bin
 READY := .venv/.ready
 PLUGINS := build/plugins/libgraphopt_plugins.so
+NVCC_WHEELS := $(foreach p,cuda-nvcc cuda-runtime cuda-cccl cuda-crt nvvm,'nvidia-$(p)==13.0.*')
 
-export OMP_NUM_THREADS ?= $(shell nproc)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test lint plugins release assets clean
 
-demo: $(READY) $(PLUGINS) assets
-	$(BIN)/python examples/demo.py $(OUT)
+demo: $(PLUGINS) assets
+	python examples/demo.py $(OUT)
 
 test: lint $(PLUGINS) assets
-	$(BIN)/pytest tests
+	pytest tests
 
 lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	ruff check .
+	ruff format --check .
+	mypy
 
 plugins: $(PLUGINS)
 
 # CMake knows what is out of date; the sources are listed so that make asks it.
-$(PLUGINS): $(READY) CMakeLists.txt $(shell find trt_plugins -type f)
-	$(BIN)/python scripts/build_plugins.py --archs "$(ARCHS)" --build build/plugins
+$(PLUGINS): $(READY) CMakeLists.txt $(wildcard cmake/*) $(shell find trt_plugins -type f)
+	cmake -S . -B build/plugins -G Ninja -DGRAPHOPT_CUDA_ARCHS="$(ARCHS)"
+	cmake --build build/plugins
+	touch $@
 
 release: $(READY)
-	$(BIN)/python scripts/build_plugins.py --archs "80;86;89;90a;120" --build build/release
+	cmake -S . -B build/release -G Ninja
+	cmake --build build/release
 
 assets: $(READY)
-	$(BIN)/python scripts/fetch_assets.py
+	python scripts/fetch_assets.py
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable ".[runtime,rtx,llm,build,dev]"
+	cmake/find_nvcc.sh $(BIN)/python >/dev/null 2>&1 || $(BIN)/pip install --quiet $(NVCC_WHEELS)
 	touch $@
 
 clean:

@@ -26,11 +26,13 @@ Signature signature(OpClass const& op, Attributes const& attributes) {
   s.outputs.push_back({"xq", Element::kInt8, 0, all});
   s.outputs.push_back({"sx", Element::kFloat32, 0, one});
   s.outputs.push_back({"xo", Element::kActivation, 0, DimRef::last_of(idx)});
+  // Always outputs of the node; where nobody reads them, they are not written and should take no memory.
   if (is_add(producer)) {
-    // Always an output of the node; where nobody reads it, it is not written and should take no memory.
     s.outputs.push_back({"sum", Element::kActivation, 0, op.flag(attributes, kEmitSum) ? all : one});
   }
-  if (op.flag(attributes, kEmitY)) s.outputs.push_back({"y", Element::kActivation, 0, all});
+  if (producer != Producer::kPlain) {
+    s.outputs.push_back({"y", Element::kActivation, 0, op.flag(attributes, kEmitY) ? all : one});
+  }
   return s;
 }
 
