@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from graphopt import ir
 from graphopt.errors import ModelError, OutputError
@@ -180,6 +182,22 @@ def test_float16_stays_close_to_float32_even_where_a_row_sees_nothing(tmp_path: 
     assert 0 < difference[mask == 1].max() < FLOAT16_NOISE
 
 
+def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
+    # ONNX Runtime has no bfloat16 kernels on the CPU; onnx.reference has.
+    weights = RandomWeights(SMALL, 5)
+    ids = tokens(SMALL, 2, 5)
+    mask = np.ones_like(ids)
+    results = []
+    for name, dtype in (("float32", np.float32), ("bfloat16", ml_dtypes.bfloat16)):
+        build_llama(SMALL, weights, tmp_path / f"{name}.onnx", dtype=name)
+        empty = np.zeros((2, SMALL.num_key_value_heads, 0, SMALL.head_dim), dtype)
+        cache = {f"past_key_values.{i}.{kind}": empty for i in range(2) for kind in ("key", "value")}
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask, 5), **cache}
+        results.append(ReferenceEvaluator(str(tmp_path / f"{name}.onnx")).run(["logits"], feeds)[0])
+    assert results[1].dtype == ml_dtypes.bfloat16
+    assert 0 < np.abs(results[1].astype(np.float32) - results[0]).max() < 8 * FLOAT16_NOISE
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("opset", [17, 18, 20, 23])
 def test_every_dtype_and_opset_is_a_valid_model(tmp_path: Path, dtype: str, opset: int) -> None:
@@ -267,6 +285,8 @@ def spoil(value: float) -> Any:
         (spoil(np.nan), "float32", "NaN, infinite"),
         (spoil(-np.inf), "float32", "NaN, infinite"),
         (spoil(7e4), "float16", "too large values"),
+        (lambda v: spoil(np.nan)(v.astype(ml_dtypes.bfloat16)), "bfloat16", "NaN, infinite"),
+        (lambda v: spoil(np.inf)(v.astype(np.float16)), "float32", "NaN, infinite"),
     ],
 )
 def test_bad_weights_are_refused_and_nothing_is_left(tmp_path: Path, change: Any, dtype: str, culprit: str) -> None:
