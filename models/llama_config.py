@@ -67,6 +67,8 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ModelError(f"decoder configuration: head_dim is {self.head_dim}, but rotary embedding needs it even")
+        if self.o_bias and not self.qkv_bias:
+            raise ModelError("decoder configuration: a bias on o_proj alone is not supported; no known model has it")
         if self.rope_factors and len(self.rope_factors) != self.head_dim // 2:
             raise ModelError(
                 f"decoder configuration: {len(self.rope_factors)} rope_factors were given for "

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,3 +114,11 @@ def test_refuses_what_the_decoder_lacks(changes: dict[str, Any], culprit: str) -
 def test_names_the_missing_key() -> None:
     with pytest.raises(ModelError, match="'intermediate_size' is missing"):
         LlamaConfig.from_hf({k: v for k, v in HF.items() if k != "intermediate_size"})
+
+
+def test_refuses_what_config_json_cannot_say() -> None:
+    config = LlamaConfig.from_hf(HF)
+    with pytest.raises(ModelError, match="o_proj alone"):
+        replace(config, o_bias=True)
+    with pytest.raises(ModelError, match="3 rope_factors were given for 32"):
+        replace(config, rope_factors=(1.0, 2.0, 3.0))
