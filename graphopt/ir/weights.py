@@ -72,7 +72,14 @@ def set_external_info(tensor: onnx.TensorProto, location: str, offset: int, leng
 
 
 class DiskValues(LazyValues):  # type: ignore[misc]
-    """Values of a constant that lie in a file; ``tensor`` is a TensorProto with an absolute ``location``."""
+    """Values of a constant that lie in a file; ``tensor`` is a TensorProto with an absolute ``location``.
+
+    ``owner`` keeps the store alive whose spool holds the bytes; None if they lie in a file of the user.
+    """
+
+    def __init__(self, tensor: onnx.TensorProto, owner: "WeightStore | None" = None) -> None:
+        super().__init__(tensor)
+        self.owner = owner
 
     def load(self) -> np.ndarray:
         """Return the values as a read-only memory map (sub-byte types: unpacked into memory)."""
@@ -121,7 +128,7 @@ def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray:
 
 
 class WeightStore:
-    """A spool file for tensors made by builders and passes, deleted with the store.
+    """A spool file for tensors made by builders and passes; deleted with the store and the last of its constants.
 
     Args:
         folder: where to put the spool (default: the system's folder for temporary files, ``$TMPDIR``).
@@ -167,4 +174,4 @@ class WeightStore:
         location, offset = self._append(data)
         tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=data_type)
         set_external_info(tensor, location, offset, data.nbytes)
-        return gs.Constant(name, DiskValues(tensor))
+        return gs.Constant(name, DiskValues(tensor, owner=self))

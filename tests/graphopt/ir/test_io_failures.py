@@ -1,5 +1,6 @@
 """Saves that fail: what was there before is still there, and nothing half-written is left."""
 
+import gc
 import os
 import resource
 import subprocess
@@ -210,7 +211,10 @@ def test_spool_full(rng: np.random.Generator, tmp_path: Path) -> None:
 
 def test_spool_is_deleted_with_its_store(rng: np.random.Generator, tmp_path: Path) -> None:
     store = weights.WeightStore(tmp_path)
-    store.put("w", weight(rng, 30, 30))
-    assert len(list(tmp_path.iterdir())) == 1
+    constant = store.put("w", weight(rng, 30, 30))
     del store
+    assert weights.read(constant).shape == (30, 30), "a constant must keep the spool alive that it lies in"
+    assert len(list(tmp_path.iterdir())) == 1
+    del constant
+    gc.collect()
     assert not list(tmp_path.iterdir())
