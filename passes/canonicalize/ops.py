@@ -57,18 +57,17 @@ def _branch(name: str, nodes: Sequence[onnx.NodeProto], output: str) -> onnx.Gra
 
 
 def _matmul(b: BodyBuilder, out: str) -> None:
-    """Write ``out`` = x @ w, or x @ wᵀ where the attribute trans_w says so."""
+    """Write ``out`` = x @ w, or x @ wᵀ where the attribute trans_w says so.
+
+    The branches choose the weight and not the product: shape inference visits both, and only one of the products has
+    matching sizes.
+    """
     transposed = b.cast(b.attribute("trans_w", onnx.AttributeProto.INT), onnx.TensorProto.BOOL)
-    then = [
-        helper.make_node("Transpose", ["w"], ["w_t"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "w_t"], ["y_t"]),
-    ]
-    plain = [helper.make_node("MatMul", ["x", "w"], ["y_n"])]
     branches = {
-        "then_branch": _branch("weight_n_k", then, "y_t"),
-        "else_branch": _branch("weight_k_n", plain, "y_n"),
+        "then_branch": _branch("weight_n_k", [helper.make_node("Transpose", ["w"], ["w_t"], perm=[1, 0])], "w_t"),
+        "else_branch": _branch("weight_k_n", [helper.make_node("Identity", ["w"], ["w_n"])], "w_n"),
     }
-    b.op("If", transposed, outputs=[out], **branches)
+    b.op("MatMul", "x", b.op("If", transposed, **branches), outputs=[out])
 
 
 def _linear_bias_body(b: BodyBuilder) -> None:
