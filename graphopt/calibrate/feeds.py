@@ -200,9 +200,10 @@ def _samples(item: Input, array: np.ndarray, path: Path) -> list[np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise CalibrationError(f"{path} is a single array; save arrays by input name with numpy.savez")
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise CalibrationError(f"{path} is a single array; save arrays by input name with numpy.savez")
+        with file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as e:
         raise CalibrationError(f"data file {path} does not exist") from e

@@ -58,11 +58,9 @@ def bits_per_weight(layers: Iterable[WeightLayer]) -> float | None:
 
 def _layer(node: gs.Node) -> WeightLayer | None:
     if query.is_op(node, *LINEAR_OPS, domain=DOMAIN):
-        found = _stored(node.inputs[1])
-        columns = 0 if node.attrs.get("trans_w", 0) else 1
-    elif query.is_op(node, "MatMul", "Gemm"):
-        found = [] if _stored(node.inputs[0]) else _stored(node.inputs[1])
-        columns = 0 if node.attrs.get("transB", 0) else 1
+        transposed = bool(node.attrs.get("trans_w", 0))
+    elif query.is_op(node, "MatMul", "Gemm") and _behind(node.inputs[0]) is None:
+        transposed = bool(node.attrs.get("transB", 0))
     elif query.is_op(node, "MatMulNBits", domain="com.microsoft"):
         stored = [t for t in node.inputs[1:4] if isinstance(t, gs.Constant)]
         n, k = int(node.attrs["N"]), int(node.attrs["K"])
@@ -71,12 +69,20 @@ def _layer(node: gs.Node) -> WeightLayer | None:
         return _lowered(node)
     else:
         return None
-    if not found or len(node.inputs[1].shape or found[0].shape) != 2:
+    weight = _behind(node.inputs[1])
+    if weight is None or len(weight.shape) != 2:
         return None
-    shape = node.inputs[1].shape or found[0].shape
-    elements = int(np.prod(found[0].shape, dtype=np.int64))
-    embedding = any(query.is_op(n, "Gather") and n.inputs[0] is found[0] for n in query.consumers(found[0]))
-    return WeightLayer(node.name, node.outputs[0].name, int(shape[columns]), elements, _bits(found), embedding)
+    rows, columns = weight.shape
+    root = weight.constants[0]
+    embedding = any(query.is_op(n, "Gather") and n.inputs[0] is root for n in query.consumers(root))
+    return WeightLayer(
+        node.name,
+        node.outputs[0].name,
+        outputs=rows if transposed else columns,
+        elements=rows * columns,
+        bits=_bits(weight.constants),
+        embedding=embedding,
+    )
 
 
 def _lowered(node: gs.Node) -> WeightLayer:
@@ -91,16 +97,26 @@ def _lowered(node: gs.Node) -> WeightLayer:
     return WeightLayer(node.name, node.outputs[0].name, int(codes.shape[0]), elements, _bits(stored), False)
 
 
-def _stored(tensor: gs.Tensor) -> list[gs.Constant]:
-    """The constants behind ``tensor``, the weight first; empty if it is computed from inputs."""
+@dataclass(frozen=True)
+class _Stored:
+    """A weight as its product sees it: the constants it is made of, the codes first, and its shape."""
+
+    constants: tuple[gs.Constant, ...]
+    shape: tuple[int, ...]
+
+
+def _behind(tensor: gs.Tensor) -> _Stored | None:
+    """The constants behind ``tensor``; None if it is computed from inputs."""
     if isinstance(tensor, gs.Constant):
-        return [tensor]
+        return _Stored((tensor,), tuple(int(d) for d in tensor.shape))
     node = query.producer(tensor)
-    if not query.is_op(node, *_VIEWS):
-        return []
-    assert node is not None
-    sides = [t for t in node.inputs[1:] if isinstance(t, gs.Constant)]
-    return [*first, *sides] if (first := _stored(node.inputs[0])) else []
+    if node is None or not query.is_op(node, *_VIEWS) or (source := _behind(node.inputs[0])) is None:
+        return None
+    if node.op == "Transpose":
+        order = node.attrs.get("perm") or range(len(source.shape))[::-1]
+        return _Stored(source.constants, tuple(source.shape[axis] for axis in order))
+    sides = tuple(t for t in node.inputs[1:] if isinstance(t, gs.Constant))
+    return _Stored((*source.constants, *sides), source.shape)
 
 
 def _bits(constants: Iterable[gs.Constant]) -> int:
