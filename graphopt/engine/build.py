@@ -154,9 +154,10 @@ def _build(
     started = time.monotonic()
     builder = flavour.builder()
     library = _load_plugins(flavour, options) if custom_ops.total else None
+    missing = parse.missing_plugins(flavour, custom_ops, library, options.native_fallback)
     # The network holds weights that belong to the parser, which has to live as long.
-    network, _parser = parse.parse(flavour, builder, model)
-    plugin_layers = parse.require_plugins(flavour, network, custom_ops, library, options.native_fallback)
+    network, _parser = parse.parse(flavour, builder, model, missing)
+    plugin_layers = parse.count_plugin_layers(flavour, network, custom_ops, missing)
     profiles = _profiles(flavour, network, options)
     config = builder.create_builder_config()
     targets = _configure(flavour, config, network, options)
@@ -176,9 +177,17 @@ def _build(
         profiles=tuple(profiles),
         plugin_layers=plugin_layers,
         layers=_layer_types(network),
-        warnings=tuple(dict.fromkeys(map(brief, record.warnings))),
+        warnings=(*dict.fromkeys(map(brief, record.warnings)), *_kernel_warnings(library, plugin_layers, targets)),
         seconds=time.monotonic() - started,
     )
+
+
+def _kernel_warnings(library: PluginLibrary | None, plugin_layers: int, targets: tuple[str, ...]) -> Iterator[str]:
+    if library and plugin_layers and (missing := plugins.uncovered(library, targets)):
+        yield (
+            f"the plugin library has no kernels for compute capability {', '.join(missing)}, "
+            "where this plan would fail; compile it for them (see trt_plugins/README.md)"
+        )
 
 
 def _hint(record: Record) -> str:

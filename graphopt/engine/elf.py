@@ -61,7 +61,9 @@ def read(path: Path) -> SharedLibrary:
     with path.open("rb") as f:
         try:
             return _read(f)
-        except (struct.error, UnicodeDecodeError, IndexError) as e:
+        except NotElfError:
+            raise
+        except (struct.error, ValueError, IndexError) as e:
             raise NotElfError(f"{path} is a damaged or truncated ELF file") from e
 
 
@@ -94,11 +96,10 @@ def _read(f: BinaryIO) -> SharedLibrary:
 
 
 def _at(f: BinaryIO, offset: int, size: int) -> bytes:
-    f.seek(offset)
-    data = f.read(size)
-    if len(data) != size:
+    if offset + size > os.fstat(f.fileno()).st_size:
         raise NotElfError(f"{f.name} is a truncated ELF file")
-    return data
+    f.seek(offset)
+    return f.read(size)
 
 
 def _name(names: bytes, offset: int) -> str:

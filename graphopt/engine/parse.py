@@ -1,16 +1,17 @@
 """ONNX file -> TensorRT network, and the check that our ops became plugins rather than their bodies."""
 
-__all__ = ["parse", "require_plugins"]
+__all__ = ["count_plugin_layers", "missing_plugins", "parse"]
 
 import re
 from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import inliner
 
 from graphopt.engine.flavour import Flavour
 from graphopt.engine.messages import brief
-from graphopt.engine.plugins import PluginLibrary
+from graphopt.engine.plugins import NAMESPACE, PluginLibrary
 from graphopt.engine.source import CustomOps
 from graphopt.errors import EngineError
 
@@ -19,8 +20,32 @@ _EMPTY_REASONS = ("", "false")
 _LISTED = 3
 
 
-def parse(flavour: Flavour, builder: Any, path: Path) -> tuple[Any, Any]:
+def missing_plugins(
+    flavour: Flavour, wanted: CustomOps, library: PluginLibrary | None, native_fallback: bool
+) -> frozenset[str]:
+    """Return the ops of ``wanted`` for which ``library`` has no plugin, so that their bodies have to be imported.
+
+    Raises:
+        EngineError: there are some and not ``native_fallback``; names them.
+    """
+    missing = frozenset(wanted.counts) - frozenset(library.creators if library else ())
+    if not missing or native_fallback:
+        return missing
+    source = f"{library.path} has no plugin" if library else "no plugin library is loaded"
+    raise EngineError(
+        f"{source} for {_listed(sorted(missing), wanted)}; build the plugin library again, "
+        "or pass --native-fallback to run their bodies in standard ops"
+    )
+
+
+def parse(flavour: Flavour, builder: Any, path: Path, inline: frozenset[str] = frozenset()) -> tuple[Any, Any]:
     """Return the network of the ONNX file ``path``, and the parser, which owns the network's weights.
+
+    Args:
+        flavour: the TensorRT in use.
+        builder: its IBuilder.
+        path: the ONNX file; its external data lies beside it.
+        inline: ops of our domain whose nodes are replaced by their bodies.
 
     Raises:
         EngineError: the parser refused; the message names the node.
@@ -28,10 +53,10 @@ def parse(flavour: Flavour, builder: Any, path: Path) -> tuple[Any, Any]:
     network = flavour.network(builder)
     parser = flavour.trt.OnnxParser(network, flavour.logger)
     with flavour.messages.record() as record:
-        if flavour.modern:
+        if flavour.modern and not inline:
             ok = parser.parse_from_file(str(path))
         else:
-            ok = parser.parse(_without_functions(path), path=str(path))
+            ok = parser.parse(_without_functions(flavour, path, inline), path=str(path))
     if not ok:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         if not errors:
@@ -42,10 +67,34 @@ def parse(flavour: Flavour, builder: Any, path: Path) -> tuple[Any, Any]:
     return network, parser
 
 
-def _without_functions(path: Path) -> bytes:
-    """The model without its local functions, which the parser of TensorRT 8 does not know."""
+def count_plugin_layers(flavour: Flavour, network: Any, wanted: CustomOps, inlined: frozenset[str]) -> int:
+    """Return the number of plugin layers; the parser says nothing when it imports a node's body in place of its plugin.
+
+    Raises:
+        EngineError: there are fewer than nodes of ``wanted`` that are not of ``inlined`` ops.
+    """
+    layers = [network.get_layer(i).type for i in range(network.num_layers)].count(flavour.plugin_layer)
+    expected = {op: n for op, n in wanted.counts.items() if op not in inlined}
+    total = sum(expected.values())
+    if layers < total:
+        raise EngineError(
+            f"only {layers} of {total} custom nodes became plugin layers: {flavour} imported the bodies "
+            f"of others among {_listed(sorted(expected), wanted)}; use a plugin library built for this TensorRT"
+        )
+    return layers
+
+
+def _without_functions(flavour: Flavour, path: Path, inline: frozenset[str]) -> bytes:
+    """The model with the functions of ``inline`` expanded, and, for TensorRT 8, which knows none, without the others.
+
+    We expand them because the parser of TensorRT-RTX 1.7.1 does not give the layers of each call names of their own: a
+    body with a QuantizeLinear that is called twice fails to parse.
+    """
     proto = onnx.load(path, load_external_data=False)
-    del proto.functions[:]
+    if inline:
+        proto = inliner.inline_selected_functions(proto, [(NAMESPACE, op) for op in sorted(inline)])
+    if not flavour.modern:
+        del proto.functions[:]
     return bytes(proto.SerializeToString())
 
 
@@ -73,24 +122,11 @@ def _sentence(flavour: Flavour, path: Path, error: Any) -> str:
     return f"{path}: {flavour} refused {where}: {description}"
 
 
-def require_plugins(
-    flavour: Flavour, network: Any, wanted: CustomOps, library: PluginLibrary | None, native_fallback: bool
-) -> int:
-    """Return the number of plugin layers; the parser silently imports a node's body where its plugin is missing.
+def _listed(ops: list[str], wanted: CustomOps) -> str:
+    shown = [f"{op} ({_count(wanted.counts[op], 'node')}, such as '{wanted.example[op]}')" for op in ops[:_LISTED]]
+    rest = len(ops) - _LISTED
+    return ", ".join(shown) + (f" and {_count(rest, 'more op')}" if rest > 0 else "")
 
-    Raises:
-        EngineError: fewer than ``wanted`` and not ``native_fallback``; names the missing ops.
-    """
-    layers = [network.get_layer(i).type for i in range(network.num_layers)].count(flavour.plugin_layer)
-    if layers >= wanted.total or native_fallback:
-        return layers
-    available = set(library.creators) if library else set()
-    missing = sorted(op for op in wanted.counts if op not in available) or sorted(wanted.counts)
-    listed = ", ".join(f"{op} ({wanted.counts[op]} nodes, such as '{wanted.example[op]}')" for op in missing[:_LISTED])
-    if len(missing) > _LISTED:
-        listed += f" and {len(missing) - _LISTED} more ops"
-    source = f"{library.path} does not provide" if library else "no plugin library was loaded for"
-    raise EngineError(
-        f"only {layers} of {wanted.total} custom nodes became plugin layers: {source} {listed}; "
-        "build the plugin library again, or pass --native-fallback to run their bodies in standard ops"
-    )
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,9 +1,10 @@
 """Find, check and load the plugin library ``libgraphopt_plugins.so``."""
 
-__all__ = ["ENVIRONMENT", "LIBRARY", "NAMESPACE", "PluginLibrary", "check", "load", "locate"]
+__all__ = ["ENVIRONMENT", "LIBRARY", "NAMESPACE", "PluginLibrary", "check", "load", "locate", "uncovered"]
 
 import ctypes
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +136,28 @@ def load(path: Path, flavour: Flavour) -> PluginLibrary:
     library = PluginLibrary(path, digest, _text(path, _VERSION_FUNCTION), _text(path, _BUILD_FUNCTION), tuple(creators))
     _loaded[flavour.name] = library
     return library
+
+
+def uncovered(library: PluginLibrary, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of ``targets`` for which the library has no kernels; none if it does not say what it has.
+
+    Machine code for compute capability a.b runs on a.c with c >= b; architecture-specific code (``90a``) on a.b alone.
+
+    >>> some = PluginLibrary(Path("x.so"), "", None, "cuda=13.0 archs=80;90a", ())
+    >>> uncovered(some, ("7.5", "8.6", "9.0", "12.0 and later"))
+    ('7.5', '12.0 and later')
+    """
+    listed = re.search(r"\barchs=([\w;-]+)", library.build_info or "")
+    if listed is None:
+        return ()
+    found = [re.fullmatch(r"(\d+)(\d)([a-z]?)(-\w+)?", arch) for arch in listed.group(1).split(";")]
+    archs = [(int(m.group(1)), int(m.group(2)), bool(m.group(3))) for m in found if m]
+
+    def covered(target: str) -> bool:
+        major, minor = map(int, target.split()[0].split("."))
+        return any(major == a and (minor == b if exact else minor >= b) for a, b, exact in archs)
+
+    return tuple(t for t in targets if not covered(t))
 
 
 def _text(path: Path, function: str) -> str | None:
