@@ -19,7 +19,7 @@ import onnx
 
 from graphopt import ir
 from graphopt.errors import ModelError
-from graphopt.models.graph_builder import GraphBuilder, Progress
+from graphopt.models.graph_builder import GraphBuilder, Progress, save_built
 from graphopt.models.weights import WeightSource
 
 
@@ -93,9 +93,9 @@ def build_bert(
 
     Arguments, result and errors are those of `graphopt.models.llama.build_llama`.
     """
-    path = Path(path)
-    model = bert_model(config, source, dtype=dtype, opset=opset, spool=path.parent, progress=progress)
-    return ir.save(model, path, external_data=True)
+    return save_built(
+        lambda spool: bert_model(config, source, dtype=dtype, opset=opset, spool=spool, progress=progress), path
+    )
 
 
 def bert_model(

@@ -1,7 +1,9 @@
 """`GraphBuilder`: what the model builders write nodes with."""
 
-__all__ = ["DTYPES", "GraphBuilder", "Progress"]
+__all__ = ["DTYPES", "GraphBuilder", "Progress", "save_built"]
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.errors import ModelError, nearest
+from graphopt import ir
+from graphopt.errors import ModelError, OutputError, nearest
 from graphopt.ir import Model, WeightStore
 from graphopt.ir.weights import onnx_dtype
 from graphopt.models.weights import WeightSource
@@ -172,3 +175,24 @@ class GraphBuilder:
         if name not in self._constants:
             self._constants[name] = gs.Constant(f"const.{name}", values)
         return self._constants[name]
+
+
+def save_built(build: Callable[[Path], Model], path: str | os.PathLike[str]) -> list[Path]:
+    """Save what ``build`` returns to ``path``, spooling its weights beside it: the disk that must have room anyway.
+
+    The spool is gone when this returns or raises, whatever still refers to the model.
+
+    Args:
+        build: makes the model, given the folder for its spool.
+        path: the .onnx file; weights go to ``<path>.data``.
+
+    Raises:
+        OutputError: the folder of ``path`` is missing or cannot be written.
+    """
+    path = Path(path)
+    try:
+        spool = tempfile.TemporaryDirectory(dir=path.parent, prefix=".graphopt-")
+    except OSError as e:
+        raise OutputError(f"cannot write {path}: {e.strerror or e}; nothing was written") from e
+    with spool as folder:
+        return ir.save(build(Path(folder)), path, external_data=True)

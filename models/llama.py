@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from graphopt import ir
-from graphopt.models.graph_builder import GraphBuilder, Progress
+from graphopt.models.graph_builder import GraphBuilder, Progress, save_built
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import WeightSource
 
@@ -53,9 +53,9 @@ def build_llama(
         ModelError: dtype or opset is unknown, or a weight is missing, has another shape or does not fit the dtype.
         OutputError: the files cannot be written; nothing was left behind.
     """
-    path = Path(path)
-    model = llama_model(config, source, dtype=dtype, opset=opset, spool=path.parent, progress=progress)
-    return ir.save(model, path, external_data=True)
+    return save_built(
+        lambda spool: llama_model(config, source, dtype=dtype, opset=opset, spool=spool, progress=progress), path
+    )
 
 
 def llama_model(
