@@ -1,0 +1,24 @@
+"""The built plugin library and the program that drives it as TensorRT does."""
+
+from pathlib import Path
+
+import pytest
+
+from graphopt.engine import plugins
+from graphopt.errors import PluginError
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    try:
+        return plugins.locate()
+    except PluginError as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture(scope="session")
+def host_v3(library: Path) -> Path:
+    program = library.with_name("host_v3")
+    if not program.is_file():
+        pytest.skip(f"{program} was not built (cmake option GRAPHOPT_BUILD_TESTS)")
+    return program

@@ -1,0 +1,146 @@
+"""What the C API refuses, and what the libraries export. Arguments are checked before anything touches a GPU."""
+
+import ctypes
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import graphopt
+
+POINTER, FLOAT16, INT8 = 1 << 20, 1, 3
+OK, NULL, MISALIGNED, BAD_SHAPE, BAD_TYPE, BAD_OPERATION, TOO_LARGE = range(7)
+PLAIN, RMS_NORM, ADD_RMS_NORM, LAYER_NORM = range(4)
+
+
+@pytest.fixture(scope="module")
+def lib(library: Path) -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(library))
+    for name in ("graphopt_status_string", "graphopt_plugins_version", "graphopt_plugins_build_info"):
+        getattr(lib, name).restype = ctypes.c_char_p
+    return lib
+
+
+def _quantize(lib: ctypes.CDLL, **changes: float | None) -> int:
+    arguments: dict[str, object] = {
+        "producer": ADD_RMS_NORM,
+        "dtype": FLOAT16,
+        "rows": 4,
+        "cols": 64,
+        "capacity": 16,
+        **dict.fromkeys(("x", "other", "gamma", "beta", "idx"), POINTER),
+        "epsilon": 1e-5,
+        **dict.fromkeys(("xq", "sx", "xo", "sum", "y"), POINTER),
+    }
+    arguments.update(changes)
+    integers, longs = ("producer", "dtype"), ("rows", "cols", "capacity")
+    converted = [
+        ctypes.c_float(value)
+        if name == "epsilon"
+        else (ctypes.c_int32 if name in integers else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
+        for name, value in arguments.items()
+    ]
+    return int(lib.graphopt_mixq_quantize(*converted, None))
+
+
+def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
+    arguments: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16}
+    arguments |= dict.fromkeys(("xq", "sx", "xo", "wq", "sw", "wo", "bias", "y"), POINTER)
+    arguments |= changes
+    longs = ("m", "n", "k", "capacity")
+    converted = [
+        (ctypes.c_int32 if name == "dtype" else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
+        for name, value in arguments.items()
+    ]
+    return int(lib.graphopt_mixq_linear(*converted, None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"rows": 0}, OK),
+        ({"rows": 0, "x": None}, OK),
+        ({"rows": -1}, BAD_SHAPE),
+        ({"cols": 0}, BAD_SHAPE),
+        ({"cols": 1 << 40}, TOO_LARGE),
+        ({"capacity": 0}, BAD_SHAPE),
+        ({"capacity": 24}, BAD_SHAPE),
+        ({"dtype": INT8}, BAD_TYPE),
+        ({"dtype": -1}, BAD_TYPE),
+        ({"producer": 10}, BAD_OPERATION),
+        ({"producer": -1}, BAD_OPERATION),
+        ({"x": None}, NULL),
+        ({"x": POINTER + 1}, MISALIGNED),
+        ({"other": None}, NULL),
+        ({"gamma": None}, NULL),
+        ({"producer": LAYER_NORM, "beta": None}, NULL),
+        ({"idx": None}, NULL),
+        ({"idx": POINTER + 2}, MISALIGNED),
+        ({"xq": None}, NULL),
+        ({"sx": None}, NULL),
+        ({"sx": POINTER + 2}, MISALIGNED),
+        ({"xo": None}, NULL),
+        ({"y": POINTER + 1}, MISALIGNED),
+        ({"sum": POINTER + 1}, MISALIGNED),
+    ],
+    ids=str,
+)
+def test_quantize_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _quantize(lib, **changes) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"m": 0}, OK),
+        ({"m": -1}, BAD_SHAPE),
+        ({"n": 0}, BAD_SHAPE),
+        ({"k": 0}, BAD_SHAPE),
+        ({"k": 133145}, TOO_LARGE),
+        ({"capacity": 8}, BAD_SHAPE),
+        ({"dtype": INT8}, BAD_TYPE),
+        *(({name: None}, NULL) for name in ("xq", "sx", "xo", "wq", "sw", "wo", "bias", "y")),
+        *(({name: POINTER + 1}, MISALIGNED) for name in ("sx", "xo", "sw", "wo", "bias", "y")),
+    ],
+    ids=str,
+)
+def test_linear_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _linear(lib, **changes) == status
+
+
+def test_every_status_has_its_own_sentence(lib: ctypes.CDLL) -> None:
+    sentences = [lib.graphopt_status_string(status).decode() for status in range(8)]
+    assert sentences[0] == "success"
+    assert len(set(sentences)) == len(sentences)
+    assert lib.graphopt_status_string(1001).decode() == "invalid argument"
+    assert lib.graphopt_status_string(-5).decode() == "unknown status"
+
+
+def test_the_library_says_what_it_is(lib: ctypes.CDLL) -> None:
+    assert lib.graphopt_plugins_version().decode() == graphopt.__version__
+    assert re.fullmatch(
+        r"cuda=\d+\.\d+ archs=[\da,]+ tensorrt_headers=\d+\.\d+\.\d+", lib.graphopt_plugins_build_info().decode()
+    )
+
+
+def test_only_the_interface_is_exported(library: Path) -> None:
+    listed = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout.splitlines()
+    defined = {line.split()[-1] for line in listed if " T " in line}
+    assert {"getCreators", "setLoggerFinder", "graphopt_mixq_linear", "graphopt_mixq_quantize"} <= defined
+    assert all(name in ("getCreators", "setLoggerFinder") or name.startswith("graphopt_") for name in defined), defined
+    undefined = " ".join(line.split()[-1] for line in listed if " U " in line)
+    assert "nvinfer" not in undefined
+    assert "cuda" not in undefined
+
+
+def test_the_self_registering_library_needs_only_the_main_one(library: Path) -> None:
+    thin = library.with_name("libgraphopt_plugins_autoreg.so")
+    done = subprocess.run(
+        ["python3", "-c", f"import ctypes; print(ctypes.CDLL({str(thin)!r}).graphopt_register_plugins())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "0"
+    assert "load TensorRT before" in done.stderr
