@@ -199,11 +199,16 @@ class Sm90Consumer {
       row += first_row_;
       float sx[Traits::kBlocks][2];
       load_sx(sx, row);
-      multiply(args_.code_tiles, [](auto& d, uint64_t x, uint64_t w, bool first) { Product::s8(d, x, w, !first); });
+      bool const staggered = Tile::kStaggered && args_.code_tiles >= Traits::kMinStaggeredTiles;
+      if (staggered && warpgroup_ == 1) warpgroup_await(kLagBarrier);
+      multiply(args_.code_tiles, [&](auto& d, uint64_t x, uint64_t w, int i, int s) {
+        if (staggered && warpgroup_ == 0 && i == Traits::kLag && s == 0) warpgroup_signal(kLagBarrier);
+        Product::s8(d, x, w, i + s > 0);
+      });
       mbarrier_wait(shared_.vectors_full(slot_), vectors_parity_);
       vectors_parity_ ^= 1;
       scale(sx);
-      multiply(args_.outlier_tiles, [](auto& d, uint64_t x, uint64_t w, bool) { Product::outliers(d, x, w, T{}); });
+      multiply(args_.outlier_tiles, [](auto& d, uint64_t x, uint64_t w, int, int) { Product::outliers(d, x, w, T{}); });
       store(row, column);
       if (lane_ == 0) mbarrier_arrive(shared_.vectors_empty(slot_));
       if (Tile::kPingPong) leave_to_other(walk);
@@ -212,6 +217,8 @@ class Sm90Consumer {
   }
 
  private:
+  static constexpr int kLagBarrier = 1 + Traits::kConsumers;  // after __syncthreads and one barrier per warpgroup
+
   __device__ __forceinline__ bool is_leader() const { return threadIdx.x % kWarpgroup == 0; }
 
   __device__ __forceinline__ void leave_to_other(TileWalk<Tile>& walk) {
@@ -248,7 +255,7 @@ class Sm90Consumer {
 #pragma unroll
         for (int b = 0; b < Traits::kBlocks; ++b) {
           uint64_t const step_offset = s * kWgmmaStepBytes / 16;
-          step(sum_[b], x + b * (kWgmmaRows * kSwizzleBytes / 16) + step_offset, w + step_offset, i == 0 && s == 0);
+          step(sum_[b], x + b * (kWgmmaRows * kSwizzleBytes / 16) + step_offset, w + step_offset, i, s);
         }
       }
       wgmma_commit();
@@ -352,6 +359,7 @@ class Sm90Consumer {
 template <class T, class Tile>
 __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
     linear_sm90(__grid_constant__ Sm90Args<T> const args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Traits = Sm90Traits<T, Tile>;
   extern __shared__ __align__(1024) uint8_t memory[];
   Sm90Shared<Traits> const shared{shared_address(memory)};
@@ -387,6 +395,9 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
   }
   // A block's shared memory must outlive the arrivals of its peers.
   if constexpr (Tile::kCluster > 1) cluster_sync();
+#else
+  __trap();  // not launched: compiled along with the library's other architectures
+#endif
 }
 
 }  // namespace graphopt::mixq

@@ -19,46 +19,55 @@ int square_group(int down, int across, int clusters_in_flight) {
   return std::clamp(side, 1, down);
 }
 
-/// Encode the operands for the copy engine and launch. See supports_sm90 in sm90.h for what `p` must satisfy.
+/// The kernel's view of `p`: its operands encoded for the copy engine, and the walk over Y.
 template <class T, class Tile>
-Status launch_sm90(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
+Status make_sm90_args(LinearParams const& p, int multiprocessors, Sm90Args<T>* args) {
   using Traits = Sm90Traits<T, Tile>;
-  Sm90Args<T> args;
   constexpr int kXPart = Tile::kRowsM / Tile::kClusterN;
   constexpr int kWPart = Tile::kRowsN / Tile::kClusterM;
-  GRAPHOPT_TRY(encode_tensor_map(&args.xq, p.xq, DType::kInt8, p.m, p.k, kXPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args.wq, p.wq, DType::kInt8, p.n, p.k, kWPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args.xo, p.xo, p.dtype, p.m, p.capacity, kXPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args.wo, p.wo, p.dtype, p.n, p.capacity, kWPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kWgmmaRowsM));
-  args.sx = p.sx;
-  args.sw = p.sw;
-  args.bias = static_cast<T const*>(p.bias);
-  args.m = static_cast<int32_t>(p.m);
-  args.n = static_cast<int32_t>(p.n);
-  args.code_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.k, Traits::kRowBytes));
-  args.outlier_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.capacity, Traits::kStoreCols));
+  GRAPHOPT_TRY(encode_tensor_map(&args->xq, p.xq, DType::kInt8, p.m, p.k, kXPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args->wq, p.wq, DType::kInt8, p.n, p.k, kWPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args->xo, p.xo, p.dtype, p.m, p.capacity, kXPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args->wo, p.wo, p.dtype, p.n, p.capacity, kWPart));
+  GRAPHOPT_TRY(encode_tensor_map(&args->y, p.y, p.dtype, p.m, p.n, Traits::kWgmmaRowsM));
+  args->sx = p.sx;
+  args->sw = p.sw;
+  args->bias = static_cast<T const*>(p.bias);
+  args->m = static_cast<int32_t>(p.m);
+  args->n = static_cast<int32_t>(p.n);
+  args->code_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.k, Traits::kRowBytes));
+  args->outlier_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.capacity, Traits::kStoreCols));
+  args->grid.down = static_cast<int32_t>(ceil_div<int64_t>(p.m, Tile::kRowsM * Tile::kClusterM));
+  args->grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, Tile::kRowsN * Tile::kClusterN));
+  args->grid.group = square_group<Tile>(args->grid.down, args->grid.across, multiprocessors / Tile::kCluster);
+  return Status::kOk;
+}
 
-  int64_t const down = ceil_div<int64_t>(p.m, Tile::kRowsM * Tile::kClusterM);
-  int64_t const across = ceil_div<int64_t>(p.n, Tile::kRowsN * Tile::kClusterN);
-  int const in_flight = multiprocessors / Tile::kCluster;
-  args.grid.down = static_cast<int32_t>(down);
-  args.grid.across = static_cast<int32_t>(across);
-  args.grid.group = square_group<Tile>(args.grid.down, args.grid.across, in_flight);
-
+template <class T, class Tile>
+Status launch_sm90_kernel(Sm90Args<T> const& args, int multiprocessors, cudaStream_t stream) {
+  using Traits = Sm90Traits<T, Tile>;
   GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(linear_sm90<T, Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                          Traits::kSharedBytes));
   cudaLaunchAttribute cluster;
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {Tile::kCluster, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min<int64_t>(in_flight, down * across) * Tile::kCluster));
+  int const clusters = std::min(multiprocessors / Tile::kCluster, args.grid.clusters());
+  config.gridDim = dim3(static_cast<unsigned>(clusters * Tile::kCluster));
   config.blockDim = dim3(Traits::kThreads);
   config.dynamicSmemBytes = Traits::kSharedBytes;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = Tile::kCluster > 1 ? 1 : 0;
   return cuda_status(cudaLaunchKernelEx(&config, linear_sm90<T, Tile>, args));
+}
+
+/// See supports_sm90 in sm90.h for what `p` must satisfy.
+template <class T, class Tile>
+Status launch_sm90(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
+  Sm90Args<T> args;
+  GRAPHOPT_TRY((make_sm90_args<T, Tile>(p, multiprocessors, &args)));
+  return launch_sm90_kernel<T, Tile>(args, multiprocessors, stream);
 }
 
 }  // namespace graphopt::mixq

@@ -13,8 +13,9 @@ namespace graphopt::mixq {
 
 /// How the two multiplying warpgroups of a block share the work.
 ///   kCooperative: the halves of one tile of Y. The largest tiles, so the least traffic.
+///   kStaggered: the same, the second one kLag stages behind, so that they do not scale and store at the same time.
 ///   kPingPong: alternate tiles of Y, so that one multiplies while the other scales and stores.
-enum class Sm90Schedule { kCooperative, kPingPong };
+enum class Sm90Schedule { kCooperative, kStaggered, kPingPong };
 
 /// A block's share of Y [M, N], and how many blocks along M or N form a cluster.
 ///   kRowsM, kRowsN: rows of X and of W in a block.
@@ -22,6 +23,7 @@ enum class Sm90Schedule { kCooperative, kPingPong };
 template <int kRowsM_, int kRowsN_, int kClusterM_, int kClusterN_, Sm90Schedule kSchedule>
 struct Sm90Tile {
   static constexpr bool kPingPong = kSchedule == Sm90Schedule::kPingPong;
+  static constexpr bool kStaggered = kSchedule == Sm90Schedule::kStaggered;
   static constexpr int kRowsM = kRowsM_;
   static constexpr int kRowsN = kRowsN_;
   static constexpr int kClusterM = kClusterM_;
@@ -59,7 +61,7 @@ struct Sm90Traits {
   static constexpr int kSwBytes = Tile::kRowsN * 4;
   static constexpr int kVectorBytes = kSwBytes + Tile::kRowsN * int{sizeof(T)};  // sw and bias of a tile
   static constexpr int kVectorSlots = Tile::kPingPong ? kConsumers : 1;
-  static constexpr int kBarrierBytes = 192;
+  static constexpr int kBarrierBytes = 256;
   static constexpr int kMaxSharedBytes = 227 * 1024;
   static constexpr int kStages =
       (kMaxSharedBytes - kStagingBytes - kVectorSlots * kVectorBytes - kBarrierBytes) / kStageBytes;
@@ -69,6 +71,11 @@ struct Sm90Traits {
   static constexpr int kVectorOffset = kStagingOffset + kStagingBytes;
   static constexpr int kBarrierOffset = kVectorOffset + kVectorSlots * kVectorBytes;
   static constexpr int kSharedBytes = kBarrierOffset + kBarrierBytes;
+
+  // The leader signals once per tile, and its lead is bounded by the ring: with this many tiles of codes it cannot signal
+  // for the next tile before the other has awaited this one.
+  static constexpr int kLag = 2;
+  static constexpr int kMinStaggeredTiles = kStages;
   static_assert(kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "a swizzled tile starts at a multiple of 1024");
 };
 
