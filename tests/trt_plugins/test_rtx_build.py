@@ -1,5 +1,7 @@
 """TensorRT-RTX, which builds without a GPU, takes every op of ours as a plugin, in every type, with dynamic shapes."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.core.op import OpSpec
-from graphopt.engine import plugins
 from graphopt.engine.build import BuildOptions, build
-from graphopt.errors import PluginError
 from graphopt.passes.mixq.ops import LINEAR, OPS
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 K, N, CAPACITY = 64, 48, 16
 
 pytestmark = pytest.mark.rtx
-
-
-@pytest.fixture(scope="module")
-def library() -> Path:
-    try:
-        return plugins.locate()
-    except PluginError as e:
-        pytest.skip(str(e))
 
 
 def _constant(rng: np.random.Generator, name: str, dtype: np.dtype) -> np.ndarray:
@@ -78,7 +70,7 @@ class _Model:
 
     def add(self, spec: OpSpec, **attributes: int) -> list[str]:
         node = f"{spec.name}_{len(self.nodes)}"
-        emitted = [p.name for p in spec.outputs if p.name != "y" or spec is LINEAR or attributes.get("emit_y")]
+        emitted = [p.name for p in spec.outputs]
         outputs = [f"{node}.{name}" for name in emitted]
         if any(a.name == "epsilon" for a in spec.attributes):
             attributes["epsilon"] = 1e-6  # type: ignore[assignment]
@@ -96,7 +88,7 @@ class _Model:
         )
         elems = {"xq": TensorProto.INT8, "sx": TensorProto.FLOAT}
         for name, output in zip(emitted, outputs, strict=True):
-            if name != "sum" or attributes.get("emit_sum"):
+            if attributes.get(f"emit_{name}", 1):
                 self.outputs.append(self._value(output, elems.get(name, self.elem), None))
         return outputs
 
@@ -140,7 +132,7 @@ def test_every_op_builds_as_a_plugin(dtype: str, rng: np.random.Generator, tmp_p
 def test_a_norm_feeds_a_linear(rng: np.random.Generator, tmp_path: Path, library: Path) -> None:
     model = _Model(rng, "float16")
     spec = next(op for op in OPS if op.name == "MixQRMSNorm")
-    xq, sx, xo = model.add(spec, emit_y=0)
+    xq, sx, xo, _ = model.add(spec, emit_y=0)
     model.outputs.clear()
     model.add(LINEAR)
     linear = model.nodes[-1]
@@ -156,3 +148,17 @@ def test_a_norm_feeds_a_linear(rng: np.random.Generator, tmp_path: Path, library
     result = build(model.save(tmp_path / "chain.onnx"), tmp_path / "chain.plan", options)
     assert result.manifest.plugin_layers == 2
     assert [tuple(t.shape)[-1] for t in result.manifest.outputs] == [N]
+
+
+def test_the_self_registering_library_registers_with_the_loaded_tensorrt(library: Path) -> None:
+    thin = library.with_name("libgraphopt_plugins_autoreg.so")
+    program = (
+        "import ctypes, tensorrt_rtx as trt\n"
+        "registry = trt.get_plugin_registry()\n"
+        "before = registry.get_creator('MixQLinear', '1', 'graphopt')\n"
+        f"ctypes.CDLL({str(thin)!r})\n"
+        "print(before, registry.get_creator('MixQLinear', '1', 'graphopt').name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["None", "MixQLinear"]
+    assert done.stderr == ""
