@@ -15,6 +15,7 @@ import math
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ GUARD = 4096  # elements after y that must not change
 COLD_BYTES = 200e6  # of weights, more than L2 holds
 SAMPLES = 25
 SAMPLE_SECONDS = 1e-3
+CHECKS_AT_ONCE = 4
 
 SHAPES = [(4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672)]  # N, K
 TOKENS = [16, 128, 512, 2048, 4096]
@@ -299,12 +301,13 @@ def time_studies(library: Library, names: list[str]) -> dict:
 
 def run(output: Path, limit: float) -> int:
     output.mkdir(parents=True, exist_ok=True)
-    print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda, flush=True)
+    names = Library(BOUNDED_LIBRARY).names
     verdicts = []
-    for name in Library(BOUNDED_LIBRARY).names:
-        verdicts.append(in_process(["check", "--tile", name], name, limit))
-        print(json.dumps(verdicts[-1]), flush=True)
-        (output / "mixq_sm90_check.json").write_text(json.dumps(verdicts, indent=1))
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
+        for verdict in pool.map(lambda name: in_process(["check", "--tile", name], name, limit), names):
+            verdicts.append(verdict)
+            print(json.dumps(verdict), flush=True)
+            (output / "mixq_sm90_check.json").write_text(json.dumps(verdicts, indent=1))
     passed = [verdict["name"] for verdict in verdicts if verdict["passed"]]
     if passed:
         timed = in_process(["time", "--output", str(output), "--tiles", ",".join(passed)], "time", limit * 4)
@@ -334,6 +337,7 @@ def print_table(output: Path) -> None:
     if not path.exists():
         return
     saved = json.loads(path.read_text())
+    print(saved["gpu"], "torch", saved["torch"], "CUDA", saved["cuda"])
     names = list(dict.fromkeys(name for row in saved["rows"] for name in row["us"]))
     print("N K M | fp16 int_mm | " + " ".join(names) + " | best: TOPS, x fp16, x int_mm")
     for row in saved["rows"]:
