@@ -48,7 +48,8 @@ def validate(kind: type[T], data: Any, where: str) -> T:
     try:
         return kind.model_validate(data)
     except ValidationError as e:
-        error = e.errors()[0]
+        # A misspelt key explains a missing one, so it comes first.
+        error = min(e.errors(), key=lambda error: error["type"] != "extra_forbidden")
         path = ".".join(str(part) for part in error["loc"])
         if error["type"] == "extra_forbidden":
             known = _known_keys(kind, error["loc"][:-1])

@@ -14,6 +14,17 @@ from graphopt.errors import CalibrationError
 from graphopt.ir.files import replacing
 
 _FORMAT = 1
+#: What reading a file that is truncated, damaged or something else altogether raises.
+_DAMAGE = (
+    LookupError,
+    ValueError,
+    OSError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    RuntimeError,  # zipfile: encrypted, or compressed in a way that it does not know
+    zipfile.BadZipFile,
+)
 
 
 @dataclass
@@ -78,6 +89,7 @@ class Statistics:
             "graphopt_statistics": _FORMAT,
             "names": names,
             "tokens": [e.tokens for e in self.linears.values()],
+            "second_moments": [e.second_moment is not None for e in self.linears.values()],
             "source": self.source,
         }
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -105,13 +117,13 @@ class Statistics:
                         data[f"{i}.absmax"],
                         data[f"{i}.mean_square"],
                         int(header["tokens"][i]),
-                        data.get(f"{i}.second_moment"),
+                        data[f"{i}.second_moment"] if header["second_moments"][i] else None,
                     )
                     for i, name in enumerate(header["names"])
                 }
         except FileNotFoundError as e:
             raise CalibrationError(f"statistics file {path} does not exist; make it with 'graphopt calibrate'") from e
-        except (LookupError, ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as e:
+        except _DAMAGE as e:
             raise CalibrationError(
                 f"{path} is not a statistics file of 'graphopt calibrate', or it is truncated"
             ) from e
