@@ -9,6 +9,7 @@ __all__ = ["legalize"]
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
@@ -95,6 +96,10 @@ def _resolve(
         for attribute in node.attribute:
             if attribute.ref_attr_name:
                 _fill(attribute, attributes[attribute.ref_attr_name])
+            if attribute.name == "value_float":
+                # graphsurgeon would read the number as float64.
+                value = numpy_helper.from_array(np.array(attribute.f, np.float32))
+                attribute.CopyFrom(helper.make_attribute("value", value))
         if node.op_type == "Constant":
             scalars |= _scalar(node)
         elif node.op_type == "Cast" and node.input[0] in scalars:
