@@ -28,7 +28,7 @@ def entry(rng: np.random.Generator, channels: int = 20, moment: bool = False) ->
 
 
 def example(rng: np.random.Generator) -> Statistics:
-    linears = {"model.layers.0.q": entry(rng), "weird/name.npy\n日本": entry(rng, 7, True), "third": entry(rng, 1)}
+    linears = {"model.layers.0.q": entry(rng), "weird/name.npy 日本": entry(rng, 7, True), "third": entry(rng, 1)}
     return Statistics(linears, {"text": "wiki", "tokens": 50, "list": [1, 2]})
 
 
@@ -146,7 +146,7 @@ def rewritten(rng: np.random.Generator, path: Path, header: dict[str, Any], **ar
         ({}, {"0.absmax": None}, "is not a statistics file"),
         ({}, {"0.absmax": np.ones((2, 10), np.float32)}, "'model.layers.0.q' has channel statistics of shapes (2, 10)"),
         ({}, {"2.mean_square": np.ones(2)}, "'third' has channel statistics of shapes (1,) and (2,)"),
-        ({}, {"2.second_moment": np.ones((2, 2))}, "'third' has 1 channels but a second moment of shape (2, 2)"),
+        ({}, {"1.second_moment": np.ones((2, 2))}, "has 7 channels but a second moment of shape (2, 2)"),
         ({}, {"2.absmax": np.array([np.nan], np.float32)}, "'third' has statistics that are not finite"),
         ({}, {"2.mean_square": np.array([np.inf])}, "'third' has statistics that are not finite"),
     ],
