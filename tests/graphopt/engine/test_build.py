@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from onnx import TensorProto, helper
 
 import graphopt
 from graphopt.engine import manifest, plugins
-from graphopt.engine.build import BuildOptions, build
+from graphopt.engine.build import BuildOptions, _timing_cache, build
 from graphopt.engine.flavour import Flavour
+from graphopt.engine.messages import Messages
 from graphopt.engine.profiles import Limits, Range
 from graphopt.engine.progress import BuildStep
 from graphopt.errors import EngineError, ModelError, OutputError, PluginError
@@ -257,3 +259,68 @@ def test_kernels_missing_for_a_target_are_a_warning(
     result = build(quantize_model(), tmp_path / "m.plan", BuildOptions(plugins=plugin_library))
     assert any("no kernels for compute capability 12.0 and later" in w for w in result.warnings)
     assert json.loads(result.manifest_path.read_text())["plugin_layers"] == 1
+
+
+class FakeCache:
+    """ITimingCache as bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+class FakeConfig:
+    """IBuilderConfig that accepts the timings of one machine, and times one more kernel in every build."""
+
+    def __init__(self) -> None:
+        self.cache: FakeCache | None = None
+
+    def create_timing_cache(self, data: bytes) -> FakeCache:
+        return FakeCache(data)
+
+    def set_timing_cache(self, cache: FakeCache, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if cache.data.startswith(b"foreign"):
+            return False
+        self.cache = cache
+        return True
+
+    def get_timing_cache(self) -> FakeCache:
+        assert self.cache is not None
+        return FakeCache(self.cache.data + b"+1")
+
+
+TIMING = Flavour("tensorrt", "10.14.1", None, Messages(), None)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, b"+1"), (b"known", b"known+1"), (b"foreign", b"+1")])
+def test_timing_cache_is_reused_extended_and_kept_when_the_build_fails(
+    before: bytes | None, after: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "timings"
+    if before is not None:
+        path.write_bytes(before)
+    with pytest.raises(KeyboardInterrupt), _timing_cache(TIMING, FakeConfig(), path):
+        raise KeyboardInterrupt
+    assert path.read_bytes() == after
+    assert ("made by another TensorRT" in caplog.text) == (before == b"foreign")
+
+
+def test_timing_cache_that_cannot_be_read(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EngineError, match="cannot read timing cache"),
+        _timing_cache(TIMING, FakeConfig(), tmp_path),
+    ):
+        pass
+
+
+def test_importing_the_engine_needs_no_tensorrt(run_python: Callable[..., CompletedProcess[str]]) -> None:
+    code = """
+import sys
+import graphopt.engine.build, graphopt.engine.doctor, graphopt.engine.inspect, graphopt.cli.build, graphopt.cli.doctor
+print([m for m in sys.modules if m.split(".")[0] in ("tensorrt", "tensorrt_rtx", "torch", "onnxruntime", "cuda")])
+"""
+    done = run_python(code)
+    assert done.stdout == "[]\n", done.stderr
