@@ -1,17 +1,57 @@
-"""Exporters' many spellings -> one canonical form."""
+"""Exporters' many spellings -> one canonical form: Linear, RMSNorm, LayerNorm, Rotary, Attention, GatedAct.
+
+The order matters: tidying first, so that patterns need not look through Constants, Identities and repeated nodes;
+rotary before attention; what looks at canonical nodes (bias, gate) after they exist; and tidying again at the end.
+Each module says what it turns into what, and which scopes it visits. Model-local functions are never touched.
+"""
 
 __all__ = ["CANONICALIZE", "OPS", "legalize"]
 
+from collections.abc import Sequence
+
 from graphopt.core.pipeline import Stage
+from graphopt.core.report import Report
+from graphopt.core.rule import Rule, apply_rules
+from graphopt.ir.model import Model
+from graphopt.passes.canonicalize import (
+    attention,
+    attention_ops,
+    gated,
+    linear,
+    matmul_nbits,
+    norm,
+    norm_ops,
+    rotary,
+)
 from graphopt.passes.canonicalize.cleanup import clean_up
 from graphopt.passes.canonicalize.fold_constants import fold_constants
+from graphopt.passes.canonicalize.leftovers import note_leftovers
 from graphopt.passes.canonicalize.legalize import legalize
 from graphopt.passes.canonicalize.ops import OPS
 from graphopt.passes.canonicalize.share_common import share_common
+
+
+def _rules(name: str, rules: Sequence[Rule]) -> Stage:
+    def run(model: Model, report: Report) -> None:
+        apply_rules(model, rules, name, report)
+
+    return Stage(name, run)
+
 
 #: The stages, in order.
 CANONICALIZE: tuple[Stage, ...] = (
     Stage("clean-up", clean_up),
     Stage("fold-constants", fold_constants),
     Stage("share-common", share_common),
+    _rules("linear", (*linear.RULES, *matmul_nbits.RULES)),
+    _rules("linear-bias", linear.BIAS_RULES),
+    _rules("norm", (*norm.RULES, *norm_ops.RULES)),
+    _rules("rotary", rotary.RULES),
+    _rules("attention", (*attention.RULES, *attention_ops.RULES)),
+    _rules("activation", gated.RULES),
+    _rules("gate", gated.GATE_RULES),
+    Stage("fold-constants-again", fold_constants),
+    Stage("share-common-again", share_common),
+    Stage("clean-up-again", clean_up),
+    Stage("leftovers", note_leftovers),
 )

@@ -47,7 +47,7 @@ def clean_up(model: Model, report: Report) -> None:
 
 
 def _is_replaceable(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> bool:
-    """Whether ``new`` may stand for ``old``: an output of the graph needs a node of this graph that gives it its name."""
+    """Whether ``new`` may stand for ``old``: a graph's output needs a node of this graph that gives it its name."""
     if not query.is_output(graph, old):
         return True
     given = isinstance(new, gs.Constant) or not new.inputs
@@ -111,4 +111,3 @@ def _cancelled_reshape(before: gs.Node, node: gs.Node) -> gs.Tensor | None:
     target = [dimension(middle, i) if entry == 0 else entry for i, entry in enumerate(target)]
     unknown = [i for i, entry in enumerate(target) if entry != dimension(x, i)]
     return x if not unknown or (len(unknown) == 1 and target[unknown[0]] == -1) else None
-

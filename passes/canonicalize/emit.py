@@ -25,9 +25,7 @@ def take_outputs(node: gs.Node) -> list[gs.Tensor]:
     return outputs
 
 
-def place(
-    graph: gs.Graph, spec: OpSpec, name: str, inputs: Sequence[gs.Tensor], old: gs.Node, **attrs: Any
-) -> gs.Node:
+def place(graph: gs.Graph, spec: OpSpec, name: str, inputs: Sequence[gs.Tensor], old: gs.Node, **attrs: Any) -> gs.Node:
     """Append a canonical node that gives the first output of ``old`` in its place."""
     output = take_outputs(old)[0]
     node = spec.node(name, inputs, [output], **attrs)
@@ -48,11 +46,11 @@ class Emitter:
     def __init__(self, model: Model, graph: gs.Graph, stem: str) -> None:
         self.model = model
         self.graph = graph
-        self._stem = stem
+        self.stem = stem
         self._taken = {n.name for n in graph.nodes} | set(graph.tensors())
 
     def _name(self, what: str) -> str:
-        base = f"{self._stem}/{what}"
+        base = f"{self.stem}/{what}"
         name = base if base not in self._taken else ""
         number = 0
         while not name or name in self._taken:
@@ -126,11 +124,3 @@ class Emitter:
             for axis in sorted(axes):
                 shape.insert(axis, 1)
         return self.op("Unsqueeze", tensor, self.const(axes), dtype=tensor.dtype, shape=shape)
-
-    def expand_like(self, tensor: gs.Tensor, like: gs.Tensor) -> gs.Tensor:
-        """Broadcast ``tensor`` to the shape of ``like``."""
-        return self.op("Expand", tensor, self.op("Shape", like, dtype=np.int64), dtype=tensor.dtype, shape=like.shape)
-
-    def concat(self, tensors: Sequence[gs.Tensor], axis: int) -> gs.Tensor:
-        """Concatenate tensors of one dtype."""
-        return self.op("Concat", *tensors, dtype=tensors[0].dtype, axis=axis)

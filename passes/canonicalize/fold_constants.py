@@ -1,7 +1,7 @@
 """Compute at compile time what depends on nothing but small constants and static shapes.
 
-Two things are folded: integer tensors that shape arithmetic comes to (`symbolic.integers` finds only numbers), and nodes
-whose inputs are all small constants. Weights are never folded, nor is anything that would become one.
+Two things are folded: integer tensors for which `symbolic.integers` finds only numbers, and nodes whose inputs are all
+small constants. Weights are never folded, nor is anything that would become one.
 Visits the main graph and its subgraphs.
 """
 
@@ -94,4 +94,3 @@ def _from_constants(model: Model, node: gs.Node) -> np.ndarray | None:
     with np.errstate(all="ignore"):
         (value,) = ReferenceEvaluator(single).run(None, feeds)
     return np.asarray(value)
-

@@ -40,7 +40,7 @@ def legalize(model: Model, report: Report) -> None:
                 continue
             counts[spec.name] += 1
             _inline(model, graph, node, spec)
-        graph.toposort()
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
     if not counts:
         return
     for name, count in sorted(counts.items()):

@@ -8,6 +8,7 @@ numbers, which is all that matching needs.
 __all__ = ["Entry", "dimension", "integers"]
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,13 @@ def dimension(tensor: gs.Tensor, axis: int) -> Entry:
     size = tensor.shape[axis]
     if isinstance(size, (int, np.integer)):
         return int(size)
-    return size if size else (tensor.name, axis)
+    return _symbol(size) if size else (tensor.name, axis)
+
+
+def _symbol(text: str) -> Entry:
+    """Return a ``dim_param``; torch writes sums out ("past + sequence"), which become what Add gives."""
+    terms = [int(term) if term.isdecimal() else term for term in text.split(" + ")]
+    return reduce(_add, terms)
 
 
 def integers(tensor: gs.Tensor) -> list[Entry] | None:
