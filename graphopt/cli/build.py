@@ -76,7 +76,7 @@ def build(
     with progress() as display:
         result = build_plan(model, output, options, on_step=_Bars(display).show)
     for warning in result.warnings:
-        console.print(f"TensorRT warns: {warning}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
     def render(out: Console) -> None:
         plan_table(out, result.manifest)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import graphopt
-from graphopt import log
 from graphopt.engine import manifest as manifests
 from graphopt.engine import parse, plugins
 from graphopt.engine.flavour import Flavour, select
@@ -26,8 +25,6 @@ from graphopt.engine.progress import OnStep, Watch
 from graphopt.engine.source import CustomOps, read
 from graphopt.errors import EngineError, PluginError
 from graphopt.ir.files import replacing
-
-_log = log.get(__name__)
 
 _OPTIMIZATION_LEVELS = range(6)
 _KIB = 1024
@@ -72,7 +69,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The files written, and what the manifest says."""
+    """The files written, what the manifest says, and what did not stop the build but should be known."""
 
     plan: Path
     manifest_path: Path
@@ -153,7 +150,8 @@ def _build(
 ) -> _Built:
     started = time.monotonic()
     builder = flavour.builder()
-    library = _load_plugins(flavour, options) if custom_ops.total else None
+    warnings: list[str] = []
+    library = _load_plugins(flavour, options, warnings) if custom_ops.total else None
     missing = parse.missing_plugins(flavour, custom_ops, library, options.native_fallback)
     # The network holds weights that belong to the parser, which has to live as long.
     network, _parser = parse.parse(flavour, builder, model, missing)
@@ -162,7 +160,7 @@ def _build(
     config = builder.create_builder_config()
     targets = _configure(flavour, config, network, options)
     _add_profiles(flavour, builder, config, profiles)
-    with flavour.messages.record() as record, _timing_cache(flavour, config, options.timing_cache):
+    with flavour.messages.record() as record, _timing_cache(flavour, config, options.timing_cache, warnings):
         with Watch(flavour, on_step) as watch:
             watch.attach(config)
             serialized = builder.build_serialized_network(network, config)
@@ -177,7 +175,11 @@ def _build(
         profiles=tuple(profiles),
         plugin_layers=plugin_layers,
         layers=_layer_types(network),
-        warnings=(*dict.fromkeys(map(brief, record.warnings)), *_kernel_warnings(library, plugin_layers, targets)),
+        warnings=(
+            *warnings,
+            *map(brief, dict.fromkeys(record.warnings)),
+            *_kernel_warnings(library, plugin_layers, targets),
+        ),
         seconds=time.monotonic() - started,
     )
 
@@ -196,13 +198,13 @@ def _hint(record: Record) -> str:
     return ""
 
 
-def _load_plugins(flavour: Flavour, options: BuildOptions) -> PluginLibrary | None:
+def _load_plugins(flavour: Flavour, options: BuildOptions, warnings: list[str]) -> PluginLibrary | None:
     """Load the library; None where there is none and ``native_fallback`` makes that acceptable."""
     try:
         path = plugins.locate(options.plugins)
     except PluginError as e:
         if options.plugins is None and options.native_fallback:
-            _log.warning("%s; every custom op runs as its function body", e)
+            warnings.append(f"{e}; every custom op runs as its function body")
             return None
         raise
     return plugins.load(path, flavour)
@@ -247,13 +249,13 @@ def _configure(flavour: Flavour, config: Any, network: Any, options: BuildOption
 
 
 @contextmanager
-def _timing_cache(flavour: Flavour, config: Any, path: Path | None) -> Iterator[None]:
+def _timing_cache(flavour: Flavour, config: Any, path: Path | None, warnings: list[str]) -> Iterator[None]:
     """Use the timings in ``path`` and save what the block adds to them, also when it fails."""
     if path is None:
         yield
         return
     if not flavour.has_timing_cache:
-        _log.warning("%s times no kernels while it builds; the timing cache %s is not used", flavour, path)
+        warnings.append(f"{flavour} times no kernels while it builds; the timing cache {path} is not used")
         yield
         return
     try:
@@ -262,7 +264,7 @@ def _timing_cache(flavour: Flavour, config: Any, path: Path | None) -> Iterator[
         raise EngineError(f"cannot read timing cache {path}: {e.strerror or e}") from e
     cache = config.create_timing_cache(known)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        _log.warning("timing cache %s was made by another TensorRT or on another GPU; starting an empty one", path)
+        warnings.append(f"timing cache {path} is of another TensorRT or GPU; it is replaced by a new one")
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     try:
         yield
