@@ -13,6 +13,7 @@ from graphopt.core.pipeline import Stage
 from graphopt.core.report import Report
 from graphopt.core.rule import Rule, apply_rules
 from graphopt.ir.model import Model
+from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.canonicalize import (
     attention,
     attention_ops,
@@ -50,6 +51,7 @@ CANONICALIZE: tuple[Stage, ...] = (
     _rules("attention", (*attention.RULES, *attention_ops.RULES)),
     _rules("activation", gated.RULES),
     _rules("gate", gated.GATE_RULES),
+    Stage("infer-shapes-again", lambda model, report: infer_shapes(model)),
     Stage("fold-constants-again", fold_constants),
     Stage("share-common-again", share_common),
     Stage("clean-up-again", clean_up),

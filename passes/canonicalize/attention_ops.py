@@ -11,6 +11,7 @@ padding is on the right and is never seen. The report says so. Visits the main g
 
 __all__ = ["RULES"]
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,6 +27,7 @@ from graphopt.passes.canonicalize.attention import no_mask, unrepeated
 from graphopt.passes.canonicalize.emit import Emitter, element_type, place, take_outputs
 from graphopt.passes.canonicalize.naming import canonical_name
 from graphopt.passes.canonicalize.rotary import full_width, positions_gathered
+from graphopt.passes.canonicalize.symbolic import dimension, integers
 
 _MICROSOFT = "com.microsoft"
 
@@ -55,6 +57,26 @@ def _wanted(graph: gs.Graph, node: gs.Node, index: int) -> bool:
 def _split_heads(emitter: Emitter, x: gs.Tensor, size: int) -> gs.Tensor:
     """(B, S, H·D) -> (B, H, S, D)."""
     return emitter.transpose(emitter.reshape(x, [0, 0, -1, size]), [0, 2, 1, 3])
+
+
+def _heads_of(emitter: Emitter, x: gs.Tensor, heads: int) -> gs.Tensor:
+    """(B, L, H·D) -> (B, H, L, D); undoes a join of heads instead of splitting what was just joined."""
+    reshape = query.producer(x)
+    transpose = query.producer(reshape.inputs[0]) if reshape is not None and query.is_op(reshape, "Reshape") else None
+    if transpose is not None and query.is_op(transpose, "Transpose"):
+        source = transpose.inputs[0]
+        joins = list(transpose.attrs.get("perm", [])) == [0, 2, 1, 3] and dimension(source, 1) == heads
+        target = integers(reshape.inputs[1]) if reshape is not None else None
+        if joins and target is not None and target[:2] == [0, 0] and len(target) == 3:
+            return source
+    return _split_heads(emitter, x, int(x.shape[-1]) // heads)
+
+
+def _name_head_size(tensors: Iterable[gs.Tensor | None], size: int) -> None:
+    """Write the head size, which the weights fix, into caches that are declared with a symbol for it."""
+    for tensor in tensors:
+        if tensor is not None and tensor.shape is not None and not isinstance(tensor.shape[-1], int):
+            tensor.shape = [*tensor.shape[:-1], size]
 
 
 def _cached(emitter: Emitter, past: gs.Tensor | None, new: gs.Tensor, present: gs.Tensor | None) -> gs.Tensor:
@@ -183,6 +205,7 @@ class GroupQueryAttentionRule(Rule):
         node, given = match.node, match.given
         emitter = Emitter(model, graph, canonical_name(model, node, "attention"))
         output, *presents = take_outputs(node)
+        _name_head_size([given["past_key"], given["past_value"], *presents[:2]], match.size)
         q, k, v = self._heads(emitter, match)
         length = masks.shared_length(emitter, given["q"], 1)
         past = masks.shared_length(emitter, given["past_key"], 2)
@@ -277,13 +300,15 @@ class MultiHeadAttentionRule(Rule):
         node, given = match.node, match.given
         emitter = Emitter(model, graph, canonical_name(model, node, "attention"))
         output, *presents = take_outputs(node)
-        q, k, v = (_split_heads(emitter, given[t], int(given[t].shape[-1]) // match.heads) for t in ("q", "k", "v"))
+        q, k, v = (_heads_of(emitter, given[t], match.heads) for t in ("q", "k", "v"))
         present = [t if not t.is_empty() else None for t in presents[:2]] + [None, None]
         k = _cached(emitter, given.get("past_key"), k, present[0])
-        value = _cached(emitter, given.get("past_value"), v, present[1])
+        v = _cached(emitter, given.get("past_value"), v, present[1])
+        if unrepeated(k) is not k and unrepeated(v) is not v:
+            k, v = unrepeated(k), unrepeated(v)
         scale = float(node.attrs.get("scale", 0.0)) or match.size**-0.5
         match = _Fused(node, given, match.heads, match.heads, int(given["v"].shape[-1]) // match.heads)
-        return _finish(model, graph, emitter, match, [q, k, value], given.get("mask"), output, joined=True, scale=scale)
+        return _finish(model, graph, emitter, match, [q, k, v], given.get("mask"), output, joined=True, scale=scale)
 
 
 RULES = (StandardAttentionRule(), GroupQueryAttentionRule(), MultiHeadAttentionRule())

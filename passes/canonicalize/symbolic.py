@@ -21,6 +21,8 @@ Entry = Any
 
 #: Longer vectors are data, not shapes.
 _MAX_ENTRIES = 16
+#: Operators that give no scalar, so that the number of entries is the shape.
+_VECTORS = ("Concat", "ConstantOfShape", "Reshape", "Shape", "Slice")
 
 
 def dimension(tensor: gs.Tensor, axis: int) -> Entry:
@@ -60,9 +62,12 @@ def _inputs(node: gs.Node) -> list[list[Entry]] | None:
 
 def _shape(node: gs.Node) -> list[Entry] | None:
     (tensor,) = node.inputs
-    if tensor.shape is None:
+    if tensor.shape is not None:
+        every = [dimension(tensor, i) for i in range(len(tensor.shape))]
+    elif query.is_op(query.producer(tensor), *_VECTORS) and (entries := integers(tensor)) is not None:
+        every = [len(entries)]
+    else:
         return None
-    every = [dimension(tensor, i) for i in range(len(tensor.shape))]
     return every[node.attrs.get("start", 0) : node.attrs.get("end", len(every))]
 
 
