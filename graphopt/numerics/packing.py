@@ -3,8 +3,8 @@
     byte[.., i] = (code[.., 2i] & 15) | (code[.., 2i + 1] << 4)
 
 Codes are two's complement in -8..7, of which symmetric quantization uses -7..7; the low nibble holds the even index.
-Bytes are int8: TensorRT's parser widens uint8 to int32. Rows are padded with zero codes to a multiple of `PACK_STEP`, so
-that every packed row is a whole number of 16-byte vectors and starts aligned, whatever K is.
+Bytes are int8: TensorRT's parser widens uint8 to int32. Rows are padded with zero codes to a multiple of `PACK_STEP`,
+so that every packed row is a whole number of 16-byte vectors and starts aligned, whatever K is.
 """
 
 __all__ = ["PACK_STEP", "pack_int4", "packed_bytes", "unpack_int4"]
