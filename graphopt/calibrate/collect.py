@@ -12,13 +12,10 @@ import onnx_graphsurgeon as gs
 from graphopt import ir
 from graphopt.calibrate.feeds import Feed
 from graphopt.calibrate.observers import ChannelObserver
-from graphopt.calibrate.taps import Tap, TappedModel, grouped, rows
+from graphopt.calibrate.taps import BUDGET, Tap, TappedModel, grouped, rows
 from graphopt.core.canonical import linears
 from graphopt.core.statistics import LinearStatistics, Statistics
 from graphopt.errors import CalibrationError
-
-#: Bytes of inner values (and of second moments being summed) held at once.
-BUDGET = 1 << 30
 
 
 def linear_inputs(model: ir.Model) -> dict[Tap, list[str]]:
@@ -52,7 +49,7 @@ def collect(
         model: canonical, with the bodies of its custom ops attached; not changed.
         feeds: at least one; each is run by itself.
         second_moment: whether to measure XᵀX too; K²·4 bytes for each distinct input.
-        budget: bytes of inner values held at once.
+        budget: bytes of inner values, and of second moments being summed, held at once.
         threads: for ONNX Runtime (default: all cores).
         source: where the feeds come from, kept in the result.
         progress: called with (runs done, runs in all).

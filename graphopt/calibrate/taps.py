@@ -1,6 +1,6 @@
 """Reading inner values of a model: they become extra graph outputs, a bounded number of them at a time."""
 
-__all__ = ["Tap", "TappedModel", "grouped", "rows"]
+__all__ = ["BUDGET", "Tap", "TappedModel", "grouped", "rows"]
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +16,8 @@ from graphopt import ir
 from graphopt.calibrate.feeds import TOKENS, Feed
 from graphopt.calibrate.session import Session
 
+#: Bytes of inner values of one model held at once, unless told otherwise.
+BUDGET = 1 << 29
 _PREFIX = "graphopt_tap:"
 
 

@@ -10,13 +10,10 @@ from typing import Any
 from graphopt import ir
 from graphopt.calibrate.feeds import Feed
 from graphopt.calibrate.session import Session
-from graphopt.calibrate.taps import Tap, TappedModel, grouped, rows
+from graphopt.calibrate.taps import BUDGET, Tap, TappedModel, grouped, rows
 from graphopt.compare.linears import weight_layers
 from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
 from graphopt.errors import ModelError, nearest
-
-#: Bytes of inner values of one model held at once.
-BUDGET = 1 << 29
 
 
 @dataclass(frozen=True)
