@@ -63,6 +63,16 @@ class BodyBuilder:
             name = self.op(f"Reduce{kind}", x, axes=[axis], keepdims=keepdims)
         return name
 
+    def first(self, x: str, out: str | None = None) -> str:
+        """Append a Slice that makes the last dimension 1, which it is already after a reduction over it.
+
+        Except in ONNX Runtime where there are no tokens: it does not reduce tensors without elements, so that the
+        result is as wide as the input and fits nothing that is not.
+        """
+        bounds = [self.const([i], np.int64) for i in (0, 1, -1)]
+        name: str = self.op("Slice", x, *bounds, outputs=[out] if out else 1)
+        return name
+
     def output(self, x: str, name: str) -> None:
         """Give the value ``x`` the function's output name ``name``."""
         self.op("Identity", x, outputs=[name])

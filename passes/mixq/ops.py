@@ -51,7 +51,7 @@ def _quantize_rows(b: BodyBuilder, y: str) -> None:
     # ONNX leaves the maximum of a NaN open: the sum of 0·x carries NaN and Inf into the scale of their row.
     poison = b.reduce("Sum", b.op("Mul", inner, zero), -1)
     q = b.const(127.0)
-    b.op("Add", b.op("Div", amax, q), poison, outputs=["sx"])
+    b.first(b.op("Add", b.op("Div", amax, q), poison), out="sx")
     inverse = b.op("Where", b.op("Equal", amax, zero), zero, b.op("Div", q, amax))
     # QuantizeLinear with scale 1 is round-to-even and saturate; TensorRT imports it, a Cast to int8 it does not.
     b.op("QuantizeLinear", b.op("Mul", inner, inverse), b.const(1.0), b.const(0, np.int8), outputs=["xq"])

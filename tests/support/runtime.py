@@ -34,8 +34,17 @@ def run_ort(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> list
 
 
 def run_reference(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the outputs of ``model`` in onnx.reference."""
-    return [np.asarray(v) for v in ReferenceEvaluator(model).run(None, feeds)]
+    """Return the outputs of ``model`` in onnx.reference.
+
+    Raises:
+        NotImplementedError: onnx.reference has no implementation of one of the operators at the model's opset.
+    """
+    try:
+        return [np.asarray(v) for v in ReferenceEvaluator(model).run(None, feeds)]
+    except RuntimeError as e:
+        if "No implementation" in str(e):
+            raise NotImplementedError(str(e)) from e
+        raise
 
 
 def _to_ort(array: np.ndarray) -> ort.OrtValue:
