@@ -1,0 +1,334 @@
+"""Hold every kernel to its numpy evaluator on a GPU, through the C API and through the TensorRT plugins.
+
+    python3 benchmarks/correctness.py --library LIB --host HOST_V3 --json FILE [--quick]
+    python3 benchmarks/correctness.py --write-cases FOLDER      only write the reduced cases for compute-sanitizer
+
+Outputs are poisoned and guarded before each run, every run is made twice and must give the same bits, and inputs hold
+planted outliers, NaN, Inf and zero rows. Exit code 1 if anything failed.
+"""
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import capi
+import numpy as np
+import torch
+import v3_cases
+from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
+
+ROWS = (0, 1, 3, 16, 17, 128, 300, 1000)
+COLS = (64, 576, 1536, 4096, 4100, 11008)
+COLUMNS_OUT = (8, 64, 576, 1001, 4096)
+CAPACITIES = (16, 64, 128)
+#: erf of the evaluator is a Python loop.
+SLOW_EVALUATORS = ("MixQGelu", "MixQGatedGelu")
+SLOW_ELEMENTS = 400_000
+GUARD, POISON = 256, 0xA5
+_gpu = threading.Lock()
+
+
+def rng_for(case: object) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(str(case).encode()))
+
+
+class Output:
+    """A poisoned device tensor followed by guard bytes; ``offset`` elements make it start off a 16-byte boundary."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> None:
+        size = torch.empty((), dtype=dtype).element_size()
+        self._start = offset * size
+        self._bytes = int(np.prod(shape)) * size
+        self._raw = torch.full((self._start + self._bytes + GUARD,), POISON, dtype=torch.uint8, device="cuda")
+        self.tensor = self._raw[self._start : self._start + self._bytes].view(dtype).view(shape)
+
+    def read(self) -> np.ndarray:
+        """Contents as numpy.
+
+        Raises:
+            AssertionError: the guard was written.
+        """
+        raw = self._raw.cpu().numpy()
+        end = self._start + self._bytes
+        if (raw[: self._start] != POISON).any() or (raw[end:] != POISON).any():
+            raise AssertionError("written outside the output")
+        dtype = v3_cases.numpy_dtype(self.tensor.dtype)
+        return raw[self._start : end].copy().view(dtype).reshape(tuple(self.tensor.shape))
+
+
+def upload(array: np.ndarray, offset: int = 0) -> torch.Tensor:
+    """A device copy of ``array`` that starts ``offset`` elements after a 16-byte boundary."""
+    dtype = v3_cases.torch_dtype(array.dtype)
+    if array.size == 0:
+        return torch.empty(array.shape, dtype=dtype, device="cuda")
+    start = offset * array.itemsize
+    raw = np.zeros(start + array.nbytes, np.uint8)
+    raw[start:] = np.ascontiguousarray(array).view(np.uint8).ravel()
+    return torch.from_numpy(raw).cuda()[start:].view(dtype).view(array.shape)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.tobytes() == b.tobytes()
+
+
+def equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.array_equal(a.astype(np.float64), b.astype(np.float64), equal_nan=True))
+
+
+def check_quantize(lib: capi.Library, case: QuantizeCase, offset: int = 0) -> float:
+    """Return the worst row error of y.
+
+    Raises:
+        AssertionError: anything else than y's rounding differs from the evaluator.
+    """
+    inputs = case.inputs(rng_for(case))
+    want, want_sum = case.produced(inputs)
+    t = capi.TYPES[case.dtype]
+    m, k, c = case.rows, case.cols, case.capacity
+
+    def run(emit: bool) -> dict[str, np.ndarray]:
+        device = {name: upload(value, offset if name == "x" else 0) for name, value in inputs.items()}
+        outputs = {
+            "xq": Output((m, k), torch.int8),
+            "sx": Output((m, 1), torch.float32),
+            "xo": Output((m, c), t),
+            **({"y": Output((m, k), t)} if emit else {}),
+            **({"sum": Output((m, k), t)} if emit and case.adds else {}),
+        }
+        x, idx = device.pop("x"), device.pop("idx")
+        lib.quantize(case.producer, x, idx, {n: o.tensor for n, o in outputs.items()}, epsilon=EPSILON, **device)
+        torch.cuda.synchronize()
+        return {name: output.read() for name, output in outputs.items()}
+
+    with _gpu:
+        got, again, lean = run(True), run(True), run(False)
+    assert all(same_bits(got[n], again[n]) for n in got), "two runs differ"
+    assert all(same_bits(got[n], lean[n]) for n in lean), "emitting y changed the codes"
+    xq, sx, xo = numerics.quantize_rows(got["y"], inputs["idx"])
+    assert equal(got["sx"], sx), "scales are not those of the kernel's own y"
+    assert equal(got["xq"], xq), "codes are not those of the kernel's own y"
+    assert equal(got["xo"], xo), "outliers are not those of the kernel's own y"
+    if case.adds:
+        assert equal(got["sum"], want_sum), "the sum is not exact"
+    if case.producer == "MixQQuantize":
+        assert equal(got["y"], inputs["x"]), "y is not x"
+    return row_error(got["y"], want)
+
+
+def check_linear(lib: capi.Library, case: LinearCase, offset: int = 0) -> float:
+    """Return the worst row error.
+
+    Raises:
+        AssertionError: two runs differ or something was written outside y.
+    """
+    rng = rng_for(case)
+    weights = case.weights(rng)
+    operands = {**case.activations(rng, weights["idx"]), **weights}
+    order = ("xq", "sx", "xo", "wq", "sw", "wo", "bias")
+    with _gpu:
+        device = [upload(operands[name], offset if name in ("xq", "wo") else 0) for name in order]
+        runs = []
+        for _ in range(2):
+            y = Output((case.m, case.n), capi.TYPES[case.dtype], offset)
+            lib.linear(*device, y.tensor)
+            torch.cuda.synchronize()
+            runs.append(y.read())
+    assert same_bits(*runs), "two runs differ"
+    return row_error(runs[0], numerics.linear(*(operands[name] for name in order)))
+
+
+def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
+    capacities = itertools.cycle(CAPACITIES)
+    rows = (0, 3, 17, 300) if quick else ROWS
+    for dtype, producer, k, m in itertools.product(capi.TYPES, capi.PRODUCERS, COLS, rows):
+        if producer in SLOW_EVALUATORS and m * k > SLOW_ELEMENTS:
+            m = SLOW_ELEMENTS // k
+        yield QuantizeCase(producer, dtype, m, k, next(capacities), special=True)
+    # Rows of every kernel's limits: one warp, one block, long rows, and rows read again.
+    for dtype, producer in itertools.product(capi.TYPES, ("MixQQuantize", "MixQAddLayerNorm", "MixQGatedSilu")):
+        for k in (1, 7, 8, 512, 1024, 1032, 8192, 16384, 16392, 28672, 32768, 40000):
+            yield QuantizeCase(producer, dtype, 9, k, 32, special=k > 16)
+
+
+def linear_cases(quick: bool) -> Iterator[LinearCase]:
+    capacities = itertools.cycle(CAPACITIES)
+    rows = (0, 3, 17, 300) if quick else ROWS
+    for dtype, k, n, m in itertools.product(capi.TYPES, COLS, COLUMNS_OUT, rows):
+        yield LinearCase(dtype, m, n, k, next(capacities), special=True)
+    for dtype in capi.TYPES:  # enough blocks for the large tiles, ragged edges, one K tile, one row
+        for m, n, k in ((1024, 2176, 64), (3072, 1408, 80), (2100, 4104, 272), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
+            yield LinearCase(dtype, m, n, k, 48, special=True)
+
+
+class Tally:
+    """Worst errors and failures per op and type."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[str, str], dict[str, object]] = defaultdict(
+            lambda: {"cases": 0, "worst_row_error": 0.0, "failures": []}
+        )
+
+    def add(self, op: str, dtype: str, name: str, error: float | None, reason: str | None) -> None:
+        entry = self.entries[op, dtype]
+        entry["cases"] += 1
+        tolerance = numerics.ROW_TOLERANCE[dtype]
+        if reason is None and not error <= tolerance:
+            reason = f"row error {error:.2e} is above {tolerance:.0e}"
+        if reason is None:
+            entry["worst_row_error"] = max(entry["worst_row_error"], error)
+        else:
+            entry["failures"].append(f"{name}: {reason}")
+
+    def report(self, route: str) -> list[dict[str, object]]:
+        return [
+            {"route": route, "op": op, "dtype": dtype, "tolerance": numerics.ROW_TOLERANCE[dtype], **entry}
+            for (op, dtype), entry in sorted(self.entries.items())
+        ]
+
+
+def sweep(tasks: list[tuple[str, str, str, Callable[[], float]]]) -> Tally:
+    tally = Tally()
+
+    def attempt(check: Callable[[], float]) -> tuple[float | None, str | None]:
+        try:
+            return check(), None
+        except Exception as e:  # whatever it is, it is this case's failure, and the others still run
+            return None, f"{type(e).__name__}: {e}".splitlines()[0]
+
+    with concurrent.futures.ThreadPoolExecutor(max(2, (os.cpu_count() or 2) - 2)) as pool:
+        results = pool.map(attempt, [task[3] for task in tasks])
+        for (op, dtype, name, _), (error, reason) in zip(tasks, results, strict=True):
+            tally.add(op, dtype, name, error, reason)
+    return tally
+
+
+def through_capi(lib: capi.Library, quick: bool) -> list[dict[str, object]]:
+    tasks = []
+    for case in quantize_cases(quick):
+        tasks.append((case.producer, case.dtype, str(case), lambda c=case: check_quantize(lib, c)))
+    for case in linear_cases(quick):
+        tasks.append(("MixQLinear", case.dtype, str(case), lambda c=case: check_linear(lib, c)))
+    for dtype in capi.TYPES:  # pointers that no 16-byte access may use
+        for producer in capi.PRODUCERS:
+            case = QuantizeCase(producer, dtype, 9, 576, 32, special=True)
+            tasks.append((producer, dtype, f"{case} misaligned", lambda c=case: check_quantize(lib, c, offset=1)))
+        for m in (5, 70):
+            linear = LinearCase(dtype, m, 72, 160, 32, special=True)
+            tasks.append(("MixQLinear", dtype, f"{linear} misaligned", lambda c=linear: check_linear(lib, c, offset=1)))
+    return sweep(tasks).report("capi")
+
+
+def chain_error(lib: capi.Library) -> float:
+    """||y - x W^T|| / ||x W^T|| of quantize + linear, int8 error included: the two kernels fit together."""
+    rng = np.random.default_rng(7)
+    case = QuantizeCase("MixQQuantize", "float16", 200, 1024, 64)
+    inputs = case.inputs(rng)
+    w = (rng.standard_normal((512, 1024)) * 0.05).astype(np.float16)
+    wq, sw, wo = numerics.quantize_weight(w, inputs["idx"])
+    outputs = {
+        "xq": Output((200, 1024), torch.int8),
+        "sx": Output((200, 1), torch.float32),
+        "xo": Output((200, 64), torch.float16),
+    }
+    tensors = {name: output.tensor for name, output in outputs.items()}
+    y = Output((200, 512), torch.float16)
+    lib.quantize(case.producer, upload(inputs["x"]), upload(inputs["idx"]), tensors)
+    bias = torch.zeros(512, dtype=torch.float16, device="cuda")
+    lib.linear(*tensors.values(), upload(wq), upload(sw), upload(wo), bias, y.tensor)
+    torch.cuda.synchronize()
+    want = inputs["x"].astype(np.float64) @ w.T.astype(np.float64)
+    return float(np.linalg.norm(y.read() - want) / np.linalg.norm(want))
+
+
+def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
+    """A few shapes for every op and type: each kernel once, small enough for compute-sanitizer."""
+    shapes = [(0, 64), (9, 64), (5, 100)] if quick else [(0, 64), (9, 64), (33, 1024), (9, 4096), (9, 20480), (5, 100)]
+    cases: list[QuantizeCase | LinearCase] = [
+        QuantizeCase(producer, dtype, m, k, 32, special=True)
+        for dtype, producer, (m, k) in itertools.product(capi.TYPES, capi.PRODUCERS, shapes)
+    ]
+    linear = [(0, 8, 64), (1, 40, 64), (12, 4300, 80), (40, 72, 160), (1024, 2176, 64), (3072, 1408, 64), (20, 33, 100)]
+    cases += [LinearCase(dtype, *shape, 32, special=True) for dtype in capi.TYPES for shape in linear]
+    return cases
+
+
+def through_plugins(library: Path, host: Path, quick: bool) -> list[dict[str, object]]:
+    tally = Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        written = v3_cases.write(Path(folder), plugin_cases(quick), rng_for)
+        done = subprocess.run([host, library, folder], capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            raise SystemExit(f"host_v3 failed: {done.stderr.strip()}")
+        for name, case in written.items():
+            outputs = v3_cases.read(Path(folder), name, done.stdout)
+            op = "MixQLinear" if isinstance(case, LinearCase) else case.producer
+            try:
+                error, reason = v3_cases.compare(case, outputs, rng_for(case)), None
+            except AssertionError as e:
+                error, reason = None, str(e)
+            tally.add(op, case.dtype, name, error, reason)
+    return tally.report("plugin_v3")
+
+
+def environment(lib: capi.Library) -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(0)
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "gpu": properties.name,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "library": f"{lib.version} {lib.build_info}",
+        "commit": os.environ.get("GRAPHOPT_COMMIT", ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", type=Path)
+    parser.add_argument("--host", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="fewer rows; about a quarter of the time")
+    parser.add_argument("--write-cases", type=Path)
+    options = parser.parse_args()
+    if options.write_cases:
+        options.write_cases.mkdir(parents=True, exist_ok=True)
+        v3_cases.write(options.write_cases, plugin_cases(options.quick), rng_for)
+        return
+    lib = capi.Library(options.library)
+    start = time.time()
+    entries = through_capi(lib, options.quick) + through_plugins(options.library, options.host, options.quick)
+    chain = chain_error(lib)
+    failures = [reason for entry in entries for reason in entry["failures"]]
+    report = {**environment(lib), "seconds": round(time.time() - start, 1), "chain_error": chain, "ops": entries}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    for entry in entries:
+        print(
+            f"{entry['route']:9} {entry['op']:20} {entry['dtype']:9} {entry['cases']:4} cases, "
+            f"worst {entry['worst_row_error']:.2e} of {entry['tolerance']:.0e}, {len(entry['failures'])} failed"
+        )
+    print(f"quantize + linear against the unquantized product: {chain:.4f}")
+    print("\n".join(failures[:40]))
+    if failures or not chain < 0.02:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

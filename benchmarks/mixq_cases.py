@@ -1,0 +1,148 @@
+"""Inputs of MixQ ops with planted outliers, and what the numpy evaluators make of them."""
+
+from dataclasses import dataclass
+
+import capi
+import ml_dtypes
+import numpy as np
+
+numerics = capi.mixq_numerics()
+
+EPSILON = 1e-5
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+_ACTIVATIONS = {"Silu": numerics.silu, "Gelu": numerics.gelu, "GeluTanh": numerics.gelu_tanh}
+#: Share of the outlier slots in use; the rest is padding.
+_FILLED = 0.8
+
+
+@dataclass(frozen=True)
+class QuantizeCase:
+    """One call of a quantizing op.
+
+    Attributes:
+        producer: plugin name.
+        dtype: name of T.
+        rows, cols, capacity: M, K, C.
+        special: whether some rows hold NaN, Inf or only zeros.
+    """
+
+    producer: str
+    dtype: str
+    rows: int
+    cols: int
+    capacity: int
+    special: bool = False
+
+    @property
+    def adds(self) -> bool:
+        return "Add" in self.producer
+
+    @property
+    def gates(self) -> bool:
+        return "Gated" in self.producer
+
+    @property
+    def norm(self) -> str | None:
+        return next((kind for kind in ("RMSNorm", "LayerNorm") if self.producer.endswith(kind)), None)
+
+    def inputs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """x [, other] [, gamma] [, beta], idx, by their names in the C API."""
+        dtype = _DTYPES[self.dtype]
+        filled = min(int(self.capacity * _FILLED), (self.cols + 1) // 2)
+        channels = rng.choice(self.cols, filled, replace=False)
+        x = rng.standard_normal((self.rows, self.cols), np.float32)
+        x[:, channels] *= rng.uniform(10, 60, filled).astype(np.float32)
+        result = {"idx": numerics.pad_indices(channels, self.capacity)}
+        if self.adds or self.gates:
+            result["other"] = rng.standard_normal((self.rows, self.cols), np.float32).astype(dtype)
+        if self.special and self.rows >= 8:
+            plain = next(k for k in range(self.cols) if k not in set(channels.tolist()))
+            x[1, plain], x[2, plain], x[3, plain] = np.nan, np.inf, -np.inf
+            x[4, channels[0]] = np.nan
+            x[5] = 0
+            if "other" in result:
+                result["other"][5] = 0
+        if self.norm:
+            result["gamma"] = rng.uniform(0.5, 1.5, self.cols).astype(dtype)
+        if self.norm == "LayerNorm":
+            result["beta"] = rng.standard_normal(self.cols).astype(dtype)
+        with np.errstate(over="ignore"):
+            result["x"] = x.astype(dtype)
+        return result
+
+    def produced(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """What the evaluator quantizes, y, and the sum of an add producer. Both of type T."""
+        x, other = inputs["x"], inputs.get("other")
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = None
+            if self.adds:
+                x = total = (x.astype(np.float32) + other.astype(np.float32)).astype(x.dtype)
+            if self.norm == "RMSNorm":
+                return numerics.rms_norm(x, inputs["gamma"], EPSILON), total
+            if self.norm == "LayerNorm":
+                return numerics.layer_norm(x, inputs["gamma"], inputs["beta"], EPSILON), total
+            if self.producer == "MixQQuantize":
+                return x, None
+            activation = _ACTIVATIONS[self.producer.removeprefix("MixQ").removeprefix("Gated")]
+            return numerics.gated(activation, x, other if self.gates else np.ones((), x.dtype)), None
+
+    def __str__(self) -> str:
+        return f"{self.producer}<{self.dtype}> M={self.rows} K={self.cols} C={self.capacity}"
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """One call of MixQLinear: M, N, K, C and the name of T."""
+
+    dtype: str
+    m: int
+    n: int
+    k: int
+    capacity: int
+    special: bool = False
+
+    def weights(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """wq, sw, wo, bias and idx."""
+        dtype = _DTYPES[self.dtype]
+        filled = min(int(self.capacity * _FILLED), (self.k + 1) // 2)
+        idx = numerics.pad_indices(rng.choice(self.k, filled, replace=False), self.capacity)
+        wq = rng.integers(-127, 128, (self.n, self.k), np.int8)
+        wq[:, idx[:filled]] = 0
+        wo = rng.standard_normal((self.n, self.capacity), np.float32) * np.float32(0.05)
+        wo[:, filled:] = 0
+        return {
+            "idx": idx,
+            "wq": wq,
+            "sw": rng.uniform(0.5e-3, 2e-3, self.n).astype(np.float32),
+            "wo": wo.astype(dtype),
+            "bias": rng.standard_normal(self.n, np.float32).astype(dtype),
+        }
+
+    def activations(self, rng: np.random.Generator, idx: np.ndarray) -> dict[str, np.ndarray]:
+        """xq, sx and xo; with ``special`` the scales of two rows are not finite and one row is zero."""
+        filled = int((idx >= 0).sum())
+        xq = rng.integers(-127, 128, (self.m, self.k), np.int8)
+        xq[:, idx[:filled]] = 0
+        sx = rng.uniform(0.005, 0.02, (self.m, 1)).astype(np.float32)
+        xo = rng.standard_normal((self.m, self.capacity), np.float32) * 20
+        xo[:, filled:] = 0
+        if self.special and self.m >= 8:
+            sx[1], sx[2] = np.nan, np.inf
+            xq[1], xq[2] = 0, 0
+            sx[3], xq[3], xo[3] = 0, 0, 0
+        return {"xq": xq, "sx": sx, "xo": xo.astype(_DTYPES[self.dtype])}
+
+    def __str__(self) -> str:
+        return f"MixQLinear<{self.dtype}> M={self.m} N={self.n} K={self.k} C={self.capacity}"
+
+
+def row_error(got: np.ndarray, want: np.ndarray) -> float:
+    """Largest ||got - want|| / ||want|| over the finite rows; infinite if the two differ in which rows are finite."""
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(want).all(-1)
+    if not np.array_equal(finite, np.isfinite(got).all(-1)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    difference = np.linalg.norm(got[finite] - want[finite], axis=-1)
+    return float(np.max(difference / np.maximum(np.linalg.norm(want[finite], axis=-1), 1e-30)))
