@@ -15,6 +15,7 @@ from onnx import helper
 from graphopt import ir
 from graphopt.calibrate.feeds import TOKENS, Feed
 from graphopt.calibrate.session import Session
+from graphopt.errors import OutputError
 
 #: Bytes of inner values of one model held at once, unless told otherwise.
 BUDGET = 1 << 29
@@ -91,11 +92,19 @@ class TappedModel:
             self._folder.cleanup()
 
     def open(self, taps: Sequence[Tap]) -> "TapSession":
-        """Return a session that yields the values of ``taps``."""
+        """Return a session that yields the values of ``taps``.
+
+        Raises:
+            ModelError: ONNX Runtime refuses the model.
+            OutputError: the temporary folder is full.
+        """
         proto = onnx.load(self._path, load_external_data=False)
         _keep_only(proto.graph, [t.tensor for t in taps])
         path = self._path.with_name("taps.onnx")
-        path.write_bytes(proto.SerializeToString())
+        try:
+            path.write_bytes(proto.SerializeToString())
+        except OSError as e:
+            raise OutputError(f"cannot write {path}: {e.strerror or e}; point TMPDIR to a folder with room") from e
         session = Session(path, optimize=self._optimize, threads=self._threads)
         return TapSession(session, taps, {i.name for i in proto.graph.input})
 

@@ -55,17 +55,8 @@ def calibrate(
     start = time.perf_counter()
     loaded = ir.load(model)
     with console.status("reading data"):
-        feeds, source = sources.feeds(
-            loaded,
-            model,
-            "calibration",
-            text=text,
-            tokenizer=tokenizer,
-            data=data,
-            random=random,
-            samples=samples,
-            length=length,
-        )
+        flags = sources.Source(text, tokenizer, data, random, samples, length)
+        feeds, source = flags.feeds(loaded, model, "calibration")
         compile.canonicalize(loaded)
     with progress() as bar:
         task = bar.add_task("calibrating", total=None)
@@ -77,14 +68,14 @@ def calibrate(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     statistics.save(output)
-    data_out = {
+    summary = {
         "file": str(output),
         "linears": len(statistics.linears),
         "tokens": max(entry.tokens for entry in statistics.linears.values()),
         "source": statistics.source,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    emit(data_out, json, lambda out: _render(out, statistics, data_out))
+    emit(summary, json, lambda out: _render(out, statistics, summary))
 
 
 def _render(out: Console, statistics: Statistics, data: dict[str, object]) -> None:

@@ -58,17 +58,8 @@ def compare(
     if metric not in METRICS:
         raise CalibrationError(f"unknown --metric '{metric}'{nearest(metric, METRICS)}")
     with console.status("reading data"):
-        feeds, _ = sources.feeds(
-            ir.load(reference),
-            reference,
-            "evaluation",
-            text=text,
-            tokenizer=tokenizer,
-            data=data,
-            random=random,
-            samples=samples,
-            length=length,
-        )
+        flags = sources.Source(text, tokenizer, data, random, samples, length)
+        feeds, _ = flags.feeds(ir.load(reference), reference, "evaluation")
     with progress() as bar:
         task = bar.add_task("comparing", total=None)
         result = compare_models(

@@ -1,14 +1,25 @@
 """Flags that say which data a model is run on, shared by the verbs that run models."""
 
-__all__ = ["DataFlag", "LengthFlag", "RandomFlag", "TextFlag", "TokenizerFlag", "corpus", "ensure_writable", "feeds"]
+__all__ = [
+    "DataFlag",
+    "LengthFlag",
+    "RandomFlag",
+    "Source",
+    "TextFlag",
+    "TokenizerFlag",
+    "corpus",
+    "ensure_writable",
+]
 
+import itertools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graphopt.calibrate import feeds as sources
+from graphopt.calibrate import feeds
 from graphopt.calibrate.corpus import Corpus, Split
 from graphopt.calibrate.feeds import Feed
 from graphopt.errors import CalibrationError, OutputError
@@ -37,36 +48,43 @@ def corpus(text: Path | None, tokenizer: Path | None, model: Path) -> Corpus:
     return Corpus.from_file(text or assets.path("wikipedia"), tokenizer or model.with_name("tokenizer.json"))
 
 
-def feeds(
-    model: Model,
-    path: Path,
-    split: Split,
-    *,
-    text: Path | None,
-    tokenizer: Path | None,
-    data: Path | None,
-    random: int | None,
-    samples: int,
-    length: int,
-) -> tuple[list[Feed], dict[str, object]]:
-    """Return the feeds that the flags ask for, and a description of where they come from.
+@dataclass(frozen=True)
+class Source:
+    """What the flags of these names say."""
 
-    Raises:
-        CalibrationError: more than one source is given, or the source does not fit the model.
-    """
-    given = [f for f, value in (("--text", text), ("--data", data), ("--random", random)) if value is not None]
-    if len(given) > 1:
-        raise CalibrationError(f"{' and '.join(given)} are two sources of data; give one")
-    inputs = sources.declared(model)
-    if data is not None:
-        return list(sources.from_npz(inputs, data))[:samples], {"kind": "npz", "path": str(data)}
-    if random is not None:
-        made = sources.random(inputs, samples=samples, length=length, seed=random)
-        return list(made), {"kind": "random", "seed": random, "length": length}
-    source = corpus(text, tokenizer, path)
-    chunks = source.chunks(split, samples, length)
-    description = {"kind": "text", "path": source.source, "split": split, "length": length}
-    return [sources.from_tokens(inputs, chunk[None]) for chunk in chunks], description
+    text: Path | None
+    tokenizer: Path | None
+    data: Path | None
+    random: int | None
+    samples: int
+    length: int
+
+    def feeds(self, model: Model, path: Path, split: Split) -> tuple[list[Feed], dict[str, object]]:
+        """Return feeds for ``model``, and a description of where they come from.
+
+        Args:
+            model: as loaded from ``path``.
+            path: the tokenizer is looked for beside it.
+            split: which part of a text to take.
+
+        Raises:
+            CalibrationError: more than one source is given, or the source does not fit the model.
+        """
+        named = {"--text": self.text, "--data": self.data, "--random": self.random}
+        given = [flag for flag, value in named.items() if value is not None]
+        if len(given) > 1:
+            raise CalibrationError(f"{' and '.join(given)} are two sources of data; give one")
+        inputs = feeds.declared(model)
+        if self.data is not None:
+            found = list(itertools.islice(feeds.from_npz(inputs, self.data), self.samples))
+            return found, {"kind": "npz", "path": str(self.data)}
+        if self.random is not None:
+            made = feeds.random(inputs, samples=self.samples, length=self.length, seed=self.random)
+            return list(made), {"kind": "random", "seed": self.random, "length": self.length}
+        text = corpus(self.text, self.tokenizer, path)
+        chunks = text.chunks(split, self.samples, self.length)
+        description = {"kind": "text", "path": text.source, "split": split, "length": self.length}
+        return [feeds.from_tokens(inputs, chunk[None]) for chunk in chunks], description
 
 
 def ensure_writable(output: Path) -> None:

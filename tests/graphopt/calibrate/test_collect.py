@@ -1,6 +1,7 @@
 """`collect` and `taps`: statistics against a direct numpy computation, grouping, pruning, errors."""
 
 import itertools
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -18,7 +19,7 @@ from graphopt.calibrate.feeds import Feed
 from graphopt.calibrate.taps import Tap, TappedModel, grouped, rows
 from graphopt.core.op import attach_bodies
 from graphopt.core.statistics import Statistics
-from graphopt.errors import CalibrationError
+from graphopt.errors import CalibrationError, OutputError
 from graphopt.passes.canonicalize import ops
 from tests.support.arrays import activations, weight
 from tests.support.canonical import CanonicalMlp
@@ -169,6 +170,19 @@ def test_a_group_runs_only_what_it_needs(canonical_mlp: CanonicalMlp, rng: np.ra
     assert [t.name for t in proto.graph.initializer] == ["wq"]
     assert got["q"].shape == (1, 6, 40)
     assert not Path(tapped._folder.name).exists()
+
+
+def test_a_full_temporary_folder_is_named_and_left_empty(
+    canonical_mlp: CanonicalMlp, rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, _: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left on device; point TMPDIR"):
+        collect(canonical_mlp.model, _feeds(rng, [(1, 4)]), threads=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_subgraph_keeps_what_it_reads_from_outside(rng: np.random.Generator, tmp_path: Path) -> None:

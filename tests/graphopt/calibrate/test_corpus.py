@@ -1,4 +1,5 @@
 import bz2
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from graphopt.calibrate.corpus import BLOCK_TOKENS, Corpus, Split, read_text
-from graphopt.errors import CalibrationError
+from graphopt.errors import CalibrationError, GraphOptError
 from tests.support.language import bytes_tokenizer
 
 SENTENCE = "A language model is calibrated on running prose, and this sentence is long enough to count as such."
@@ -129,3 +130,11 @@ def test_bad_tokenizers_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"model": 3}')
     with pytest.raises(CalibrationError, match=r"is not a tokenizer\.json"):
         Corpus.from_file(tmp_path / "a.txt", tmp_path / "bad.json")
+
+
+def test_without_the_tokenizers_package_the_message_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(GraphOptError, match=r"needs the tokenizers package; install it with: pip install"):
+        Corpus.from_file(tmp_path / "a.txt", tmp_path / "tokenizer.json")

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import onnx
 import pytest
 
 from graphopt.calibrate.session import Session
-from graphopt.errors import ModelError
+from graphopt.errors import GraphOptError, ModelError
 from tests.support.arrays import activations
 
 SCALE = "m (float[n, k] x) => (float[n, k] y, float[n, k] z) { y = Mul(x, x)\n z = Add(x, y) }"
@@ -47,3 +48,9 @@ def test_a_wrong_feed_is_named(squared: Path, rng: np.random.Generator) -> None:
         session.run({"x": activations(rng, 5)})
     with pytest.raises(ModelError, match="cannot run"):
         session.run({"w": activations(rng, 5, 16)})
+
+
+def test_without_onnx_runtime_the_message_says_how_to_get_it(squared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(GraphOptError, match=r"needs ONNX Runtime; install it with: pip install 'graphopt\[runtime\]'"):
+        Session(squared)
