@@ -1,0 +1,251 @@
+"""Every scheme, found through the catalogue: settings, presets, lowering of a decoder and an encoder, refusals."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from graphopt.compile import canonicalize, optimize
+from graphopt.core.canonical import linears
+from graphopt.core.op import custom_nodes
+from graphopt.core.recipe import Recipe
+from graphopt.core.report import Report
+from graphopt.core.scheme import Scheme
+from graphopt.core.statistics import LinearStatistics, Statistics
+from graphopt.errors import CalibrationError, GraphOptError, ModelError
+from graphopt.ir import Model, load, save
+from graphopt.models.bert import BertConfig, bert_model
+from graphopt.models.llama import llama_model
+from graphopt.models.presets import llama_config
+from graphopt.models.weights import RandomWeights
+from graphopt.passes import SCHEMES
+from tests.support.arrays import activations, weight
+from tests.support.rewrite import parse
+from tests.support.runtime import run_ort
+
+#: A quantized model resembles the original; a wrong graph is off by about 1 in this measure, ||a - b|| / ||b||.
+RESEMBLES = 0.25
+WIDTH, VOCABULARY, HEADS, LAYERS = 64, 128, 4, 2
+
+PRESETS = [(scheme, preset) for scheme in SCHEMES.values() for preset in scheme.presets]
+by_scheme = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=lambda s: s.name)
+by_preset = pytest.mark.parametrize(("scheme", "preset"), PRESETS, ids=[p for _, p in PRESETS])
+
+
+def decoder() -> Model:
+    config = llama_config(
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        num_key_value_heads=2,
+        num_hidden_layers=LAYERS,
+        vocab_size=VOCABULARY,
+    )
+    return llama_model(config, RandomWeights(config, 1, outliers=3))
+
+
+def encoder() -> Model:
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=32,
+    )
+    return bert_model(config, RandomWeights(config, 1, outliers=3))
+
+
+BUILDERS: dict[str, Callable[[], Model]] = {"decoder": decoder, "encoder": encoder}
+by_model = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
+
+
+def feeds(model: Model, rng: np.random.Generator, batch: int = 2, length: int = 9) -> dict[str, np.ndarray]:
+    ids = rng.integers(0, VOCABULARY, (batch, length))
+    known = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.broadcast_to(np.arange(length), ids.shape).copy(),
+        "token_type_ids": np.zeros_like(ids),
+    }
+    empty = np.zeros((batch, 2, 0, WIDTH // HEADS), np.float32)
+    return {t.name: known.get(t.name, empty) for t in model.graph.inputs}
+
+
+def statistics_for(model: Model, rng: np.random.Generator) -> Statistics:
+    """Statistics of random activations with outliers for every linear."""
+    canonicalize(model)
+    found = {}
+    for linear in linears(model):
+        x = activations(rng, 64, linear.shape[1]).astype(np.float64)
+        found[linear.name] = LinearStatistics(np.abs(x).max(0).astype(np.float32), (x**2).mean(0), 64)
+    return Statistics(found)
+
+
+def test_schemes_are_registered_under_their_names() -> None:
+    assert SCHEMES
+    assert all(name == scheme.name for name, scheme in SCHEMES.items())
+    presets = [preset for scheme in SCHEMES.values() for preset in scheme.presets]
+    assert len(set(presets)) == len(presets) > 0
+
+
+@by_preset
+def test_settings_survive_yaml(scheme: Scheme, preset: str) -> None:
+    config = scheme.config.model_validate(dict(scheme.presets[preset]))
+    again = scheme.config.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    assert again == config
+    assert hash(again) == hash(config), "settings must be hashable: linears with equal ones share their input"
+
+
+@by_scheme
+def test_settings_have_defaults_and_descriptions_and_refuse_what_they_do_not_know(scheme: Scheme) -> None:
+    scheme.config()
+    assert scheme.config.model_config.get("extra") == "forbid"
+    with pytest.raises(ValidationError):
+        scheme.config.model_validate({"no such setting": 1})
+
+
+@by_preset
+@by_model
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_lowers_every_linear_of_tiny_models(
+    scheme: Scheme, preset: str, build: Callable[[], Model], calibrated: bool, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    original = build()
+    statistics = statistics_for(build(), rng) if calibrated else None
+    model = build()
+    report = optimize(model, Recipe.preset(preset, SCHEMES), statistics)
+    expected = set(statistics_for(build(), rng).linears)
+    assert {f.node for f in report.findings if f.rule == scheme.name and f.status == "rewritten"} == expected
+    assert not linears(model)
+    assert {n.op for n in custom_nodes(model)} <= {op.name for op in scheme.ops}
+    given = feeds(original, rng)
+    before = run_ort(save(original, tmp_path / "a.onnx")[0], given)
+    after = run_ort(save(model, tmp_path / "b.onnx")[0], given)
+    for a, b in zip(after, before, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert 0 < np.linalg.norm(a - b) < RESEMBLES * np.linalg.norm(b)
+
+
+@by_preset
+@by_model
+def test_optimizing_the_result_adds_and_removes_nothing(
+    scheme: Scheme, preset: str, build: Callable[[], Model], tmp_path: Path
+) -> None:
+    model, recipe = build(), Recipe.preset(preset, SCHEMES)
+    optimize(model, recipe)
+    save(model, tmp_path / "m.onnx")
+    again = load(tmp_path / "m.onnx")
+    report = optimize(again, recipe)
+    assert not [f for f in report.findings if f.rule == scheme.name]
+    kinds = [Counter(n.op for n in m.graph.nodes) for m in (again, load(tmp_path / "m.onnx"))]
+    assert kinds[0] == kinds[1]
+
+
+@by_preset
+@by_model
+def test_dry_run_says_what_a_run_does(scheme: Scheme, preset: str, build: Callable[[], Model]) -> None:
+    recipe = Recipe.preset(preset, SCHEMES)
+
+    def lowered(model: Model, dry_run: bool) -> set[str]:
+        report = optimize(model, recipe, dry_run=dry_run)
+        return {f.node for f in report.findings if f.rule == scheme.name and f.status == "rewritten"}
+
+    model, canonical = build(), build()
+    canonicalize(canonical)
+    assert lowered(model, dry_run=True) == lowered(build(), dry_run=False) != set()
+    assert {n.op for n in custom_nodes(model)} == {n.op for n in custom_nodes(canonical)}
+
+
+@by_preset
+def test_the_same_run_gives_the_same_file(scheme: Scheme, preset: str, tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        model = decoder()
+        optimize(model, Recipe.preset(preset, SCHEMES))
+        written.append([p.read_bytes() for p in save(model, tmp_path / name / "m.onnx", external_data=True)])
+    assert written[0] == written[1]
+
+
+def one_linear(rng: np.random.Generator, change: Callable[[np.ndarray], np.ndarray] = lambda w: w) -> Model:
+    model = parse("g (float[n, 64] x, float[64, 32] free) => (float[n, 32] y) { [lin] y = MatMul(x, free) }")
+    model.graph.nodes[0].inputs[1] = gs.Constant("w", change(weight(rng, 64, 32)))
+    return model
+
+
+def lower_alone(scheme: Scheme, model: Model, statistics: Statistics | None = None) -> Report:
+    """Lower a canonical model's only linear with the scheme's defaults."""
+    canonicalize(model)
+    report = Report()
+    names = [linear.name for linear in linears(model)]
+    scheme.lower(model, {name: scheme.config() for name in names}, statistics, report, dry_run=False)
+    return report
+
+
+@by_scheme
+def test_refusal_of_a_shared_weight_says_which(scheme: Scheme, rng: np.random.Generator) -> None:
+    model = parse(
+        "g (float[n, 64] x, int64[n] i, float[64, 64] free) => (float[n, 64] y, float[n, 64] e) "
+        "{ [lin] y = MatMul(x, free) [embed] e = Gather(free, i) }"
+    )
+    shared = gs.Constant("w", weight(rng, 64, 64))
+    for node, position in ((model.graph.nodes[0], 1), (model.graph.nodes[1], 0)):
+        node.inputs[position] = shared
+    report = lower_alone(scheme, model)
+    assert [(f.node, f.status) for f in report.findings] == [("lin", "skipped")]
+    assert "'w'" in report.findings[0].reason
+    assert "'embed'" in report.findings[0].reason
+    assert [linear.name for linear in linears(model)] == ["lin"]
+
+
+@by_scheme
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(scheme: Scheme, rng: np.random.Generator, value: float) -> None:
+    def spoil(w: np.ndarray) -> np.ndarray:
+        w[3, 7] = value
+        return w
+
+    with pytest.raises(ModelError, match=r"'w'.*(NaN|Inf|finite)"):
+        lower_alone(scheme, one_linear(rng, spoil))
+
+
+def foreign(rng: np.random.Generator, name: str, channels: int) -> Statistics:
+    x = activations(rng, 20, channels).astype(np.float64)
+    return Statistics({name: LinearStatistics(np.abs(x).max(0).astype(np.float32), (x**2).mean(0), 20)})
+
+
+@by_scheme
+@pytest.mark.parametrize(("name", "channels", "part"), [("other", 64, "'lin'"), ("lin", 63, "63 channels")])
+def test_statistics_of_another_model(
+    scheme: Scheme, rng: np.random.Generator, name: str, channels: int, part: str
+) -> None:
+    with pytest.raises(CalibrationError) as e:
+        lower_alone(scheme, one_linear(rng), foreign(rng, name, channels))
+    assert part in str(e.value)
+
+
+@by_scheme
+@pytest.mark.parametrize("shape", [(0, 32), (64, 0)])
+def test_zero_sized_weights_are_refused_not_lowered(scheme: Scheme, rng: np.random.Generator, shape: Any) -> None:
+    rows, columns = shape
+    model = parse(
+        f"g (float[n, {rows}] x, float[{rows}, {columns}] free) => (float[n, {columns}] y)"
+        "{ [lin] y = MatMul(x, free) }"
+    )
+    model.graph.nodes[0].inputs[1] = gs.Constant("w", np.zeros(shape, np.float32))
+    report = lower_alone(scheme, model)
+    assert not [f for f in report.findings if f.status == "rewritten"]
+    assert not [n for n in custom_nodes(model) if n.op in {op.name for op in scheme.ops}]
+
+
+@by_scheme
+def test_errors_are_the_users(scheme: Scheme, rng: np.random.Generator) -> None:
+    """Whatever is wrong with statistics or weights is an error of the user, with exit code 2."""
+    with pytest.raises(GraphOptError):
+        lower_alone(scheme, one_linear(rng), foreign(rng, "other", 64))
