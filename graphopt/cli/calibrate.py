@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from graphopt.cli import sources
 from graphopt.cli.console import JsonFlag, console, emit, guard, progress
@@ -80,7 +80,9 @@ def calibrate(
 
 def _render(out: Console, statistics: Statistics, data: dict[str, object]) -> None:
     worst = sorted(statistics.linears.items(), key=lambda item: -item[1].absmax.max() / (item[1].rms or 1))
-    table = Table("linear", "channels", "max |x|", "rms", "channels > 6 rms", title="largest outliers")
+    table = Table(
+        Column("linear", overflow="fold"), "channels", "max |x|", "rms", "channels > 6 rms", title="largest outliers"
+    )
     for name, entry in worst[:_SHOWN]:
         beyond = int((entry.absmax > 6 * entry.rms).sum())
         table.add_row(name, str(entry.channels), f"{entry.absmax.max():.4g}", f"{entry.rms:.4g}", str(beyond))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from graphopt.cli import sources
 from graphopt.cli.console import JsonFlag, console, emit, guard, progress
@@ -93,7 +93,7 @@ def _render(out: Console, result: Comparison) -> None:
 
 
 def _table(title: str, rows: tuple[Difference, ...]) -> Table:
-    table = Table("value", "normalized", "max |a - b|", "rms", "cosine", "", title=title)
+    table = Table(Column("value", overflow="fold"), "normalized", "max |a - b|", "rms", "cosine", "", title=title)
     for d in rows:
         numbers = (f"{x:.3g}" for x in (d.normalized, d.max_abs, d.rms))
         verdict = d.reason or ("ok" if d.passed else "[red]differs[/red]")
