@@ -4,7 +4,7 @@ A feed is a mapping from input name to array, one for each input that the model 
 known by name: from ``input_ids`` alone follow the attention mask, the positions, the segment and an empty KV cache.
 """
 
-__all__ = ["Feed", "Input", "declared", "from_npz", "from_tokens", "random"]
+__all__ = ["TOKENS", "Feed", "Input", "declared", "from_npz", "from_tokens", "random"]
 
 import re
 import zipfile

@@ -1,6 +1,6 @@
 """Tables that several verbs draw."""
 
-__all__ = ["findings_table", "size_table"]
+__all__ = ["findings_table", "linear_rows", "size_table"]
 
 from collections import Counter
 from pathlib import Path

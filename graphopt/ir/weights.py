@@ -5,7 +5,20 @@ an absolute path. Loading, copying and saving a model touch only the proto; `rea
 them.
 """
 
-__all__ = ["DiskValues", "WeightStore", "nbytes", "numpy_dtype", "onnx_dtype", "read"]
+__all__ = [
+    "ALIGNMENT",
+    "INLINE_BYTES",
+    "DiskValues",
+    "WeightStore",
+    "bits",
+    "external_info",
+    "nbytes",
+    "numpy_dtype",
+    "onnx_dtype",
+    "proto_nbytes",
+    "read",
+    "set_external_info",
+]
 
 import functools
 import math

@@ -9,7 +9,7 @@ by itself: the Casts go, and the product with γ is rounded once instead of twic
 Visits the main graph and its subgraphs. Norms that are one node already: norm_ops.py.
 """
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "vector", "zeros_like"]
 
 from dataclasses import dataclass, replace
 from typing import Any
