@@ -10,10 +10,9 @@ using graphopt::DType;
 extern "C" {
 
 GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, int64_t rows, int64_t cols,
-                                               int64_t capacity, void const* x, void const* other,
-                                               void const* gamma, void const* beta, int32_t const* idx,
-                                               float epsilon, int8_t* xq, float* sx, void* xo, void* sum, void* y,
-                                               void* stream) {
+                                               int64_t capacity, void const* x, void const* other, void const* gamma,
+                                               void const* beta, int32_t const* idx, float epsilon, int8_t* xq,
+                                               float* sx, void* xo, void* sum, void* y, void* stream) {
   graphopt::mixq::QuantizeParams const params{static_cast<graphopt::mixq::Producer>(producer),
                                               static_cast<DType>(dtype),
                                               rows,
@@ -35,10 +34,9 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, 
 
 GRAPHOPT_EXPORT int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
                                              int8_t const* xq, float const* sx, void const* xo, int8_t const* wq,
-                                             float const* sw, void const* wo, void const* bias, void* y,
-                                             void* stream) {
-  graphopt::mixq::LinearParams const params{static_cast<DType>(dtype), m,  n,  k,  capacity, xq, sx, xo, wq, sw, wo,
-                                            bias,                      y};
+                                             float const* sw, void const* wo, void const* bias, void* y, void* stream) {
+  graphopt::mixq::LinearParams const params{
+      static_cast<DType>(dtype), m, n, k, capacity, xq, sx, xo, wq, sw, wo, bias, y};
   return static_cast<int32_t>(graphopt::mixq::launch_linear(params, static_cast<cudaStream_t>(stream)));
 }
 

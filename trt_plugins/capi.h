@@ -1,7 +1,8 @@
 // C interface to the kernels, without TensorRT: for tests, benchmarks and other runtimes.
 //
-// Pointers are device pointers, tensors row-major and contiguous, sizes in elements, `stream` a cudaStream_t. Calls only
-// enqueue work. They return 0 or a status code that graphopt_status_string explains; a refused call has launched nothing.
+// Pointers are device pointers, tensors row-major and contiguous, sizes in elements, `stream` a cudaStream_t. Calls
+// only enqueue work. They return 0 or a status code that graphopt_status_string explains; a refused call has launched
+// nothing.
 #ifndef GRAPHOPT_CAPI_H
 #define GRAPHOPT_CAPI_H
 
@@ -16,16 +17,16 @@ enum graphopt_dtype { GRAPHOPT_FLOAT32 = 0, GRAPHOPT_FLOAT16 = 1, GRAPHOPT_BFLOA
 
 // What computes the y that is quantized.
 enum graphopt_mixq_producer {
-  GRAPHOPT_MIXQ_PLAIN = 0,             // y = x
-  GRAPHOPT_MIXQ_RMS_NORM = 1,          // y = T(x / sqrt(mean(x^2) + epsilon) * gamma)
-  GRAPHOPT_MIXQ_ADD_RMS_NORM = 2,      // the same of sum = T(x + other)
-  GRAPHOPT_MIXQ_LAYER_NORM = 3,        // y = T((x - mean) / sqrt(var + epsilon) * gamma + beta)
-  GRAPHOPT_MIXQ_ADD_LAYER_NORM = 4,    // the same of sum = T(x + other)
-  GRAPHOPT_MIXQ_GATED_SILU = 5,        // y = T(silu(x) * other)
-  GRAPHOPT_MIXQ_GATED_GELU = 6,        // y = T(gelu(x) * other)
-  GRAPHOPT_MIXQ_GATED_GELU_TANH = 7,   // the same with the tanh form
-  GRAPHOPT_MIXQ_GELU = 8,              // y = T(gelu(x))
-  GRAPHOPT_MIXQ_GELU_TANH = 9          // the same with the tanh form
+  GRAPHOPT_MIXQ_PLAIN = 0,            // y = x
+  GRAPHOPT_MIXQ_RMS_NORM = 1,         // y = T(x / sqrt(mean(x^2) + epsilon) * gamma)
+  GRAPHOPT_MIXQ_ADD_RMS_NORM = 2,     // the same of sum = T(x + other)
+  GRAPHOPT_MIXQ_LAYER_NORM = 3,       // y = T((x - mean) / sqrt(var + epsilon) * gamma + beta)
+  GRAPHOPT_MIXQ_ADD_LAYER_NORM = 4,   // the same of sum = T(x + other)
+  GRAPHOPT_MIXQ_GATED_SILU = 5,       // y = T(silu(x) * other)
+  GRAPHOPT_MIXQ_GATED_GELU = 6,       // y = T(gelu(x) * other)
+  GRAPHOPT_MIXQ_GATED_GELU_TANH = 7,  // the same with the tanh form
+  GRAPHOPT_MIXQ_GELU = 8,             // y = T(gelu(x))
+  GRAPHOPT_MIXQ_GELU_TANH = 9         // the same with the tanh form
 };
 
 // Produce y and quantize it per token. M rows, K columns, C outlier slots.

@@ -1,21 +1,16 @@
-// What TensorRT asks of a plugin library, and the list of schemes it is made of.
+// What TensorRT 10, 11 and RTX ask of a plugin library.
 #include <NvInferRuntime.h>
 
 #include <memory>
 #include <vector>
 
 #include "common/export.h"
+#include "common/plugin_fields.h"
 #include "common/plugin_v3.h"
-#include "mixq/ops.h"
+#include "ops.h"
 
 namespace graphopt {
 namespace {
-
-std::vector<OpClass> all_ops() {
-  std::vector<OpClass> ops = mixq::quantize_ops();
-  ops.push_back(mixq::linear_op());
-  return ops;
-}
 
 /// Creators live as long as the library: plugins refer to their op.
 std::vector<nvinfer1::IPluginCreatorInterface*> const& creators() {

@@ -29,8 +29,8 @@ Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_by
               Args&&... args) {
   constexpr size_t kDefaultLimit = 48 * 1024;
   if (shared_bytes > kDefaultLimit) {
-    GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shared_bytes)));
+    GRAPHOPT_CUDA_TRY(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;

@@ -67,8 +67,8 @@ struct OpClass {
   Signature (*signature)(OpClass const& op, Attributes const& attributes);
   /// Scratch bytes for operands of at most these shapes.
   size_t (*workspace_bytes)(OpClass const& op, TensorView const* inputs);
-  Status (*launch)(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
-                   TensorView const* outputs, void* workspace, cudaStream_t stream);
+  Status (*launch)(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
+                   void* workspace, cudaStream_t stream);
   int32_t variant = 0;  // tells apart the ops that share these functions
 
   /// Value of the flag `field`; 0 where the op has no such field.

@@ -1,43 +1,17 @@
 #include "common/plugin_v3.h"
 
-#include <atomic>
-#include <cstring>
-#include <exception>
 #include <optional>
 #include <sstream>
 #include <utility>
+
+#include "common/plugin_fields.h"
 
 namespace graphopt {
 namespace {
 
 using nvinfer1::DataType;
-using nvinfer1::PluginField;
-using nvinfer1::PluginFieldType;
 
 constexpr int32_t kFailure = -1;
-
-std::atomic<nvinfer1::ILoggerFinder*> g_logger_finder{nullptr};
-
-void log_error(std::string const& message) {
-  nvinfer1::ILoggerFinder* finder = g_logger_finder.load();
-  nvinfer1::ILogger* logger = finder == nullptr ? nullptr : finder->findLogger();
-  if (logger != nullptr) logger->log(nvinfer1::ILogger::Severity::kERROR, message.c_str());
-}
-
-/// Run `body` and turn an exception (memory exhausted) into `fallback`: TensorRT calls through noexcept functions.
-template <class Result, class Body>
-Result guarded(char const* op, Result fallback, Body&& body) noexcept {
-  try {
-    return body();
-  } catch (std::exception const& e) {
-    try {
-      log_error(std::string("graphopt plugin ") + op + ": " + e.what());
-    } catch (...) {
-      return fallback;
-    }
-    return fallback;
-  }
-}
 
 std::optional<DType> to_dtype(DataType type) {
   switch (type) {
@@ -85,10 +59,6 @@ TensorView view(void const* data, DataType type, nvinfer1::Dims const& dims) {
   return v;
 }
 
-PluginFieldType plugin_type(FieldType type) {
-  return type == FieldType::kInt32 ? PluginFieldType::kINT32 : PluginFieldType::kFLOAT32;
-}
-
 /// "MixQRMSNorm;epsilon=1e-06;emit_y=1": equal for plugins that run equally.
 std::string describe(OpClass const& op, Attributes const& attributes) {
   std::ostringstream text;
@@ -104,30 +74,7 @@ std::string describe(OpClass const& op, Attributes const& attributes) {
   return text.str();
 }
 
-/// Read the op's fields from a node's attributes or from a serialized plugin.
-Status read_fields(OpClass const& op, nvinfer1::PluginFieldCollection const& given, Attributes* attributes) {
-  for (size_t i = 0; i < op.fields.size(); ++i) {
-    PluginField const* found = nullptr;
-    for (int32_t j = 0; j < given.nbFields; ++j) {
-      if (std::strcmp(given.fields[j].name, op.fields[i].name) == 0) found = &given.fields[j];
-    }
-    bool const absent = found == nullptr || found->data == nullptr || found->length < 1;
-    if (absent && op.fields[i].type == FieldType::kInt32) continue;
-    if (absent || found->type != plugin_type(op.fields[i].type)) {
-      log_error(std::string("graphopt plugin ") + op.name + ": field " + op.fields[i].name +
-                (absent ? " is missing" : " has the wrong type"));
-      return Status::kBadAttribute;
-    }
-    void* target = op.fields[i].type == FieldType::kInt32 ? static_cast<void*>(&attributes->ints[i])
-                                                          : static_cast<void*>(&attributes->floats[i]);
-    std::memcpy(target, found->data, sizeof(int32_t));
-  }
-  return Status::kOk;
-}
-
 }  // namespace
-
-void set_logger_finder(nvinfer1::ILoggerFinder* finder) { g_logger_finder.store(finder); }
 
 PluginV3::PluginV3(OpClass const& op, Attributes const& attributes)
     : op_(op),
@@ -215,8 +162,8 @@ bool PluginV3::supportsFormatCombination(int32_t position, nvinfer1::DynamicPlug
   nvinfer1::PluginTensorDesc const& desc = operands[position].desc;
   if (desc.format != nvinfer1::TensorFormat::kLINEAR) return false;
   if (position == activation_input_) return is_activation(desc.type);
-  Element const element = position < input_count ? signature_.inputs[position].element
-                                                 : signature_.outputs[position - input_count].element;
+  Element const element =
+      position < input_count ? signature_.inputs[position].element : signature_.outputs[position - input_count].element;
   // Positions are asked in order, so that T is settled before any other operand of type T.
   return desc.type == data_type(element, operands[activation_input_].desc.type);
 }
@@ -235,9 +182,9 @@ int32_t PluginV3::onShapeChange(nvinfer1::PluginTensorDesc const*, int32_t input
   return has_operands(input_count, output_count) ? 0 : kFailure;
 }
 
-int32_t PluginV3::enqueue(nvinfer1::PluginTensorDesc const* input_descs,
-                          nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs,
-                          void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+int32_t PluginV3::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const* output_descs,
+                          void const* const* inputs, void* const* outputs, void* workspace,
+                          cudaStream_t stream) noexcept {
   constexpr size_t kMaxOperands = 16;
   size_t const input_count = signature_.inputs.size(), output_count = signature_.outputs.size();
   if (input_count > kMaxOperands || output_count > kMaxOperands) return kFailure;

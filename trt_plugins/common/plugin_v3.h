@@ -11,9 +11,6 @@
 
 namespace graphopt {
 
-/// Logger of the TensorRT that loaded the library; messages go nowhere until it is set.
-void set_logger_finder(nvinfer1::ILoggerFinder* finder);
-
 class PluginV3 final : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneCore,
                        public nvinfer1::IPluginV3OneBuild,

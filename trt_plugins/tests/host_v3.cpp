@@ -7,8 +7,8 @@
 //   field NAME i|f VALUE
 //   input TYPE FILE DIM...        TYPE: f32 f16 bf16 i8 i32
 //   end
-// For each output i of a case it prints "NAME i TYPE DIM..." and writes CASES/NAME.i.bin. With --describe it stops short
-// of the GPU: no operand is read and nothing is enqueued. Exit code 1 and one line on stderr say what went wrong.
+// For each output i of a case it prints "NAME i TYPE DIM..." and writes CASES/NAME.i.bin. With --describe it stops
+// short of the GPU: no operand is read and nothing is enqueued. Exit code 1 and one line on stderr say what went wrong.
 #include <NvInferRuntime.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
@@ -31,8 +31,8 @@ namespace {
 
 using namespace nvinfer1;
 
-constexpr size_t kGuardBytes = 256;         // beyond each output; must come back untouched
-constexpr unsigned char kPoison = 0xa5;     // outputs hold it before the run
+constexpr size_t kGuardBytes = 256;      // beyond each output; must come back untouched
+constexpr unsigned char kPoison = 0xa5;  // outputs hold it before the run
 
 struct Type {
   DataType trt;
@@ -286,8 +286,8 @@ void run_phase(IPluginV3& revived, Case const& c, std::vector<Operand> const& ou
   cudaStream_t stream;
   require_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   require_cuda(cudaDeviceSynchronize(), "poison and copies");
-  int32_t const status = runtime->enqueue(input_descs.data(), output_descs.data(), inputs.data(), results.data(),
-                                          nullptr, stream);
+  int32_t const status =
+      runtime->enqueue(input_descs.data(), output_descs.data(), inputs.data(), results.data(), nullptr, stream);
   require(status == 0, "enqueue returned " + std::to_string(status));
   require_cuda(cudaStreamSynchronize(stream), "kernel");
   require_cuda(cudaStreamDestroy(stream), "stream");

@@ -32,8 +32,7 @@ template <class T>
 __device__ __forceinline__ void mma_outliers(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
 
 template <>
-__device__ __forceinline__ void mma_outliers<__half>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0,
-                                                     uint32_t b1) {
+__device__ __forceinline__ void mma_outliers<__half>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
   mma_f16(c, a, b0, b1);
 }
 

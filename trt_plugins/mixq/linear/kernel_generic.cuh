@@ -6,12 +6,13 @@
 
 namespace graphopt::mixq {
 
-constexpr int kGenericTile = 32;     // rows of X and of W in a block
+constexpr int kGenericTile = 32;  // rows of X and of W in a block
 constexpr int kGenericThreads = 256;
-constexpr int kGenericBytes = 64;    // of K per stage
+constexpr int kGenericBytes = 64;                                               // of K per stage
 constexpr int kGenericOutputs = kGenericTile * kGenericTile / kGenericThreads;  // per thread, along M
 
-/// Copy rows [first, first + kGenericTile) x bytes [start, start + kGenericBytes) of source [rows, bytes]; zeros outside.
+/// Copy rows [first, first + kGenericTile) x bytes [start, start + kGenericBytes) of source [rows, bytes]; zeros
+/// outside.
 __device__ __forceinline__ void stage_bytes(int8_t (*tile)[kGenericBytes + 4], int8_t const* source, int64_t first,
                                             int64_t rows, int bytes, int start) {
   for (int i = static_cast<int>(threadIdx.x); i < kGenericTile * kGenericBytes; i += kGenericThreads) {

@@ -12,8 +12,8 @@
 namespace graphopt::mixq {
 
 constexpr int kSmallWarps = 8;
-constexpr int kSmallUnroll = 2;    // steps of 64 bytes whose loads are issued together: 128 bytes of a row per warp
-constexpr int kSmallStep = 64;     // bytes along K
+constexpr int kSmallUnroll = 2;  // steps of 64 bytes whose loads are issued together: 128 bytes of a row per warp
+constexpr int kSmallStep = 64;   // bytes along K
 
 /// kGroups: groups of 8 rows of W. kBothHalves: M > 8, so that the mma's rows 8..15 are in use.
 template <class T, int kGroups, bool kBothHalves>
@@ -42,11 +42,10 @@ class SmallKernel {
     accumulate<kSmallUnroll>(args_.xq, args_.wq, args_.k, [&](int j, uint32_t const(&a)[4], uint32_t b0, uint32_t b1) {
       mma_s8(inner[j], a, b0, b1);
     });
-    accumulate<1>(reinterpret_cast<int8_t const*>(args_.xo), reinterpret_cast<int8_t const*>(args_.wo),
-                  args_.capacity * static_cast<int>(sizeof(T)),
-                  [&](int j, uint32_t const(&a)[4], uint32_t b0, uint32_t b1) {
-                    mma_outliers<T>(outliers[j], a, b0, b1);
-                  });
+    accumulate<1>(
+        reinterpret_cast<int8_t const*>(args_.xo), reinterpret_cast<int8_t const*>(args_.wo),
+        args_.capacity * static_cast<int>(sizeof(T)),
+        [&](int j, uint32_t const(&a)[4], uint32_t b0, uint32_t b1) { mma_outliers<T>(outliers[j], a, b0, b1); });
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
 #pragma unroll

@@ -4,8 +4,8 @@
 // wo. An mma takes 32 bytes of K for int8, half, bfloat16 and TF32 alike, in the same register layout, so both products
 // run through the same stages without a pause; between them the int32 sums become float32 in place, times sx sw.
 //
-//   stage: A [kRowsM][64 bytes], then B [kRowsN][64 bytes]. Two rows fill the 32 banks; 16-byte chunk c of row r lies at
-//   chunk c ^ (r / 2 % 4), so that the 8 rows of an ldmatrix touch 8 different groups of banks.
+//   stage: A [kRowsM][64 bytes], then B [kRowsN][64 bytes]. Two rows fill the 32 banks; 16-byte chunk c of row r lies
+//   at chunk c ^ (r / 2 % 4), so that the 8 rows of an ldmatrix touch 8 different groups of banks.
 #pragma once
 
 #include "mixq/linear/kernel_common.cuh"
@@ -67,9 +67,8 @@ class TileKernel {
 
     int32_t sums[Traits::kBlocksM][Traits::kBlocksN][4] = {};
     for (int tile = 0; tile < inner_tiles_; ++tile) {
-      multiply(tile, [&](int i, int j, uint32_t const(&a)[4], uint32_t b0, uint32_t b1) {
-        mma_s8(sums[i][j], a, b0, b1);
-      });
+      multiply(tile,
+               [&](int i, int j, uint32_t const(&a)[4], uint32_t b0, uint32_t b1) { mma_s8(sums[i][j], a, b0, b1); });
     }
     float values[Traits::kBlocksM][Traits::kBlocksN][4];
     scale(sums, values);

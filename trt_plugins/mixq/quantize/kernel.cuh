@@ -17,13 +17,13 @@ constexpr float kCodeMax = 127.0f;
 /// QuantizeParams with its element type known.
 template <class T>
 struct QuantizeArgs {
-  int64_t rows;                   // M
-  int32_t cols;                   // K
-  int32_t capacity;               // C
-  T const* __restrict__ x;        // [M, K]
-  T const* __restrict__ other;    // [M, K]
-  T const* __restrict__ gamma;    // [K]
-  T const* __restrict__ beta;     // [K]
+  int64_t rows;                     // M
+  int32_t cols;                     // K
+  int32_t capacity;                 // C
+  T const* __restrict__ x;          // [M, K]
+  T const* __restrict__ other;      // [M, K]
+  T const* __restrict__ gamma;      // [K]
+  T const* __restrict__ beta;       // [K]
   int32_t const* __restrict__ idx;  // [C]
   float epsilon;
   int8_t* __restrict__ xq;  // [M, K]

@@ -12,8 +12,7 @@ template <class T>
 Status launch_quantize_typed(QuantizeParams const& params, QuantizePlan const& plan, cudaStream_t stream);
 extern template Status launch_quantize_typed<float>(QuantizeParams const&, QuantizePlan const&, cudaStream_t);
 extern template Status launch_quantize_typed<__half>(QuantizeParams const&, QuantizePlan const&, cudaStream_t);
-extern template Status launch_quantize_typed<__nv_bfloat16>(QuantizeParams const&, QuantizePlan const&,
-                                                            cudaStream_t);
+extern template Status launch_quantize_typed<__nv_bfloat16>(QuantizeParams const&, QuantizePlan const&, cudaStream_t);
 
 namespace {
 

@@ -1,4 +1,5 @@
-// The ten quantizing ops as OpClass values. Inputs: x [, other] [, gamma] [, beta], idx. Outputs: xq, sx, xo [, sum] [, y].
+// The ten quantizing ops as OpClass values. Inputs: x [, other] [, gamma] [, beta], idx. Outputs: xq, sx, xo [, sum] [,
+// y].
 #include "mixq/ops.h"
 #include "mixq/quantize/params.h"
 
