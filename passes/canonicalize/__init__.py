@@ -17,9 +17,9 @@ from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.canonicalize import (
     attention,
     attention_ops,
+    block_quantized,
     gated,
     linear,
-    matmul_nbits,
     norm,
     norm_ops,
     rotary,
@@ -30,6 +30,7 @@ from graphopt.passes.canonicalize.leftovers import note_leftovers
 from graphopt.passes.canonicalize.legalize import legalize
 from graphopt.passes.canonicalize.ops import OPS
 from graphopt.passes.canonicalize.share_common import share_common
+from graphopt.passes.canonicalize.unify_symbols import unify_symbols
 
 
 def _rules(name: str, rules: Sequence[Rule]) -> Stage:
@@ -44,13 +45,14 @@ CANONICALIZE: tuple[Stage, ...] = (
     Stage("clean-up", clean_up),
     Stage("fold-constants", fold_constants),
     Stage("share-common", share_common),
-    _rules("linear", (*linear.RULES, *matmul_nbits.RULES)),
+    _rules("linear", (*linear.RULES, *block_quantized.RULES)),
     _rules("linear-bias", linear.BIAS_RULES),
     _rules("norm", (*norm.RULES, *norm_ops.RULES)),
     _rules("rotary", rotary.RULES),
     _rules("attention", (*attention.RULES, *attention_ops.RULES)),
     _rules("activation", gated.RULES),
     _rules("gate", gated.GATE_RULES),
+    Stage("unify-symbols", unify_symbols),
     Stage("infer-shapes-again", lambda model, report: infer_shapes(model)),
     Stage("fold-constants-again", fold_constants),
     Stage("share-common-again", share_common),

@@ -23,7 +23,7 @@ from graphopt.ir.model import Model
 from graphopt.passes.canonicalize import ops
 from graphopt.passes.canonicalize.emit import Emitter, element_type, place
 from graphopt.passes.canonicalize.naming import canonical_name
-from graphopt.passes.canonicalize.symbolic import Entry, dimension, integers
+from graphopt.passes.canonicalize.symbolic import Entry, dimension, integers, product
 
 _HEADS_LAST = [0, 1, 3, 2]
 
@@ -83,8 +83,8 @@ def _split_mask(scores: gs.Tensor) -> tuple[gs.Node | None, float, gs.Tensor | N
     if add is not None:
         a, b = add.inputs
         candidates = [(a, b), (b, a)]
-    for product, mask in candidates:
-        inner, factor = _unscaled(uncast_all(product))
+    for scaled, mask in candidates:
+        inner, factor = _unscaled(uncast_all(scaled))
         matmul = _made_by(uncast_all(inner), "MatMul")
         if matmul is not None and not any(query.is_constant(t) for t in matmul.inputs):
             return matmul, factor, mask
@@ -125,11 +125,16 @@ def unrepeated(tensor: gs.Tensor) -> gs.Tensor:
         return tensor
     batch, heads, length, d = (dimension(k, i) for i in range(4))
     group = target[2]
-    if not isinstance(group, int) or not isinstance(heads, int):
+    if not isinstance(group, int):
         return tensor
-    kept = all(t in (1, own) for t, own in zip([*target[:2], *target[3:]], (batch, heads, length, d), strict=True))
-    expected: list[Entry] = [batch, heads * group, length, d]
-    joins = all(j in (own, -1) for j, own in zip(joined, expected, strict=True)) and joined.count(-1) <= 1
+    kept = all(
+        t is not None and t in (1, own)
+        for t, own in zip([*target[:2], *target[3:]], (batch, heads, length, d), strict=True)
+    )
+    expected: list[Entry] = [batch, product(heads, group), length, d]
+    joins = (
+        all(j is not None and j in (own, -1) for j, own in zip(joined, expected, strict=True)) and joined.count(-1) <= 1
+    )
     return k if kept and joins else tensor
 
 

@@ -54,11 +54,6 @@ def _wanted(graph: gs.Graph, node: gs.Node, index: int) -> bool:
     return bool(node.outputs[index].outputs) or query.is_output(graph, node.outputs[index])
 
 
-def _split_heads(emitter: Emitter, x: gs.Tensor, size: int) -> gs.Tensor:
-    """(B, S, H·D) -> (B, H, S, D)."""
-    return emitter.transpose(emitter.reshape(x, [0, 0, -1, size]), [0, 2, 1, 3])
-
-
 def _heads_of(emitter: Emitter, x: gs.Tensor, heads: int) -> gs.Tensor:
     """(B, L, H·D) -> (B, H, L, D); undoes a join of heads instead of splitting what was just joined."""
     reshape = query.producer(x)
@@ -69,7 +64,7 @@ def _heads_of(emitter: Emitter, x: gs.Tensor, heads: int) -> gs.Tensor:
         target = integers(reshape.inputs[1]) if reshape is not None else None
         if joins and target is not None and target[:2] == [0, 0] and len(target) == 3:
             return source
-    return _split_heads(emitter, x, int(x.shape[-1]) // heads)
+    return emitter.split_heads(x, int(x.shape[-1]) // heads)
 
 
 def _name_head_size(tensors: Iterable[gs.Tensor | None], size: int) -> None:
@@ -98,8 +93,7 @@ def _finish(
     result = output
     if joined:
         result = gs.Variable(f"{emitter.stem}/heads", output.dtype or q.dtype, q.shape)
-        flat = emitter.transpose(result, [0, 2, 1, 3])
-        emitter.op("Reshape", flat, emitter.const([0, 0, match.heads * match.size]), out=output)
+        emitter.join_heads(result, match.heads, match.size, output)
     mask = no_mask(emitter, q) if mask is None else mask
     node.outputs.append(result)
     place(graph, ops.ATTENTION, emitter.stem, [*heads, mask], node, scale=scale)
@@ -144,7 +138,7 @@ class StandardAttentionRule(Rule):
         joined = len(q.shape) == 3
         if joined:
             widths = (match.size, k.shape[-1] // match.kv_heads, v.shape[-1] // match.kv_heads)
-            q, k, v = (_split_heads(emitter, t, w) for t, w in zip((q, k, v), widths, strict=True))
+            q, k, v = (emitter.split_heads(t, w) for t, w in zip((q, k, v), widths, strict=True))
         present = [t if not t.is_empty() else None for t in presents[:2]] + [None, None]
         k = _cached(emitter, given.get("past_key"), k, present[0])
         v = _cached(emitter, given.get("past_value"), v, present[1])
@@ -229,8 +223,8 @@ class GroupQueryAttentionRule(Rule):
         """Return q (B, Hq, S, D), k and v (B, Hkv, S, D)."""
         given = match.given
         if "k" in given:
-            return [_split_heads(emitter, given[t], match.size) for t in ("q", "k", "v")]
-        packed = _split_heads(emitter, given["q"], match.size)
+            return [emitter.split_heads(given[t], match.size) for t in ("q", "k", "v")]
+        packed = emitter.split_heads(given["q"], match.size)
         bounds = [0, match.heads, match.heads + match.kv_heads, match.heads + 2 * match.kv_heads]
         lead, *rest = packed.shape if packed.shape is not None else [None] * 4
         axis = emitter.const([1])

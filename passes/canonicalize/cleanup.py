@@ -41,7 +41,7 @@ def clean_up(model: Model, report: Report) -> None:
             removed[node.op] += 1
             replace_tensor(graph, old, new)
             node.outputs.clear()
-        graph.cleanup(remove_unused_graph_inputs=False)
+        graph.cleanup(remove_unused_graph_inputs=False).toposort()
         for op, count in sorted(removed.items()):
             report.rewritten(STAGE, op, graph.name or "graph", f"{count} nodes taken out", nodes=count)
 

@@ -116,6 +116,16 @@ class Emitter:
         shape = None if tensor.shape is None else [tensor.shape[p] for p in perm]
         return self.op("Transpose", tensor, dtype=tensor.dtype, shape=shape, perm=list(perm))
 
+    def split_heads(self, x: gs.Tensor, size: int) -> gs.Tensor:
+        """(B, S, H·D) -> (B, H, S, D), D being ``size``."""
+        heads = int(x.shape[-1]) // size
+        return self.transpose(self.reshape(x, [0, 0, heads, size]), [0, 2, 1, 3])
+
+    def join_heads(self, x: gs.Tensor, heads: int, size: int, out: gs.Tensor) -> None:
+        """(B, H, S, D) -> (B, S, H·D) as the existing tensor ``out``."""
+        joined = self.transpose(x, [0, 2, 1, 3])
+        self.op("Reshape", joined, self.const([0, 0, heads * size]), out=out)
+
     def unsqueeze(self, tensor: gs.Tensor, axes: Sequence[int]) -> gs.Tensor:
         """Insert dimensions of 1 (opset 13 and newer: axes are an input)."""
         shape = None

@@ -190,12 +190,9 @@ class RotaryEmbeddingRule(Rule):
         x, node = match.x, match.node
         (output,) = take_outputs(node)
         if len(match.x.shape) == 3:
-            width = 2 * int(match.cos.shape[-1])
-            x = emitter.transpose(emitter.reshape(x, [0, 0, -1, width]), [0, 2, 1, 3])
+            x = emitter.split_heads(x, 2 * int(match.cos.shape[-1]))
             turned = gs.Variable(f"{name}/heads", x.dtype, x.shape)
-            joined = emitter.transpose(turned, [0, 2, 1, 3])
-            flat = emitter.const([0, 0, match.x.shape[-1]])
-            emitter.op("Reshape", joined, flat, out=output)
+            emitter.join_heads(turned, x.shape[1], x.shape[3], output)
             output = turned
         node.outputs.append(output)
         place(graph, ops.ROTARY, name, [x, *tables], node)

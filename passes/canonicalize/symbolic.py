@@ -5,7 +5,7 @@ dimension that is not known as a number is a symbol: its ``dim_param``, or (tens
 numbers, which is all that matching needs.
 """
 
-__all__ = ["Entry", "dimension", "integers"]
+__all__ = ["Entry", "dimension", "integers", "product"]
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -146,7 +146,8 @@ def _negative(entry: Entry) -> bool:
     return isinstance(entry, int) and entry < 0
 
 
-def _mul(a: Entry, b: Entry) -> Entry:
+def product(a: Entry, b: Entry) -> Entry:
+    """Return a · b: a number, a symbol, or None where it is not known."""
     if isinstance(a, int) and isinstance(b, int):
         return a * b
     if a is None or b is None or _negative(a) or _negative(b):
@@ -199,7 +200,7 @@ _EVALUATORS: dict[str, Callable[[gs.Node], list[Entry] | None]] = {
     "Gather": _gather,
     "Slice": _slice,
     "ConstantOfShape": _constant_of_shape,
-    "Mul": _elementwise(_mul),
+    "Mul": _elementwise(product),
     "Add": _elementwise(_add),
     "Sub": _elementwise(_sub),
     "Div": _elementwise(_div),
