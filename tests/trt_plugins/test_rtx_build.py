@@ -107,7 +107,7 @@ def _shapes(model: _Model, batch: int, length: int) -> tuple[str, ...]:
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_op_builds_as_a_plugin(dtype: str, rng: np.random.Generator, tmp_path: Path, library: Path) -> None:
     model = _Model(rng, dtype)
-    for spec in OPS:
+    for spec in (op for op in OPS if op.plugin):
         flags = [a.name for a in spec.attributes if a.name.startswith("emit_")]
         model.add(spec, **dict.fromkeys(flags, 0))
         if flags:
