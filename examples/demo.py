@@ -60,14 +60,15 @@ def main() -> None:
 def show(change: dict[str, Any], accuracy: dict[str, Any], engine: dict[str, Any], files: list[Path]) -> None:
     """Draw the closing table."""
     before, after = change["before"], change["after"]
-    row = accuracy["result"]
     table = Table("", "original", "MixQ w8a8", title="SmolLM2-135M-Instruct")
     table.add_row("nodes", f"{before['nodes']:,}", f"{after['nodes']:,}")
     table.add_row("weights", f"{before['weight_bytes'] / 1e6:,.1f} MB", f"{after['weight_bytes'] / 1e6:,.1f} MB")
     table.add_row("plugin nodes in the graph", "0", f"{after['plugin_nodes']:,}")
     table.add_row("plugin layers in the engine", "", f"{engine['plugin_layers']:,}")
-    table.add_row("perplexity", f"{row['ppl_fp32']:.3f}", f"{row['ppl']:.3f}")
-    table.add_row("KL divergence of logits, top-1 agreement", "", f"{row['kl']:.4f}, {row['top1_agreement']:.1%}")
+    table.add_row("perplexity", f"{accuracy['ppl_fp32']:.3f}", f"{accuracy['ppl']:.3f}")
+    table.add_row(
+        "KL divergence of logits, top-1 agreement", "", f"{accuracy['kl']:.4f}, {accuracy['top1_agreement']:.1%}"
+    )
     console.print(table)
     times = Table("stage", "seconds", title=f"{sum(seconds.values()):.0f} seconds in all")
     for stage, spent in seconds.items():

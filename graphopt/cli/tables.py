@@ -2,7 +2,7 @@
 
 __all__ = ["findings_table", "linear_rows", "size_table"]
 
-from collections import Counter
+import re
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from graphopt.core.canonical import LINEAR_OPS
 from graphopt.core.op import DOMAIN
-from graphopt.core.report import Report
+from graphopt.core.report import Finding, Report
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 
@@ -38,9 +38,12 @@ def findings_table(
 ) -> None:
     """Draw what a run did: rewrites by rule and outcome, every refusal with its reason, sizes, files."""
     rewrites = Table("rule", "what came out", "nodes", title="would be rewritten" if dry_run else "rewritten")
-    outcomes = Counter((f.rule, f.reason) for f in report.findings if f.status == "rewritten")
-    for (rule, reason), count in outcomes.items():
-        rewrites.add_row(rule, reason, str(count))
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for f in report.findings:
+        if f.status == "rewritten":
+            groups.setdefault((f.rule, re.sub(r" *'[^']*'", "", f.reason)), []).append(f)
+    for (rule, outcome), found in groups.items():
+        rewrites.add_row(rule, outcome + _outliers(found), str(len(found)))
     out.print(rewrites)
     others = [f for f in report.findings if f.status != "rewritten"]
     if others:
@@ -54,6 +57,12 @@ def findings_table(
             sizes.add_row(key.replace("_", " "), f"{before[key]:,}", f"{after[key]:,}")
         out.print(sizes)
         out.print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
+
+
+def _outliers(found: list[Finding]) -> str:
+    """Return how many outlier channels the findings of one kind have, where they have any."""
+    counts = [f.detail["outliers"] for f in found if "outliers" in f.detail]
+    return f"; {min(counts)} to {max(counts)} outlier channels" if counts else ""
 
 
 def linear_rows(model: Model) -> list[gs.Node]:

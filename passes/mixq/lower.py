@@ -82,7 +82,7 @@ class MixQ:
                 report.note(STAGE, self.name, group.linears[0].name, "no calibration: the outlier set is empty")
             if dry_run:
                 for linear in group.linears:
-                    report.rewritten(STAGE, self.name, linear.name, f"MixQLinear, {outliers.size} outlier channels")
+                    report.rewritten(STAGE, self.name, linear.name, "MixQLinear", outliers=int(outliers.size))
                 continue
             _lower_group(model, group, outliers, report)
         if not dry_run:
@@ -164,7 +164,7 @@ def _lower_group(model: Model, group: _Group, outliers: np.ndarray, report: Repo
     quantized, how = _quantize(model, group, indices)
     for linear in group.linears:
         detail = _replace_linear(model, linear, quantized, indices)
-        reason = f"MixQLinear, {outliers.size} outlier channels, input from {how}"
+        reason = f"MixQLinear, input from {how}"
         report.rewritten(
             STAGE, MixQ.name, linear.name, reason, outliers=int(outliers.size), capacity=capacity, **detail
         )
