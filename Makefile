@@ -24,7 +24,7 @@ test: lint $(PLUGINS) assets
 lint: $(READY)
 	ruff check .
 	ruff format --check .
-	mypy
+	python scripts/check_types.py
 
 plugins: $(PLUGINS)
 

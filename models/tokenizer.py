@@ -106,7 +106,7 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token such as ``<|im_end|>``, or None where the vocabulary lacks it."""
-        return self.backend.token_to_id(token)  # type: ignore[no-any-return]
+        return self.backend.token_to_id(token)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of ``text``; special tokens written out in it become their single id.

@@ -4,7 +4,7 @@ graphsurgeon's own exporter writes a constant of an outer graph once more into e
 empty lists, packs no 4-bit values and drops what `carry` keeps; so graphs are written here.
 """
 
-__all__ = ["to_proto"]
+__all__ = ["node_proto", "to_proto"]
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -39,6 +39,13 @@ def to_proto(model: Model) -> onnx.ModelProto:
     proto.ir_version = proto.ir_version or _IR_VERSION
     if proto.functions:
         proto.ir_version = max(proto.ir_version, _IR_VERSION)
+    return proto
+
+
+def node_proto(node: gs.Node) -> onnx.NodeProto:
+    """Return one node as a NodeProto."""
+    proto = onnx.NodeProto()
+    _Writer(gs.Graph([node])).write_node(node, proto)
     return proto
 
 
@@ -82,12 +89,13 @@ class _Writer:
         proto.output.extend(_value_info(t) for t in graph.outputs)
         at_border = {id(t) for t in (*graph.inputs, *graph.outputs)}
         for node in graph.nodes:
-            self._write_node(node, proto.node.add())
+            self.write_node(node, proto.node.add())
             proto.value_info.extend(
                 _value_info(t) for t in node.outputs if t.name and id(t) not in at_border and _is_typed(t)
             )
 
-    def _write_node(self, node: gs.Node, proto: onnx.NodeProto) -> None:
+    def write_node(self, node: gs.Node, proto: onnx.NodeProto) -> None:
+        """Fill ``proto`` from ``node``."""
         proto.op_type = node.op
         if node.name:
             proto.name = node.name

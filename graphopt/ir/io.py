@@ -71,7 +71,8 @@ def load(path: str | os.PathLike[str]) -> Model:
     model = Model(graph=graph, shell=_shell(proto), functions=functions, path=path, store=WeightStore())
     for constant in _constants(model):
         constant.data_location = None
-        if _is_external(lazy := getattr(constant._values, "tensor", None)):
+        lazy = getattr(constant._values, "tensor", None)
+        if isinstance(lazy, onnx.TensorProto) and _is_external(lazy):
             constant._values = DiskValues(lazy)
     return model
 
@@ -212,8 +213,8 @@ def _inside(location: str, model_path: Path, where: str) -> Path:
     return target
 
 
-def _is_external(tensor: object) -> bool:
-    return isinstance(tensor, onnx.TensorProto) and tensor.data_location == onnx.TensorProto.EXTERNAL
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
 def _place(tensor: onnx.TensorProto) -> _Place | None:

@@ -12,6 +12,8 @@ __all__ = [
     "static_last_dim",
 ]
 
+from typing import TypeGuard
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -21,7 +23,7 @@ from graphopt.ir import weights
 SMALL_ELEMENTS = 4096
 
 
-def is_op(node: gs.Node | None, *ops: str, domain: str = "") -> bool:
+def is_op(node: gs.Node | None, *ops: str, domain: str = "") -> TypeGuard[gs.Node]:
     """Whether ``node`` is one of ``ops`` in ``domain`` ("" and "ai.onnx" are the same)."""
     if node is None or node.op not in ops:
         return False

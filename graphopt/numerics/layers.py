@@ -79,7 +79,9 @@ def silu(x: np.ndarray) -> np.ndarray:
 def gelu(x: np.ndarray) -> np.ndarray:
     """Return x/2 · (1 + erf(x/√2)), float32 (erf in float64 by the standard library: numpy has none)."""
     erf = np.frompyfunc(math.erf, 1, 1)
-    return (0.5 * x * (1.0 + erf(x.astype(np.float64) / math.sqrt(2.0)).astype(np.float64))).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        phi = 1.0 + np.asarray(erf(x.astype(np.float64) / math.sqrt(2.0)), np.float64)
+        return (0.5 * x * phi).astype(np.float32)
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:

@@ -11,11 +11,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from graphopt.core.report import Report
 from graphopt.core.rule import replace_tensor
 from graphopt.ir import query, weights
+from graphopt.ir.export import node_proto
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize.symbolic import integers
 
@@ -85,12 +85,12 @@ def _from_constants(model: Model, node: gs.Node) -> np.ndarray | None:
         if value is None:
             return None
         feeds[tensor.name] = np.asarray(value)
-    proto = OnnxExporter.export_node(node)
+    proto = node_proto(node)
     types = {name: helper.make_tensor_type_proto(weights.onnx_dtype(v.dtype), v.shape) for name, v in feeds.items()}
-    inputs = [helper.make_value_info(name, kind) for name, kind in types.items()]
+    inputs = [helper.make_value_info(*known) for known in types.items()]
     output = helper.make_tensor_value_info(node.outputs[0].name, weights.onnx_dtype(node.outputs[0].dtype), None)
     graph = helper.make_graph([proto], "fold", inputs, [output])
     single = helper.make_model(graph, opset_imports=[helper.make_opsetid("", model.opset)])
     with np.errstate(all="ignore"):
-        (value,) = ReferenceEvaluator(single).run(None, feeds)
-    return np.asarray(value)
+        (folded,) = ReferenceEvaluator(single).run(None, feeds)
+    return np.asarray(folded)
