@@ -1,10 +1,10 @@
-"""Check and time every tile of the Hopper MixQ linear kernel on one GPU.
+"""Check and time every kernel that MixQLinear could run on a Hopper GPU.
 
     python3 benchmarks/kernels/mixq_sm90.py run --output DIR
 
-needs PyTorch and the libraries of build_mixq_sm90.sh in carry/. Each tile is checked in a process of its own, with the
-library whose waits trap instead of hanging; the tiles that passed are then checked again and timed beside
-torch fp16 and torch._int_mm. Results: DIR/mixq_sm90_check.json, DIR/mixq_sm90_time.json; a table is printed last.
+needs PyTorch and the libraries of build_mixq_sm90.sh in carry/. Each family of kernels is checked in a process of its
+own, with the library whose waits trap instead of hanging; the families that passed are then checked again and timed
+beside torch fp16 and torch._int_mm. Results: DIR/mixq_sm90_check.json, DIR/mixq_sm90_time.json; a table comes last.
 """
 
 import argparse
@@ -33,11 +33,14 @@ GUARD = 4096  # elements after y that must not change
 COLD_BYTES = 200e6  # of weights, more than L2 holds
 SAMPLES = 25
 SAMPLE_SECONDS = 1e-3
-CHECKS_AT_ONCE = 4
 
 SHAPES = [(4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672)]  # N, K
-TOKENS = [16, 128, 512, 2048, 4096]
+OTHER_SHAPES = [(6144, 4096), (11008, 4096), (4096, 11008), (4096, 14336)]
+TOKENS = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 CAPACITY = 128
+FAMILIES = {  # prefix of the names, and the largest M that its kernels are for
+    "128x256": math.inf, "128x128": math.inf, "128x64": math.inf, "few16": 16, "few32": 32, "few64": 64, "mma": 16,
+}  # fmt: skip
 
 
 class Library:
@@ -46,15 +49,15 @@ class Library:
     def __init__(self, path: Path):
         self.c = ctypes.CDLL(str(path))
         self.c.sm90_name.restype = self.c.sm90_status.restype = ctypes.c_char_p
-        self.c.sm90_linear.argtypes = [ctypes.c_int] * 3 + [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 9
+        self.c.sm90_linear.argtypes = [ctypes.c_int] * 2 + [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 9
         self.names = [self.c.sm90_name(i).decode() for i in range(self.c.sm90_variants())]
 
-    def linear(self, name: str, x: dict, w: dict, y: torch.Tensor, group: int = 0) -> None:
+    def linear(self, name: str, x: dict, w: dict, y: torch.Tensor) -> None:
         """Enqueue y [M, N] on the current stream; operands as named by LinearParams."""
         (m, k), (n, capacity) = x["xq"].shape, w["wo"].shape
         operands = [x["xq"], x["sx"], x["xo"], w["wq"], w["sw"], w["wo"], w["bias"], y]
         status = self.c.sm90_linear(
-            self.names.index(name), int(y.dtype == torch.bfloat16), group, m, n, k, capacity,
+            self.names.index(name), int(y.dtype == torch.bfloat16), m, n, k, capacity,
             *[t.data_ptr() for t in operands], torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
         if status:
@@ -118,50 +121,63 @@ def excess(y: torch.Tensor, x: dict, w: dict) -> float:
     return ((y.double() - exact).abs() / bound(exact, magnitude, w)).nan_to_num(nan=math.inf).max().item()
 
 
-def check_shapes() -> list[tuple[int, int, int, int]]:
-    """(M, N, K, C): every tail of the tiles, rings shorter and longer than the stages, and several tiles per block."""
-    tails = itertools.product((1, 63, 129, 300), (8, 72, 264), (16, 144, 1040), (16, 128))
+def max_tokens(name: str) -> float:
+    return next(most for family, most in FAMILIES.items() if name.startswith(family))
+
+
+def check_shapes(name: str, few: bool) -> list[tuple[int, int, int, int]]:
+    """(M, N, K, C): every tail of the tiles, rings shorter and longer than the stages, and several tiles per block.
+
+    A `few` of them where a sanitizer makes all too slow.
+    """
+    most = max_tokens(name)
+    tokens = (1, 63, 129, 300) if most == math.inf else (1, int(most) // 2 - 1, int(most))
+    if few:
+        return [(tokens[0], 72, 144, 16), (tokens[-2], 264, 1040, 128), (tokens[-1], 520, 2048, 112)]
     longer = [
         (1, 4096, 4096, 128), (3, 1000, 4096, 48), (16, 8192, 1024, 64), (17, 264, 11008, 112), (64, 256, 128, 64),
         (128, 256, 256, 256), (127, 1016, 2048, 16), (257, 776, 4096, 128), (511, 2056, 640, 144),
         (1000, 4096, 1536, 128), (2048, 4096, 512, 128), (4096, 8192, 576, 64), (1537, 11008, 400, 32),
         (2050, 8200, 272, 512),
     ]  # fmt: skip
-    return list(tails) + longer
+    tails = itertools.product(tokens, (8, 72, 264), (16, 144, 1040), (16, 128))
+    return list(tails) + [(m if m <= most else int(most), *rest) for m, *rest in longer]
 
 
 def check_nonfinite(library: Library, name: str, dtype: torch.dtype) -> None:
     """A NaN or infinite row of X makes its row of Y non-finite and changes no other."""
-    x, w = planted(200, 328, 640, 64, dtype, seed=7)
+    m = int(min(200, max_tokens(name)))
+    x, w = planted(m, 328, 640, 64, dtype, seed=7)
     clean = run_guarded(library, name, x, w)
-    x["sx"][5], x["sx"][77] = float("nan"), float("inf")
-    x["xq"][[5, 77]] = 0
-    x["xo"][130, 2] = float("inf")
+    nan, infinite, outlier = rows = [m // 40, m * 2 // 5, m * 2 // 3]
+    x["sx"][nan], x["sx"][infinite] = float("nan"), float("inf")
+    x["xq"][[nan, infinite]] = 0
+    x["xo"][outlier, 2] = float("inf")
     y = run_guarded(library, name, x, w)
-    touched = torch.zeros(200, dtype=torch.bool, device="cuda")
-    touched[[5, 77, 130]] = True
-    if y[[5, 77]].isfinite().any() or y[130].isfinite().any():
+    touched = torch.zeros(m, dtype=torch.bool, device="cuda")
+    touched[rows] = True
+    if y[rows].isfinite().any():
         raise AssertionError("a non-finite row of X gave finite values")
     if not torch.equal(y[~touched], clean[~touched]):
         raise AssertionError("a non-finite row of X changed another row")
 
 
-def check(library: Library, name: str, count: int | None) -> dict:
-    """The first `count` shapes (None: all) in both types against the reference, twice for bitwise equality."""
+def check(library: Library, names: list[str], few: bool) -> dict:
+    """All shapes in both types against the reference, twice for bitwise equality."""
     worst = 0.0
-    for type_name, dtype in TYPES.items():
-        for seed, (m, n, k, capacity) in enumerate(check_shapes()[:count]):
-            case = f"{type_name} M={m} N={n} K={k} C={capacity}"
+    for name, (type_name, dtype) in itertools.product(names, TYPES.items()):
+        for seed, (m, n, k, capacity) in enumerate(check_shapes(name, few)):
+            case = f"{name} {type_name} M={m} N={n} K={k} C={capacity}"
             x, w = planted(m, n, k, capacity, dtype, seed)
             y = run_guarded(library, name, x, w)
             found = excess(y, x, w)
             if not found <= 1:
-                return {"name": name, "passed": False, "case": case, "excess": found, "where": describe(y, x, w)}
+                return {"name": names[0], "passed": False, "case": case, "excess": found, "where": describe(y, x, w)}
             if not torch.equal(y, run_guarded(library, name, x, w)):
-                return {"name": name, "passed": False, "case": case, "where": "two runs differ"}
+                return {"name": names[0], "passed": False, "case": case, "where": "two runs differ"}
             worst = max(worst, found)
         check_nonfinite(library, name, dtype)
-    return {"name": name, "passed": True, "excess": worst}
+    return {"name": names[0], "passed": True, "excess": worst}
 
 
 def describe(y: torch.Tensor, x: dict, w: dict) -> str:
@@ -220,6 +236,10 @@ class Layer:
         self.x = self._codes(m, capacity, "x")
         self.ws = [self._codes(n, capacity, "w") for _ in range(max(1, math.ceil(COLD_BYTES / (n * k))))]
         self.y = torch.empty(m, n, device="cuda", dtype=torch.float16)
+        # At most 256 evenly spaced rows, the last one included, are compared with the reference.
+        self.rows = torch.linspace(0, m - 1, min(m, 256), device="cuda").round().long()
+        self.exact, magnitude = reference({key: t[self.rows] for key, t in self.x.items()}, self.ws[0])
+        self.allowed = bound(self.exact, magnitude, self.ws[0])
 
     def _codes(self, rows: int, capacity: int, letter: str) -> dict:
         codes = torch.randn(rows, self.k, device="cuda", dtype=torch.float16).mul_(32).clamp_(-127, 127).to(torch.int8)
@@ -231,15 +251,14 @@ class Layer:
             operands["bias"] = torch.randn(rows, device="cuda", dtype=torch.float16)
         return operands
 
-    def launches(self, library: Library, name: str, group: int = 0) -> list:
-        return [lambda w=w: library.linear(name, self.x, w, self.y, group) for w in self.ws]
+    def launches(self, library: Library, name: str) -> list:
+        return [lambda w=w: library.linear(name, self.x, w, self.y) for w in self.ws]
 
     def check(self, library: Library, name: str) -> None:
-        """Compare the timed buffers on at most 512 evenly spaced rows, the last one included."""
+        """Compare the timed buffers with the reference."""
         self.y.fill_(float("nan"))
         library.linear(name, self.x, self.ws[0], self.y)
-        rows = torch.linspace(0, self.m - 1, min(self.m, 512), device="cuda").round().long()
-        found = excess(self.y[rows], {key: t[rows] for key, t in self.x.items()}, self.ws[0])
+        found = ((self.y[self.rows].double() - self.exact).abs() / self.allowed).nan_to_num(nan=math.inf).max().item()
         if self.y.isnan().any() or not found <= 1:
             raise AssertionError(f"{name} is wrong at M={self.m} N={self.n} K={self.k}: {found:.3g} times the bound")
 
@@ -259,17 +278,23 @@ class Layer:
 
 
 def is_sensible(name: str, m: int) -> bool:
-    """Leave out tiles whose rows would be mostly empty, and narrow ones where they can only lose."""
-    rows = int(name.split("x")[0])
-    columns = int(name.split("x")[1].split("-")[0])
-    return (rows <= 128 or m > 128) and (columns > 64 or m <= 512)
+    """Leave out kernels that can only lose."""
+    if name.startswith(("few16", "mma")):
+        return m <= 16
+    if name.startswith("few"):
+        return max_tokens(name) / 2 < m <= max_tokens(name) or (m == 128 and name.startswith("few64"))
+    if name.startswith("128x64"):
+        return 16 <= m <= 512
+    return m >= 128
 
 
 def time_all(library: Library, names: list[str], save) -> list[dict]:
     results: list[dict] = []
-    for (n, k), m in itertools.product(SHAPES, TOKENS):
+    for (n, k), m in itertools.product(SHAPES + OTHER_SHAPES, TOKENS):
         layer = Layer(m, n, k)
-        row = {"M": m, "N": n, "K": k, "C": CAPACITY, "peers": layer.time_peers(), "us": {}, "spread": {}}
+        row = {"M": m, "N": n, "K": k, "C": CAPACITY, "peers": {}, "us": {}, "spread": {}}
+        if (n, k) in SHAPES or m <= 64:
+            row["peers"] = layer.time_peers()
         for name in names:
             if is_sensible(name, m):
                 layer.check(library, name)
@@ -282,35 +307,17 @@ def time_all(library: Library, names: list[str], save) -> list[dict]:
     return results
 
 
-def time_studies(library: Library, names: list[str]) -> dict:
-    """What the outlier capacity, and the walk over Y, cost the largest tiles."""
-    study: dict = {"capacity": [], "group": []}
-    large = [name for name in names if name.startswith(("128x256", "256x128", "128x128")) and "1x1" not in name]
-    for n, k, m in ((8192, 8192, 2048), (4096, 4096, 4096)):
-        for capacity in (16, 64, 128, 256):
-            layer = Layer(m, n, k, capacity)
-            us = {name: time_graph(layer.launches(library, name), layer.seconds)[0] for name in large}
-            study["capacity"].append({"M": m, "N": n, "K": k, "C": capacity, "us": us})
-    for n, k, m in ((8192, 8192, 4096), (28672, 8192, 4096)):
-        layer = Layer(m, n, k)
-        for group in (1, 2, 4, 8, 16, 32):
-            us = {name: time_graph(layer.launches(library, name, group), layer.seconds)[0] for name in large[:3]}
-            study["group"].append({"M": m, "N": n, "K": k, "group": group, "us": us})
-    return study
-
-
 def run(output: Path, limit: float) -> int:
     output.mkdir(parents=True, exist_ok=True)
-    names = Library(BOUNDED_LIBRARY).names
     verdicts = []
-    with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
-        for verdict in pool.map(lambda name: in_process(["check", "--tile", name], name, limit), names):
+    with ThreadPoolExecutor(len(FAMILIES)) as pool:
+        for verdict in pool.map(lambda family: in_process(["check", "--family", family], family, limit), FAMILIES):
             verdicts.append(verdict)
             print(json.dumps(verdict), flush=True)
             (output / "mixq_sm90_check.json").write_text(json.dumps(verdicts, indent=1))
-    passed = [verdict["name"] for verdict in verdicts if verdict["passed"]]
+    passed = [family for family, verdict in zip(FAMILIES, verdicts, strict=True) if verdict["passed"]]
     if passed:
-        timed = in_process(["time", "--output", str(output), "--tiles", ",".join(passed)], "time", limit * 4)
+        timed = in_process(["time", "--output", str(output), "--family", *passed], "time", limit * 2)
         if not timed["passed"]:
             print(json.dumps(timed), flush=True)
         print_table(output)
@@ -327,7 +334,7 @@ def in_process(arguments: list[str], name: str, limit: float) -> dict:
     except subprocess.TimeoutExpired as error:
         return {"name": name, "passed": False, "case": f"no answer in {limit:.0f} s", "where": str(error.stdout)[-600:]}
     lines = child.stdout.strip().splitlines()
-    if child.returncode != 0 or not lines:
+    if child.returncode != 0 and not (lines and lines[-1].startswith('{"name"')):
         return {"name": name, "passed": False, "case": f"exit {child.returncode}", "where": child.stderr[-900:]}
     return json.loads(lines[-1])
 
@@ -338,22 +345,16 @@ def print_table(output: Path) -> None:
         return
     saved = json.loads(path.read_text())
     print(saved["gpu"], "torch", saved["torch"], "CUDA", saved["cuda"])
-    names = list(dict.fromkeys(name for row in saved["rows"] for name in row["us"]))
-    print("N K M | fp16 int_mm | " + " ".join(names) + " | best: TOPS, x fp16, x int_mm")
+    print("N K M | fp16 int_mm | floor of W | each kernel | best: TOPS, x fp16, x int_mm")
     for row in saved["rows"]:
         best = min(row["us"].values())
-        peers = row["peers"]
-        ratios = [f"{peers[peer] / best:.2f}" if peer in peers else "-" for peer in ("torch_fp16", "torch_int_mm")]
-        us = " ".join(f"{row['us'][name]:.1f}" if name in row["us"] else "-" for name in names)
-        tops = 2e-6 * row["M"] * row["N"] * row["K"] / best
+        peers = [row["peers"].get(peer, math.nan) for peer in ("torch_fp16", "torch_int_mm")]
+        us = " ".join(f"{name}={value:.1f}" for name, value in row["us"].items())
+        weights = row["N"] * row["K"]
         print(
-            f"{row['N']} {row['K']} {row['M']} | {peers['torch_fp16']:.1f} {peers.get('torch_int_mm', math.nan):.1f} | "
-            f"{us} | {tops:.0f} {' '.join(ratios)}"
+            f"{row['N']} {row['K']} {row['M']} | {peers[0]:.1f} {peers[1]:.1f} | {weights / 3e6:.1f} | {us} | "
+            f"{2e-6 * row['M'] * weights / best:.0f} {peers[0] / best:.2f} {peers[1] / best:.2f}"
         )
-    for kind, rows in saved.get("studies", {}).items():
-        for row in rows:
-            us = " ".join(f"{name}={value:.1f}" for name, value in row["us"].items())
-            print(kind, " ".join(f"{key}={value}" for key, value in row.items() if key != "us"), "|", us)
 
 
 def profile(name: str, m: int, n: int, k: int) -> None:
@@ -368,27 +369,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "check", "time", "profile"])
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder of the results")
-    parser.add_argument("--tile", help="the tile to check or profile")
-    parser.add_argument("--shapes", type=int, help="how many shapes to check, where a sanitizer makes all too slow")
-    parser.add_argument("--tiles", help="comma-separated tiles to time")
+    parser.add_argument("--family", nargs="+", default=list(FAMILIES), help="how the kernels' names start")
+    parser.add_argument("--few", action="store_true", help="check only three shapes, for a sanitizer")
+    parser.add_argument("--kernel", default="128x256-2x1", help="the kernel to profile")
     parser.add_argument("--sizes", default="2048,8192,8192", help="M,N,K to profile")
-    parser.add_argument("--limit", type=float, default=60, help="seconds that the check of one tile may take")
+    parser.add_argument("--limit", type=float, default=60, help="seconds that the check of one family may take")
     args = parser.parse_args()
     if args.action == "run":
         return run(args.output, args.limit)
+    if args.action == "profile":
+        profile(args.kernel, *map(int, args.sizes.split(",")))
+        return 0
+    library = Library(BOUNDED_LIBRARY if args.action == "check" else LIBRARY)
+    names = [name for name in library.names if name.startswith(tuple(args.family))]
     if args.action == "check":
-        print(json.dumps(check(Library(BOUNDED_LIBRARY), args.tile, args.shapes)))
-    elif args.action == "profile":
-        profile(args.tile, *map(int, args.sizes.split(",")))
-    else:
-        library, path = Library(LIBRARY), args.output / "mixq_sm90_time.json"
-        saved = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-        names = args.tiles.split(",")
-        saved["rows"] = time_all(library, names, lambda rows: path.write_text(json.dumps(saved | {"rows": rows})))
-        path.write_text(json.dumps(saved, indent=1))
-        saved["studies"] = time_studies(library, names)
-        path.write_text(json.dumps(saved, indent=1))
-        print(json.dumps({"name": "time", "passed": True}))
+        verdict = check(library, names, args.few)
+        print(json.dumps(verdict))
+        return 0 if verdict["passed"] else 1
+    path = args.output / "mixq_sm90_time.json"
+    saved = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    time_all(library, names, lambda rows: path.write_text(json.dumps(saved | {"rows": rows}, indent=1)))
+    print(json.dumps({"name": "time", "passed": True}))
     return 0
 
 

@@ -134,6 +134,12 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
+__device__ __forceinline__ uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
 /// Barrier over all threads of the cluster; orders their memory accesses.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile(
@@ -142,19 +148,39 @@ __device__ __forceinline__ void cluster_sync() {
           : "memory");
 }
 
-/// Barrier `id` (0 is __syncthreads) over one warpgroup.
+/// The same without the ordering, which costs a fence of the whole GPU: a block may exit when its peers are through.
+__device__ __forceinline__ void cluster_depart() {
+  asm volatile(
+      "barrier.cluster.arrive.relaxed.aligned;\n"
+      "barrier.cluster.wait.aligned;" ::
+          : "memory");
+}
+
+/// The address in the cluster of what lies at `shared` in block `rank`.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
+  return address;
+}
+
+/// Two words from the shared memory of any block of the cluster.
+__device__ __forceinline__ uint2 cluster_load(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+/// Barrier `id` (0 is __syncthreads) over `kWarpgroups` warpgroups.
+template <int kWarpgroups = 1>
 __device__ __forceinline__ void warpgroup_sync(int id) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kWarpgroup) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kWarpgroups * kWarpgroup) : "memory");
 }
 
-/// Two-sided barrier `id` of two warpgroups: one arrives and goes on, the other waits for it.
-__device__ __forceinline__ void warpgroup_signal(int id) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(2 * kWarpgroup) : "memory");
-}
+/// Where the launch allowed this grid to start before the previous one in the stream has ended: wait for that end.
+__device__ __forceinline__ void await_previous_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-__device__ __forceinline__ void warpgroup_await(int id) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(2 * kWarpgroup) : "memory");
-}
+/// Let the next grid of the stream start once every block has come here, if its launch allows that.
+__device__ __forceinline__ void allow_next_grid() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {

@@ -45,29 +45,33 @@ __device__ __forceinline__ void wgmma_pin(uint32_t (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 
+#define GRAPHOPT_REGISTERS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define GRAPHOPT_REGISTERS_16 GRAPHOPT_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define GRAPHOPT_REGISTERS_32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
+  GRAPHOPT_REGISTERS_16 \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define GRAPHOPT_REGISTERS_64 \
   GRAPHOPT_REGISTERS_32 \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define GRAPHOPT_REGISTERS_96 \
+#define GRAPHOPT_REGISTERS_128 \
   GRAPHOPT_REGISTERS_64 \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
-  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define GRAPHOPT_REGISTERS_128 \
-  GRAPHOPT_REGISTERS_96 \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95" \
   ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-#define GRAPHOPT_D_8(i)                                                                                         \
+#define GRAPHOPT_D_FROM(i)                                                                                      \
   "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), \
       "+r"(d[i + 7])
-#define GRAPHOPT_D_32 GRAPHOPT_D_8(0), GRAPHOPT_D_8(8), GRAPHOPT_D_8(16), GRAPHOPT_D_8(24)
-#define GRAPHOPT_D_64 GRAPHOPT_D_32, GRAPHOPT_D_8(32), GRAPHOPT_D_8(40), GRAPHOPT_D_8(48), GRAPHOPT_D_8(56)
-#define GRAPHOPT_D_96 GRAPHOPT_D_64, GRAPHOPT_D_8(64), GRAPHOPT_D_8(72), GRAPHOPT_D_8(80), GRAPHOPT_D_8(88)
-#define GRAPHOPT_D_128 GRAPHOPT_D_96, GRAPHOPT_D_8(96), GRAPHOPT_D_8(104), GRAPHOPT_D_8(112), GRAPHOPT_D_8(120)
+#define GRAPHOPT_D_8 GRAPHOPT_D_FROM(0)
+#define GRAPHOPT_D_16 GRAPHOPT_D_8, GRAPHOPT_D_FROM(8)
+#define GRAPHOPT_D_32 GRAPHOPT_D_16, GRAPHOPT_D_FROM(16), GRAPHOPT_D_FROM(24)
+#define GRAPHOPT_D_64 \
+  GRAPHOPT_D_32, GRAPHOPT_D_FROM(32), GRAPHOPT_D_FROM(40), GRAPHOPT_D_FROM(48), GRAPHOPT_D_FROM(56)
+#define GRAPHOPT_D_128                                                                                             \
+  GRAPHOPT_D_64, GRAPHOPT_D_FROM(64), GRAPHOPT_D_FROM(72), GRAPHOPT_D_FROM(80), GRAPHOPT_D_FROM(88),               \
+      GRAPHOPT_D_FROM(96), GRAPHOPT_D_FROM(104), GRAPHOPT_D_FROM(112), GRAPHOPT_D_FROM(120)
 
 /// Products for one N. `s8` starts a new sum where `accumulate` is false; the 16-bit ones always add to floats.
 template <int kN>
@@ -100,19 +104,22 @@ struct Wgmma;
     }                                                                                                                \
   };
 
+GRAPHOPT_WGMMA(16, 8, "%8", "%9", "%10")
+GRAPHOPT_WGMMA(32, 16, "%16", "%17", "%18")
 GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34")
 GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66")
-GRAPHOPT_WGMMA(192, 96, "%96", "%97", "%98")
 GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130")
 #undef GRAPHOPT_WGMMA
+#undef GRAPHOPT_REGISTERS_8
+#undef GRAPHOPT_REGISTERS_16
 #undef GRAPHOPT_REGISTERS_32
 #undef GRAPHOPT_REGISTERS_64
-#undef GRAPHOPT_REGISTERS_96
 #undef GRAPHOPT_REGISTERS_128
+#undef GRAPHOPT_D_FROM
 #undef GRAPHOPT_D_8
+#undef GRAPHOPT_D_16
 #undef GRAPHOPT_D_32
 #undef GRAPHOPT_D_64
-#undef GRAPHOPT_D_96
 #undef GRAPHOPT_D_128
 
 }  // namespace graphopt

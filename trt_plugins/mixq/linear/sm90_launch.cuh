@@ -1,73 +1,118 @@
-// Launch of one tile of the Hopper linear kernel for one type.
+// Launch of the Hopper linear kernels for one type. sm90_<type>.cu instantiate it, so that the types compile in parallel.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
-#include "common/launch.h"
 #include "common/tensor_map.h"
-#include "mixq/linear/params.h"
+#include "mixq/linear/sm90.h"
+#include "mixq/linear/sm90_few.cuh"
 #include "mixq/linear/sm90_kernel.cuh"
 
 namespace graphopt::mixq {
 
 /// Clusters of tiles walked down before across: the side of the square that the tiles in flight can form.
 template <class Tile>
-int square_group(int down, int across, int clusters_in_flight) {
-  double const area = static_cast<double>(clusters_in_flight) * Tile::kRowsN * Tile::kClusterN;
-  int const side = static_cast<int>(std::lround(std::sqrt(area / (Tile::kRowsM * Tile::kClusterM))));
+int square_group(int down, int clusters_in_flight) {
+  double const area = static_cast<double>(clusters_in_flight) * Tile::kRowsN;
+  int const side = static_cast<int>(std::lround(std::sqrt(area / (Tile::kRowsM * Tile::kCluster))));
   return std::clamp(side, 1, down);
 }
 
-/// The kernel's view of `p`: its operands encoded for the copy engine, and the walk over Y.
-template <class T, class Tile>
-Status make_sm90_args(LinearParams const& p, int multiprocessors, Sm90Args<T>* args) {
-  using Traits = Sm90Traits<T, Tile>;
-  constexpr int kXPart = Tile::kRowsM / Tile::kClusterN;
-  constexpr int kWPart = Tile::kRowsN / Tile::kClusterM;
-  GRAPHOPT_TRY(encode_tensor_map(&args->xq, p.xq, DType::kInt8, p.m, p.k, kXPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args->wq, p.wq, DType::kInt8, p.n, p.k, kWPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args->xo, p.xo, p.dtype, p.m, p.capacity, kXPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args->wo, p.wo, p.dtype, p.n, p.capacity, kWPart));
-  GRAPHOPT_TRY(encode_tensor_map(&args->y, p.y, p.dtype, p.m, p.n, Traits::kWgmmaRowsM));
+template <class T>
+StageOrder<T> stage_order(LinearParams const& p) {
+  constexpr int64_t kOutliers = kStageRowBytes / int{sizeof(T)};
+  return {static_cast<int32_t>(ceil_div<int64_t>(p.k, kStageRowBytes)),
+          static_cast<int32_t>(ceil_div<int64_t>(p.capacity, kOutliers))};
+}
+
+/// Encode the products' operands in boxes of the rows that a block brings in, and fill what both kernels' Args share.
+template <class T, class Args>
+Status encode_operands(LinearParams const& p, int x_rows, int w_rows, Args* args) {
+  GRAPHOPT_TRY(encode_tensor_map(&args->xq, p.xq, DType::kInt8, p.m, p.k, x_rows));
+  GRAPHOPT_TRY(encode_tensor_map(&args->wq, p.wq, DType::kInt8, p.n, p.k, w_rows));
+  GRAPHOPT_TRY(encode_tensor_map(&args->xo, p.xo, p.dtype, p.m, p.capacity, x_rows));
+  GRAPHOPT_TRY(encode_tensor_map(&args->wo, p.wo, p.dtype, p.n, p.capacity, w_rows));
   args->sx = p.sx;
   args->sw = p.sw;
   args->bias = static_cast<T const*>(p.bias);
   args->m = static_cast<int32_t>(p.m);
   args->n = static_cast<int32_t>(p.n);
-  args->code_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.k, Traits::kRowBytes));
-  args->outlier_tiles = static_cast<int32_t>(ceil_div<int64_t>(p.capacity, Traits::kStoreCols));
-  args->grid.down = static_cast<int32_t>(ceil_div<int64_t>(p.m, Tile::kRowsM * Tile::kClusterM));
-  args->grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, Tile::kRowsN * Tile::kClusterN));
-  args->grid.group = square_group<Tile>(args->grid.down, args->grid.across, multiprocessors / Tile::kCluster);
+  args->x_rows = x_rows;
+  args->order = stage_order<T>(p);
   return Status::kOk;
 }
 
-template <class T, class Tile>
-Status launch_sm90_kernel(Sm90Args<T> const& args, int multiprocessors, cudaStream_t stream) {
-  using Traits = Sm90Traits<T, Tile>;
-  GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(linear_sm90<T, Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         Traits::kSharedBytes));
-  cudaLaunchAttribute cluster;
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {Tile::kCluster, 1, 1};
+/// Launch `kernel` on blocks that form clusters along x. See await_previous_grid for `overlap`.
+template <class Args>
+Status launch_clusters(void (*kernel)(Args), Args const& args, dim3 grid, int threads, int shared_bytes, int cluster,
+                       bool overlap, cudaStream_t stream) {
+  GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
-  int const clusters = std::min(multiprocessors / Tile::kCluster, args.grid.clusters());
-  config.gridDim = dim3(static_cast<unsigned>(clusters * Tile::kCluster));
-  config.blockDim = dim3(Traits::kThreads);
-  config.dynamicSmemBytes = Traits::kSharedBytes;
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = Tile::kCluster > 1 ? 1 : 0;
-  return cuda_status(cudaLaunchKernelEx(&config, linear_sm90<T, Tile>, args));
+  config.attrs = attributes;
+  if (cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
+  if (overlap) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, args));
 }
 
-/// See supports_sm90 in sm90.h for what `p` must satisfy.
 template <class T, class Tile>
-Status launch_sm90(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
+Status launch_sm90_tile(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
+  using Traits = Sm90Traits<T, Tile>;
   Sm90Args<T> args;
-  GRAPHOPT_TRY((make_sm90_args<T, Tile>(p, multiprocessors, &args)));
-  return launch_sm90_kernel<T, Tile>(args, multiprocessors, stream);
+  int const x_rows = static_cast<int>(std::min<int64_t>(p.m, Tile::kRowsM));
+  GRAPHOPT_TRY(encode_operands<T>(p, x_rows, Tile::kRowsN / Tile::kCluster, &args));
+  GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kWgmmaRowsM));
+  args.grid.down = static_cast<int32_t>(ceil_div<int64_t>(p.m, Tile::kRowsM * Tile::kCluster));
+  args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, Tile::kRowsN));
+  args.grid.group = square_group<Tile>(args.grid.down, multiprocessors / Tile::kCluster);
+  int const clusters = std::min(multiprocessors / Tile::kCluster, args.grid.clusters());
+  return launch_clusters(linear_sm90<T, Tile>, args, dim3(static_cast<unsigned>(clusters * Tile::kCluster)),
+                         Traits::kThreads, Traits::kSharedBytes, Tile::kCluster, /*overlap=*/false, stream);
+}
+
+template <class T, int kTokens>
+Status launch_sm90_few(LinearParams const& p, Sm90Choice choice, cudaStream_t stream) {
+  using Traits = Sm90FewTraits<T, kTokens>;
+  Sm90FewArgs<T> args;
+  int const x_rows = static_cast<int>(std::min<int64_t>(p.m, kTokens));
+  GRAPHOPT_TRY(encode_operands<T>(p, x_rows, Traits::kRowsN, &args));
+  args.y = static_cast<T*>(p.y);
+  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(p.n, Traits::kRowsN) * choice.split),
+                  static_cast<unsigned>(ceil_div<int64_t>(p.m, kTokens)));
+  return launch_clusters(linear_sm90_few<T, kTokens>, args, grid, Traits::kThreads, Traits::kSharedBytes, choice.split,
+                         choice.overlap, stream);
+}
+
+template <class T>
+Status launch_linear_sm90(LinearParams const& p, Sm90Choice choice, int multiprocessors, cudaStream_t stream) {
+  switch (choice.kernel) {
+    case Sm90Kernel::kTile128x256x2:
+      return launch_sm90_tile<T, Sm90Tile<128, 256, 2>>(p, multiprocessors, stream);
+    case Sm90Kernel::kTile128x128:
+      return launch_sm90_tile<T, Sm90Tile<128, 128, 1>>(p, multiprocessors, stream);
+    case Sm90Kernel::kTile128x64:
+      return launch_sm90_tile<T, Sm90Tile<128, 64, 1>>(p, multiprocessors, stream);
+    case Sm90Kernel::kFew16:
+      return launch_sm90_few<T, 16>(p, choice, stream);
+    case Sm90Kernel::kFew32:
+      return launch_sm90_few<T, 32>(p, choice, stream);
+    case Sm90Kernel::kFew64:
+      return launch_sm90_few<T, 64>(p, choice, stream);
+  }
+  return Status::kBadOperation;
 }
 
 }  // namespace graphopt::mixq

@@ -1,0 +1,7 @@
+#include "mixq/linear/sm90_launch.cuh"
+
+namespace graphopt::mixq {
+
+template Status launch_linear_sm90<__nv_bfloat16>(LinearParams const&, Sm90Choice, int, cudaStream_t);
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,50 @@
+// Values of the Hopper linear kernels on their way between memory and registers.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace graphopt::mixq {
+
+/// Two values of y as one word of T.
+__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
+  __half2 const pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<uint32_t const&>(pair);
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
+  __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<uint32_t const&>(pair);
+}
+
+__device__ __forceinline__ float2 unpack(uint32_t word, __half) {
+  return __half22float2(reinterpret_cast<__half2 const&>(word));
+}
+
+__device__ __forceinline__ float2 unpack(uint32_t word, __nv_bfloat16) {
+  return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(word));
+}
+
+// Loads of constants for the epilogue. Volatile, so that they start where they are written and end under the products.
+
+__device__ __forceinline__ float load_early(float const* pointer) {
+  float value;
+  asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(pointer));
+  return value;
+}
+
+__device__ __forceinline__ float2 load_early(float2 const* pointer) {
+  float2 value;
+  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "l"(pointer));
+  return value;
+}
+
+__device__ __forceinline__ uint32_t load_early(uint32_t const* pointer) {
+  uint32_t value;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(pointer));
+  return value;
+}
+
+}  // namespace graphopt::mixq
