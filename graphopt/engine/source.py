@@ -4,7 +4,7 @@ __all__ = ["CustomOps", "count_custom_ops", "read"]
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -20,15 +20,17 @@ _PLUGIN_NAMESPACE = "plugin_namespace"
 
 @dataclass(frozen=True)
 class CustomOps:
-    """Nodes of our domain that want a plugin.
+    """Nodes of our domain.
 
     Attributes:
-        counts: nodes of each op, those in subgraphs and in every call of a local function included.
-        example: name of the first node of each op.
+        counts: nodes of each op that wants a plugin, those in subgraphs and in every call of a local function included.
+        example: name of the first node of each op that wants a plugin.
+        plain: the ops that want none: their function bodies are what runs.
     """
 
     counts: Counter[str]
     example: dict[str, str]
+    plain: frozenset[str] = frozenset()
 
     @property
     def total(self) -> int:
@@ -54,13 +56,14 @@ def read(path: Path) -> tuple[Source, CustomOps]:
 
 
 def count_custom_ops(model: onnx.ModelProto) -> CustomOps:
-    """Count the nodes of domain ``graphopt`` that carry ``plugin_namespace``.
+    """Count the nodes of domain ``graphopt`` that carry ``plugin_namespace``, and name the ops of those that do not.
 
     Visits the main graph, its subgraphs, and the bodies of local functions once per call; not the bodies of the counted
     nodes themselves, which their plugins replace.
     """
     functions = {(f.domain, f.name): f for f in model.functions}
     found = CustomOps(Counter(), {})
+    plain: set[str] = set()
 
     def count(nodes: Iterable[onnx.NodeProto]) -> None:
         for node in _nodes(nodes):
@@ -68,10 +71,12 @@ def count_custom_ops(model: onnx.ModelProto) -> CustomOps:
                 found.counts[node.op_type] += 1
                 found.example.setdefault(node.op_type, node.name)
             elif (node.domain, node.op_type) in functions:
+                if node.domain == NAMESPACE:
+                    plain.add(node.op_type)
                 count(functions[node.domain, node.op_type].node)
 
     count(model.graph.node)
-    return found
+    return replace(found, plain=frozenset(plain))
 
 
 def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
