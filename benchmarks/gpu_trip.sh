@@ -14,7 +14,7 @@ chmod +x "$host"
 status=0
 
 correctness() {
-    timeout 270 python3 benchmarks/correctness.py --library "$library" --host "$host" \
+    timeout 240 python3 benchmarks/correctness.py --library "$library" --host "$host" \
         --json "$out/correctness.json" 2>&1 | tee "$out/correctness.log"
     return "${PIPESTATUS[0]}"
 }
@@ -27,7 +27,7 @@ sanitizer() {
     : > "$out/sanitizer.log"
     for tool in memcheck racecheck initcheck synccheck; do
         echo "== $tool" >> "$out/sanitizer.log"
-        timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+        timeout 45 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
             "$host" "$library" "$cases" >> "$out/sanitizer.log" 2>&1
         code=$?
         echo "== $tool exit $code" >> "$out/sanitizer.log"
