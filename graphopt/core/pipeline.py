@@ -40,7 +40,7 @@ def run(
         stages: in order; names are unique.
         report: to add to; a new one by default.
         dump_dir: write the IR text after each stage to ``NNN_<stage>.txt`` here.
-        progress: called with each stage's name before it runs.
+        progress: called with each stage's name before it runs, and with what a long stage is at.
 
     Raises:
         GraphOptError: as a stage raised it.
@@ -48,6 +48,7 @@ def run(
         OutputError: the dump folder cannot be written.
     """
     report = report if report is not None else Report()
+    report.on_progress = progress
     done: list[str] = []
     for number, stage in enumerate(stages):
         if progress:

@@ -20,7 +20,7 @@ import fnmatch
 import itertools
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,11 +96,15 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class Rule:
-    """One entry: globs over linear names, and a scheme with its settings (both None: leave the linear alone)."""
+    """One entry: globs over linear names, and a scheme with its settings (both None: leave the linear alone).
+
+    A glob that matches nothing is an error, unless ``optional``: presets name layers that not every model has.
+    """
 
     match: tuple[str, ...]
     scheme: str | None
     config: Any
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,16 +153,24 @@ class Recipe:
     def preset(cls, name: str, schemes: Mapping[str, Scheme], exclude: Sequence[str] = ()) -> "Recipe":
         """Return the recipe of a preset: ``exclude`` globs are left alone, everything else gets the preset.
 
+        A preset is the settings of every linear, or a list of layers (``match``, ``settings``) as a recipe has them.
+
         Raises:
             RecipeError: no scheme has a preset of that name.
         """
         presets = {p: (s, settings) for s in schemes.values() for p, settings in s.presets.items()}
         if name not in presets:
             raise RecipeError(f"unknown preset '{name}'{nearest(name, presets)}")
-        scheme, settings = presets[name]
+        scheme, preset = presets[name]
+        own = [{"match": "*", "settings": preset}] if isinstance(preset, Mapping) else preset
         layers: list[dict[str, Any]] = [{"match": list(exclude), "scheme": NONE}] if exclude else []
-        layers.append({"match": ["*"], "scheme": scheme.name, "settings": dict(settings)})
-        return cls.parse({"version": 1, "layers": layers}, schemes, f"preset {name}")
+        recipe = cls.parse(
+            {"version": 1, "layers": [*layers, *({**layer, "scheme": scheme.name} for layer in own)]},
+            schemes,
+            f"preset {name}",
+        )
+        rules = (replace(rule, optional=i >= len(layers)) for i, rule in enumerate(recipe.rules))
+        return cls(tuple(rules), recipe.source)
 
     def assign(self, names: Sequence[str]) -> dict[str, Rule]:
         """Return the deciding rule for each name that any rule matches.
@@ -167,7 +179,7 @@ class Recipe:
             RecipeError: a glob matches no name at all (so a typo cannot pass unseen).
         """
         for rule in self.rules:
-            for glob in rule.match:
+            for glob in () if rule.optional else rule.match:
                 if glob != "*" and not any(fnmatch.fnmatchcase(name, glob) for name in names):
                     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                     raise RecipeError(

@@ -3,6 +3,7 @@
 __all__ = ["Finding", "Report"]
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -32,10 +33,19 @@ class Finding:
 
 @dataclass
 class Report:
-    """Findings in the order in which they were made, and the seconds each stage took."""
+    """Findings in the order in which they were made, and the seconds each stage took.
+
+    ``on_progress`` hears what a long stage is at.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    on_progress: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
+
+    def progress(self, text: str) -> None:
+        """Say what a long stage is at."""
+        if self.on_progress:
+            self.on_progress(text)
 
     def rewritten(self, stage: str, rule: str, node: str, reason: str, **detail: Any) -> None:
         """Record a rewrite."""

@@ -2,7 +2,7 @@
 
 __all__ = ["Scheme"]
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -25,8 +25,8 @@ class Scheme(Protocol):
         """Settings of the scheme: a pydantic model that forbids unknown keys."""
 
     @property
-    def presets(self) -> Mapping[str, Mapping[str, Any]]:
-        """Named settings, for ``--scheme NAME`` (such as ``mixq-w8a8``)."""
+    def presets(self) -> Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]]:
+        """What ``--scheme NAME`` (such as ``mixq-w8a8``) stands for: settings, or layers of a recipe without scheme."""
 
     @property
     def ops(self) -> tuple[OpSpec, ...]:
