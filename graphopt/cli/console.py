@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from graphopt.errors import ComparisonFailed, GraphOptError, InternalError
+from graphopt.errors import ComparisonFailed, GraphOptError
 
 #: For people: progress, tables of work in hand, errors.
 console = Console(stderr=True)
@@ -69,11 +69,13 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             console.print("interrupted; nothing half-written was left")
             raise typer.Exit(INTERRUPTED) from None
-        except InternalError as e:
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as e:
+            # Ours, whatever its class: an exit code of 1 would say that a comparison failed.
             console.print(traceback.format_exc(), highlight=False, markup=False)
-            console.print(
-                f"[red]internal error:[/red] {e}\nThis is a bug in graphopt; please report it.", soft_wrap=True
-            )
+            message = Text(f"{e}\nThis is a bug in graphopt; please report it.")
+            console.print("[red]internal error:[/red]", message, soft_wrap=True)
             raise typer.Exit(70) from None
 
     return wrapped

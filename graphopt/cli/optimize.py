@@ -44,6 +44,7 @@ def optimize(
     from graphopt.core.recipe import Recipe
     from graphopt.core.statistics import Statistics
     from graphopt.errors import RecipeError
+    from graphopt.ir.files import check_target
     from graphopt.passes import SCHEMES
 
     if recipe and exclude:
@@ -51,6 +52,8 @@ def optimize(
     rules = Recipe.load(recipe, SCHEMES) if recipe else Recipe.preset(scheme, SCHEMES, exclude or ())
     statistics = Statistics.load(stats) if stats else None
     output = output or model.with_name(f"{model.name.removesuffix('.onnx')}.opt.onnx")
+    if not dry_run:
+        check_target(output)
     loaded = ir.load(model)
     before = size_table(loaded)
     with console.status("loading") as status:

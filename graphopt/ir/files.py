@@ -1,6 +1,6 @@
 """Files that appear whole or not at all."""
 
-__all__ = ["replacing"]
+__all__ = ["check_target", "replacing"]
 
 import os
 from collections.abc import Iterator
@@ -21,10 +21,7 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
         OutputError: a folder is missing or not writable, a path is a folder, or the disk is full.
     """
     for path in paths:
-        if path.is_dir():
-            raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
-        if not path.parent.is_dir():
-            raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+        check_target(path)
     partial = tuple(_hidden(p, "partial") for p in paths)
     try:
         yield partial
@@ -35,6 +32,20 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
         for p in partial:
             with suppress(FileNotFoundError):
                 p.unlink()
+
+
+def check_target(path: Path) -> None:
+    """Check that ``path`` can be written, before the work whose result goes there.
+
+    Raises:
+        OutputError: its folder is missing or not writable, or it is a folder itself.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission to write into the folder {path.parent}")
 
 
 def _hidden(path: Path, suffix: str) -> Path:

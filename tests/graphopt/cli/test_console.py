@@ -1,0 +1,54 @@
+"""The boundary between exceptions and exit codes, and where output goes."""
+
+import json
+
+import pytest
+import typer
+
+from graphopt.cli.console import emit, guard
+from graphopt.errors import ComparisonFailed, InternalError, ModelError
+
+
+def code_of(error: BaseException) -> int:
+    @guard
+    def verb() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as e:
+        verb()
+    return e.value.exit_code
+
+
+def test_user_error_is_one_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(ModelError("[bold]m.onnx[/bold] is a [file] and " + "long " * 60)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "[bold]m.onnx[/bold] is a [file]" in err, "markup in a user's file name must not be interpreted"
+
+
+def test_failed_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(ComparisonFailed("logits differ")) == 1
+    assert "logits differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [InternalError("two [tensors]"), ZeroDivisionError("division")])
+def test_bug_comes_with_its_traceback(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(error) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert str(error) in err
+
+
+def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of(KeyboardInterrupt()) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_result_passes_through() -> None:
+    assert guard(lambda: 7)() == 7
+
+
+def test_emit(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"a": [1, 2]}, True, lambda out: pytest.fail("rendered in spite of --json"))
+    assert json.loads(capsys.readouterr().out) == {"a": [1, 2]}

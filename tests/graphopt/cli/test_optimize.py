@@ -1,0 +1,189 @@
+"""`graphopt optimize`: what it writes and prints, and every bad input with its exit code."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner, Result
+
+from graphopt.cli.main import app
+from graphopt.core.statistics import LinearStatistics, Statistics
+from graphopt.models.llama import build_llama
+from graphopt.models.presets import llama_config
+from graphopt.models.weights import RandomWeights
+from tests.support.arrays import activations
+
+CONFIG = llama_config(
+    hidden_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1, vocab_size=64, head_dim=16
+)
+LINEARS = 8
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    build_llama(CONFIG, RandomWeights(CONFIG, 0, outliers=2), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def optimize(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["optimize", *map(str, arguments)])
+
+
+def refused(*arguments: str | Path) -> str:
+    """Run, expect exit code 2 and one sentence on standard error, and return it."""
+    result = optimize(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ")
+    return result.stderr
+
+
+def folder(path: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def test_writes_a_model_that_says_what_it_is(model: Path, tmp_path: Path) -> None:
+    result = optimize(model, "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["files"][0] == str(tmp_path / "m.opt.onnx")
+    onnx.checker.check_model(str(tmp_path / "m.opt.onnx"))
+    saved = onnx.load(tmp_path / "m.opt.onnx", load_external_data=False)
+    assert sum(n.op_type == "MixQLinear" for n in saved.graph.node) == LINEARS
+    assert {f.name for f in saved.functions} == {n.op_type for n in saved.graph.node if n.domain == "graphopt"}
+    rewritten = [f for f in data["findings"] if f["rule"] == "mixq" and f["status"] == "rewritten"]
+    assert len(rewritten) == LINEARS
+    assert data["after"]["plugin_nodes"] > 0 == data["before"]["plugin_nodes"]
+
+
+def test_over_the_source(model: Path, tmp_path: Path) -> None:
+    assert optimize(model, "-o", model).exit_code == 0
+    onnx.checker.check_model(str(model))
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_dry_run_writes_nothing_and_lists_reasons(model: Path, tmp_path: Path) -> None:
+    before = folder(tmp_path)
+    result = optimize(model, "--dry-run", "--exclude", "*lm_head*", "--json", "-o", "/nowhere/m.onnx")
+    assert result.exit_code == 0, result.output
+    findings = json.loads(result.stdout)["findings"]
+    skipped = [f for f in findings if f["status"] == "skipped"]
+    assert [(f["node"].count("lm_head"), f["reason"]) for f in skipped] == [(1, "preset mixq-w8a8 says scheme none")]
+    assert folder(tmp_path) == before
+    table = optimize(model, "--dry-run", "--exclude", "*lm_head*")
+    assert table.exit_code == 0
+    assert "lm_head" in table.stdout
+
+
+def test_dumps_every_stage(model: Path, tmp_path: Path) -> None:
+    assert optimize(model, "--dump-ir", tmp_path / "ir").exit_code == 0
+    dumps = sorted(p.name for p in (tmp_path / "ir").iterdir())
+    assert [d[:4] for d in dumps] == [f"{i:03d}_" for i in range(len(dumps))]
+    assert "graphopt.MixQLinear" in (tmp_path / "ir" / dumps[-1]).read_text()
+
+
+def test_recipe(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        'version: 1\nlayers:\n  - {match: "*mlp*", scheme: mixq}\n  - {match: "*", scheme: none}\n'
+    )
+    result = optimize(model, "--recipe", tmp_path / "r.yaml", "--json")
+    assert result.exit_code == 0, result.output
+    names = [
+        f["node"] for f in json.loads(result.stdout)["findings"] if f["rule"] == "mixq" and f["status"] == "rewritten"
+    ]
+    assert len(names) == 3
+    assert all("mlp" in n for n in names)
+
+
+def bad_models(tmp_path: Path, good: Path) -> Iterator[tuple[str, Path, str]]:
+    whole = good.read_bytes()
+    (tmp_path / "text.onnx").write_text("hello")
+    yield "not ONNX", tmp_path / "text.onnx", "is not an ONNX"
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    yield "truncated", tmp_path / "cut.onnx", "truncated"
+    yield "missing", tmp_path / "absent.onnx", "does not exist"
+    lean = onnx.load(good, load_external_data=False)
+    for name, opset, part in (("old", 9, "uses opset 9"), ("new", 99, "uses opset 99")):
+        lean.opset_import[0].version = opset
+        (tmp_path / f"{name}.onnx").write_bytes(lean.SerializeToString())
+        yield name, tmp_path / f"{name}.onnx", part
+
+
+def test_bad_models(model: Path, tmp_path: Path) -> None:
+    for name, path, part in list(bad_models(tmp_path, model)):
+        before = folder(tmp_path)
+        assert part in refused(path, "-o", tmp_path / "out.onnx"), name
+        assert folder(tmp_path) == before, name
+
+
+def test_bad_external_data(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "m.onnx.data"
+    os.truncate(data, data.stat().st_size // 2)
+    assert "is truncated" in refused(model)
+    data.unlink()
+    assert "which is missing" in refused(model)
+
+
+def test_weights_that_are_not_finite(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    weight = next(t for t in proto.graph.initializer if "down_proj" in t.name)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[3, 5] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(proto, tmp_path / "nan.onnx")
+    assert weight.name in refused(tmp_path / "nan.onnx")
+    assert not (tmp_path / "nan.opt.onnx").exists()
+
+
+def write_statistics(path: Path, name: str, channels: int) -> Path:
+    x = activations(np.random.default_rng(0), 9, channels).astype(np.float64)
+    Statistics({name: LinearStatistics(np.abs(x).max(0).astype(np.float32), (x**2).mean(0), 9)}).save(path)
+    return path
+
+
+def test_bad_statistics(model: Path, tmp_path: Path) -> None:
+    listed = json.loads(optimize(model, "--dry-run", "--json").stdout)["findings"]
+    name = next(f["node"] for f in listed if f["rule"] == "mixq" and f["status"] == "rewritten")
+    assert "calibrate this very model" in refused(model, "--stats", write_statistics(tmp_path / "a.npz", "other", 32))
+    assert "33 channels" in refused(model, "--stats", write_statistics(tmp_path / "b.npz", name, 33))
+    assert "does not exist" in refused(model, "--stats", tmp_path / "absent.npz")
+    (tmp_path / "c.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-40])
+    assert "not a statistics file" in refused(model, "--stats", tmp_path / "c.npz")
+    assert not (tmp_path / "m.opt.onnx").exists()
+
+
+def test_bad_recipes(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text('version: 1\nlayers: [{match: "*", scheme: mixq, settings: {outliers: {multipel: 3}}}]')
+    assert "did you mean 'multiple'?" in refused(model, "--recipe", recipe)
+    recipe.write_text('version: 1\nlayers: [{match: "*q_porj*", scheme: mixq}]')
+    assert "'*q_porj*' matches none of the 8 linears" in refused(model, "--recipe", recipe)
+    assert "matches none" in refused(model, "--exclude", "*nothing*")
+    assert "did you mean 'mixq-w8a8'?" in refused(model, "--scheme", "mixq-w8a9")
+    assert "--exclude works with a preset" in refused(model, "--recipe", recipe, "--exclude", "*")
+
+
+def test_outputs_that_cannot_be_written_are_found_before_the_work(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphopt.ir.load", lambda path: pytest.fail("the model was loaded first"))
+    assert "create it first" in refused(model, "-o", tmp_path / "no" / "m.onnx")
+    assert "it is a folder" in refused(model, "-o", tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode, **_: not mode & os.W_OK)
+    assert "no permission to write" in refused(model, "-o", tmp_path / "x.onnx")
+
+
+def test_bug_of_ours_exits_with_70_and_a_traceback(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("graphopt.passes.mixq.lower._select", broken)
+    result = optimize(model)
+    assert result.exit_code == 70
+    assert "ZeroDivisionError" in result.stderr
+    assert "bug in graphopt" in result.stderr
