@@ -1,0 +1,17 @@
+// Every plugin op of the library: the list of schemes that it is made of.
+#pragma once
+
+#include <vector>
+
+#include "common/op.h"
+#include "mixq/ops.h"
+
+namespace graphopt {
+
+inline std::vector<OpClass> all_ops() {
+  std::vector<OpClass> ops = mixq::quantize_ops();
+  ops.push_back(mixq::linear_op());
+  return ops;
+}
+
+}  // namespace graphopt
