@@ -48,6 +48,9 @@ template <class Args>
 Status launch_clusters(void (*kernel)(Args), Args const& args, dim3 grid, int threads, int shared_bytes, int cluster,
                        bool overlap, cudaStream_t stream) {
   GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  // Or the runtime may leave room for a single block of those meant to share a multiprocessor.
+  GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                         cudaSharedmemCarveoutMaxShared));
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
