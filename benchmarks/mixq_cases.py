@@ -1,5 +1,6 @@
 """Inputs of MixQ ops with planted outliers, and what the numpy evaluators make of them."""
 
+import importlib
 from dataclasses import dataclass
 
 import capi
@@ -7,10 +8,11 @@ import ml_dtypes
 import numpy as np
 
 numerics = capi.mixq_numerics()
+layers = importlib.import_module("graphopt.numerics.layers")
 
 EPSILON = 1e-5
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-_ACTIVATIONS = {"Silu": numerics.silu, "Gelu": numerics.gelu, "GeluTanh": numerics.gelu_tanh}
+_ACTIVATIONS = {"Silu": layers.silu, "Gelu": layers.gelu, "GeluTanh": layers.gelu_tanh}
 #: Share of the outlier slots in use; the rest is padding.
 _FILLED = 0.8
 
@@ -78,13 +80,13 @@ class QuantizeCase:
             if self.adds:
                 x = total = (x.astype(np.float32) + other.astype(np.float32)).astype(x.dtype)
             if self.norm == "RMSNorm":
-                return numerics.rms_norm(x, inputs["gamma"], EPSILON), total
+                return layers.rms_norm(x, inputs["gamma"], EPSILON), total
             if self.norm == "LayerNorm":
-                return numerics.layer_norm(x, inputs["gamma"], inputs["beta"], EPSILON), total
+                return layers.layer_norm(x, inputs["gamma"], inputs["beta"], EPSILON), total
             if self.producer == "MixQQuantize":
                 return x, None
             activation = _ACTIVATIONS[self.producer.removeprefix("MixQ").removeprefix("Gated")]
-            return numerics.gated(activation, x, other if self.gates else np.ones((), x.dtype)), None
+            return layers.gated(activation, x, other if self.gates else np.ones((), x.dtype)), None
 
     def __str__(self) -> str:
         return f"{self.producer}<{self.dtype}> M={self.rows} K={self.cols} C={self.capacity}"

@@ -26,23 +26,14 @@ __all__ = [
     "CAPACITY_STEP",
     "GROUP_SCALE_MAX",
     "ROW_TOLERANCE",
-    "gated",
-    "gelu",
-    "gelu_tanh",
     "grouped_codes",
-    "layer_norm",
     "linear",
     "outlier_mask",
     "pad_indices",
     "quantize_rows",
     "quantize_weight",
-    "rms_norm",
     "select_outliers",
-    "silu",
 ]
-
-import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -110,8 +101,12 @@ def quantize_rows(y: np.ndarray, indices: np.ndarray, bits: int = 8) -> tuple[np
     mask = outlier_mask(indices, y.shape[-1])
     x = np.where(mask, np.float32(0), y.astype(np.float32))
     sx, inverse = affine.absmax_scale(x, bits)
-    xo = np.where(indices >= 0, np.take(y, indices, axis=-1), np.zeros((), y.dtype))
-    return affine.quantize(x, inverse, bits), sx, xo.astype(y.dtype)
+    return affine.quantize(x, inverse, bits), sx, gather_outliers(y, indices)
+
+
+def gather_outliers(y: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return (..., C): the channels ``indices`` ((C,) int32) of y (..., K), 0 where the index is -1."""
+    return np.where(indices >= 0, np.take(y, indices, axis=-1), np.zeros((), y.dtype)).astype(y.dtype)
 
 
 def quantize_weight(w: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,44 +147,3 @@ def linear(
         outliers = xo.astype(np.float64) @ wo.T.astype(np.float64)
         y = integer * sx.astype(np.float64) * sw.astype(np.float64) + outliers + bias.astype(np.float64)
         return y.astype(np.float32).astype(xo.dtype)
-
-
-def rms_norm(x: np.ndarray, gamma: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return T(x · rsqrt(mean(x²) + ε) · γ) over the last axis, float32 inside."""
-    v = x.astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        scale = np.float32(1) / np.sqrt(np.mean(v * v, axis=-1, keepdims=True) + np.float32(epsilon))
-        return (v * scale * gamma.astype(np.float32)).astype(x.dtype)
-
-
-def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return T((x - mean) · rsqrt(var + ε) · γ + β) over the last axis, float32 inside."""
-    v = x.astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        centered = v - np.mean(v, axis=-1, keepdims=True)
-        variance = np.mean(centered * centered, axis=-1, keepdims=True)
-        scale = np.float32(1) / np.sqrt(variance + np.float32(epsilon))
-        return (centered * scale * gamma.astype(np.float32) + beta.astype(np.float32)).astype(x.dtype)
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    """Return x · sigmoid(x), float32."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return x / (np.float32(1) + np.exp(-x))
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    """Return x/2 · (1 + erf(x/√2)), float32 (erf in float64 by the standard library: numpy has none)."""
-    erf = np.frompyfunc(math.erf, 1, 1)
-    return (0.5 * x * (1.0 + erf(x.astype(np.float64) / math.sqrt(2.0)).astype(np.float64))).astype(np.float32)
-
-
-def gelu_tanh(x: np.ndarray) -> np.ndarray:
-    """Return x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), float32."""
-    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return (np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))).astype(np.float32)
-
-
-def gated(activation: Callable[[np.ndarray], np.ndarray], gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Return T(activation(gate) · up), float32 inside."""
-    return (activation(gate.astype(np.float32)) * up.astype(np.float32)).astype(gate.dtype)

@@ -29,7 +29,7 @@ import numpy as np
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.numerics import affine
+from graphopt.numerics import affine, layers
 from graphopt.numerics.packing import PACK_STEP, pack_int4
 from graphopt.passes.mixq import numerics
 from graphopt.passes.mixq.linear_ops import LINEAR, LINEAR_W4A4, LINEAR_W4A8
@@ -133,9 +133,9 @@ def _gelu_tanh_body(b: BodyBuilder, x: str) -> str:
 
 
 _ACTIVATIONS: dict[str, tuple[Callable[[BodyBuilder, str], str], Callable[[np.ndarray], np.ndarray]]] = {
-    "Silu": (_silu_body, numerics.silu),
-    "Gelu": (_gelu_body, numerics.gelu),
-    "GeluTanh": (_gelu_tanh_body, numerics.gelu_tanh),
+    "Silu": (_silu_body, layers.silu),
+    "Gelu": (_gelu_body, layers.gelu),
+    "GeluTanh": (_gelu_tanh_body, layers.gelu_tanh),
 }
 
 
@@ -181,7 +181,7 @@ def _norm(bits: int, *, center: bool, add: bool) -> OpSpec:
         *weights, idx = rest
         if add:
             x = (x.astype(np.float32) + weights.pop(0).astype(np.float32)).astype(x.dtype)
-        norm = numerics.layer_norm if center else numerics.rms_norm
+        norm: Callable[..., np.ndarray] = layers.layer_norm if center else layers.rms_norm
         y = norm(x, *weights, epsilon)
         return (*_quantized(y, idx, bits), *((x,) if add else ()), y)
 
@@ -217,7 +217,7 @@ def _activation(bits: int, name: str, *, gate: bool) -> OpSpec:
     def evaluate(x: np.ndarray, *rest: np.ndarray, **_: int) -> Arrays:
         *up, idx = rest
         factor = up[0] if gate else np.ones((), x.dtype)
-        y = numerics.gated(formula, x, factor)
+        y = layers.gated(formula, x, factor)
         return (*_quantized(y, idx, bits), y)
 
     def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:

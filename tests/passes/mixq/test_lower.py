@@ -16,7 +16,8 @@ from graphopt.core.statistics import LinearStatistics, Statistics
 from graphopt.errors import CalibrationError, ModelError
 from graphopt.ir import save, weights
 from graphopt.ir.model import Model
-from graphopt.passes.mixq import OPS, SCHEME, numerics
+from graphopt.numerics import layers
+from graphopt.passes.mixq import OPS, SCHEME
 from graphopt.passes.mixq.config import MixQConfig, OutlierConfig
 
 K, F = 64, 96
@@ -88,10 +89,10 @@ class Block:
         a = {n: v.astype(np.float32) for n, v in self.arrays.items()}
         f = self.feeds()
         s = f["x"].astype(np.float32) + f["r"].astype(np.float32)
-        h = numerics.rms_norm(s, a["gamma"], 1e-6)
+        h = layers.rms_norm(s, a["gamma"], 1e-6)
         if "beta" in a:
-            h = numerics.layer_norm(s, a["gamma"], a["beta"], 1e-6)
-        g = numerics.gated(numerics.silu, h @ a["wg"], h @ a["wu"])
+            h = layers.layer_norm(s, a["gamma"], a["beta"], 1e-6)
+        g = layers.gated(layers.silu, h @ a["wg"], h @ a["wu"])
         return h @ a["wq"], h @ a["wk"].T + a["bk"], s + g @ a["wd"]
 
     def statistics(self) -> Statistics:
@@ -179,7 +180,7 @@ def test_producer_output_is_kept_for_other_readers() -> None:
     assert fused.attrs["emit_y"] == 1
     assert fused.outputs[4] is h
     feeds = block.feeds()
-    want = -numerics.rms_norm(feeds["x"] + feeds["r"], block.arrays["gamma"], 1e-6)
+    want = -layers.rms_norm(feeds["x"] + feeds["r"], block.arrays["gamma"], 1e-6)
     np.testing.assert_allclose(block.run()[3], want, rtol=1e-5)
 
 
