@@ -179,8 +179,8 @@ class AttentionRule(Rule):
         kinds = {element_type(t) for t in (q, k, v)}
         if len(kinds) != 1 or None in kinds:
             return Refusal("the types of q, k and v differ or are not known")
-        if mask is not None and (mask.shape is None or len(mask.shape) > 4):
-            return Refusal(f"the shape of mask '{mask.name}' is not known or has more than 4 dimensions")
+        if mask is not None and not mask.shape:
+            return Refusal(f"mask '{mask.name}' is a scalar, or its shape is not known")
         return _Attention(node, q, k, perm, v, mask, scale)
 
     def rewrite(self, model: Model, graph: gs.Graph, match: _Attention) -> str:

@@ -106,9 +106,6 @@ class RotaryRule(Rule):
             )
         if len(x.shape) != 4:
             return Refusal(f"'{x.name}' has rank {len(x.shape)}, not (batch, heads, sequence, head size)")
-        for table in (cos, sin):
-            if query.static_last_dim(table) not in (width, 1, None):
-                return Refusal(f"table '{table.name}' is {table.shape[-1]} wide, the head {width}")
         return _Rotation(node, x, cos, sin)
 
     def rewrite(self, model: Model, graph: gs.Graph, match: _Rotation) -> str:
