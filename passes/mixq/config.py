@@ -2,9 +2,10 @@
 
 __all__ = ["PRESETS", "MixQConfig", "OutlierConfig"]
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from graphopt.passes.mixq.numerics import CAPACITY_STEP
 
@@ -36,11 +37,59 @@ class OutlierConfig(BaseModel):
 
 
 class MixQConfig(BaseModel):
-    """Settings of the scheme 'mixq'."""
+    """Settings of the scheme 'mixq'. What is not given follows from ``bits``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    bits: Literal["w8a8"] = Field("w8a8", description="weight and activation bits")
+    bits: Literal["w8a8", "w4a8", "w4a4"] = Field("w8a8", description="weight and activation bits")
+    group: Literal[0, 64, 128] = Field(
+        0, description="columns of a 4-bit weight that share an integer scale; 0: all. Default 64 for 4-bit weights"
+    )
+    rounding: Literal["nearest", "gptq", "auto"] = Field(
+        "nearest",
+        description="nearest, gptq (second-order; needs statistics with second moments), or auto: gptq where the "
+        "statistics allow it. Default auto for 4-bit weights",
+    )
+    clip: bool = Field(
+        False, description="search scales below those of the largest weight. Default true for 4-bit weights"
+    )
+    damping: float = Field(0.01, gt=0, description="gptq: share of the mean second moment added to each channel's")
     outliers: OutlierConfig = OutlierConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_bits(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and str(data.get("bits", "")).startswith("w4"):
+            return {"group": 64, "rounding": "auto", "clip": True, **data}
+        return data
 
-PRESETS: dict[str, dict[str, Any]] = {"mixq-w8a8": {"bits": "w8a8"}}
+    @model_validator(mode="after")
+    def _groups_are_for_4_bits(self) -> "MixQConfig":
+        if self.group and self.weight_bits == 8:
+            raise ValueError("group is for 4-bit weights; remove it, or set bits to w4a8 or w4a4")
+        return self
+
+    @property
+    def weight_bits(self) -> int:
+        """8 or 4."""
+        return int(self.bits[1])
+
+    @property
+    def activation_bits(self) -> int:
+        """8 or 4."""
+        return int(self.bits[3])
+
+
+#: What follows attention and the activation, by the names that Llama, GPT-2, OPT and BERT give it. The large values
+#: there move from channel to channel, so that no outlier set holds them, and 4 bits are too few beside them.
+_UNSTABLE = ["*o_proj*", "*down_proj*", "*out_proj*", "*c_proj*", "*fc2*", "*fc_out*", "*output*dense*"]
+_HEAD = {"match": "*lm_head*", "settings": {"bits": "w8a8"}}
+
+PRESETS: dict[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]] = {
+    "mixq-w8a8": {"bits": "w8a8"},
+    "mixq-w4a8": [_HEAD, {"match": "*", "settings": {"bits": "w4a8"}}],
+    "mixq-w4a4": [
+        _HEAD,
+        {"match": _UNSTABLE, "settings": {"bits": "w8a8"}},
+        {"match": "*", "settings": {"bits": "w4a4"}},
+    ],
+}

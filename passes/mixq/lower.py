@@ -3,7 +3,8 @@
     RMSNorm(Add(x, r)) -> y;  Linear(y, Wq), Linear(y, Wk), Linear(y, Wv)
       =>  MixQAddRMSNorm(x, r) -> xq, sx, xo, sum;  MixQLinear(xq, sx, xo, ...) three times
 
-The outlier set belongs to the tensor and so to the whole group; every weight of the group is quantized around it.
+The outlier set belongs to the tensor and so to the whole group; every weight of the group is quantized around it. The
+linears of a group agree on the bits of the activation; how their weights are stored is their own affair.
 """
 
 __all__ = ["SCHEME", "MixQ"]
@@ -19,16 +20,18 @@ from pydantic import BaseModel
 from graphopt.core.canonical import LinearView, linears
 from graphopt.core.op import DOMAIN, OpSpec
 from graphopt.core.report import Report
-from graphopt.core.statistics import Statistics
-from graphopt.errors import CalibrationError, InternalError, ModelError
+from graphopt.core.statistics import LinearStatistics, Statistics
+from graphopt.errors import CalibrationError, InternalError
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
+from graphopt.numerics.packing import packed_bytes
 from graphopt.passes.mixq import numerics, ops
-from graphopt.passes.mixq.config import PRESETS, MixQConfig
+from graphopt.passes.mixq.config import PRESETS, MixQConfig, OutlierConfig
+from graphopt.passes.mixq.rounding import SecondMoment
+from graphopt.passes.mixq.weight import QuantizedWeight, quantize_weight
 
 STAGE = "lower-mixq"
-#: Bytes of float32 weight rows that are quantized at a time.
-_CHUNK_BYTES = 64 << 20
+_LINEARS = {"w8a8": ops.LINEAR, "w4a8": ops.LINEAR_W4A8, "w4a4": ops.LINEAR_W4A4}
 _FLOATS = {"float32", "float16", "bfloat16"}
 
 
@@ -50,11 +53,12 @@ _PRODUCERS: dict[str, _Producer] = {
 
 @dataclass
 class _Group:
-    """Linears with the same input tensor and the same settings."""
+    """Linears with the same input tensor, quantized in the same way; each with its settings."""
 
     x: gs.Tensor
-    config: MixQConfig
-    linears: list[LinearView]
+    bits: int
+    outliers: OutlierConfig
+    linears: list[tuple[LinearView, MixQConfig]]
 
 
 class MixQ:
@@ -78,13 +82,14 @@ class MixQ:
         for group in self._groups(model, assignment, report):
             _check_statistics(group, statistics)
             outliers = _select(group, statistics)
-            if not outliers.size and statistics is None and group.config.outliers.select != "none":
-                report.note(STAGE, self.name, group.linears[0].name, "no calibration: the outlier set is empty")
+            if not outliers.size and statistics is None and group.outliers.select != "none":
+                report.note(STAGE, self.name, group.linears[0][0].name, "no calibration: the outlier set is empty")
             if dry_run:
-                for linear in group.linears:
-                    report.rewritten(STAGE, self.name, linear.name, "MixQLinear", outliers=int(outliers.size))
+                for linear, config in group.linears:
+                    reason = _described(config, _entry(statistics, linear))
+                    report.rewritten(STAGE, self.name, linear.name, reason, outliers=int(outliers.size))
                 continue
-            _lower_group(model, group, outliers, report)
+            _lower_group(model, group, outliers, statistics, report)
         if not dry_run:
             model.tidy()
 
@@ -98,7 +103,9 @@ class MixQ:
                 report.skipped(STAGE, self.name, linear.name, reason)
                 continue
             config = assignment[linear.name]
-            groups.setdefault((id(linear.x), config), _Group(linear.x, config, [])).linears.append(linear)
+            key = id(linear.x), config.activation_bits, config.outliers
+            group = groups.setdefault(key, _Group(linear.x, config.activation_bits, config.outliers, []))
+            group.linears.append((linear, config))
         return list(groups.values())
 
 
@@ -125,10 +132,15 @@ def _dtype_name(constant: gs.Constant) -> str:
 
 
 def _check_statistics(group: _Group, statistics: Statistics | None) -> None:
-    if statistics is None or group.config.outliers.select == "none":
-        return
-    for linear in group.linears:
-        entry = statistics.linears.get(linear.name)
+    for linear, config in group.linears:
+        entry = _entry(statistics, linear)
+        if config.rounding == "gptq" and (entry is None or entry.second_moment is None):
+            raise CalibrationError(
+                f"rounding 'gptq' of '{linear.name}' needs statistics with second moments; "
+                "make them with 'graphopt calibrate --second-moment'"
+            )
+        if statistics is None or (group.outliers.select == "none" and _choose_rounding(config, entry) == "nearest"):
+            continue
         if entry is None:
             raise CalibrationError(
                 f"the statistics have no linear '{linear.name}' (they have {len(statistics.linears)} others); "
@@ -141,12 +153,31 @@ def _check_statistics(group: _Group, statistics: Statistics | None) -> None:
             )
 
 
+def _entry(statistics: Statistics | None, linear: LinearView) -> LinearStatistics | None:
+    return None if statistics is None else statistics.linears.get(linear.name)
+
+
+def _choose_rounding(config: MixQConfig, entry: LinearStatistics | None) -> str:
+    if config.rounding != "auto":
+        return config.rounding
+    return "nearest" if entry is None or entry.second_moment is None else "gptq"
+
+
+def _described(config: MixQConfig, entry: LinearStatistics | None) -> str:
+    """The op that a linear becomes, and how its weight is rounded where there is a choice."""
+    name = _LINEARS[config.bits].name
+    if config.bits == "w8a8" and config.rounding == "nearest" and not config.clip:
+        return name
+    group = f", groups of {config.group}" if config.group else ""
+    return f"{name}{group}, {_choose_rounding(config, entry)}{', clipped' if config.clip else ''}"
+
+
 def _select(group: _Group, statistics: Statistics | None) -> np.ndarray:
     """Return the outlier channels of the group's input, ascending."""
-    settings = group.config.outliers
-    if statistics is None or settings.select == "none":
+    settings = group.outliers
+    entry = _entry(statistics, group.linears[0][0])
+    if entry is None or settings.select == "none":
         return np.zeros(0, np.int32)
-    entry = statistics.linears[group.linears[0].name]
     return numerics.select_outliers(
         entry.absmax,
         entry.rms,
@@ -158,13 +189,26 @@ def _select(group: _Group, statistics: Statistics | None) -> np.ndarray:
     )
 
 
-def _lower_group(model: Model, group: _Group, outliers: np.ndarray, report: Report) -> None:
+def _lower_group(
+    model: Model, group: _Group, outliers: np.ndarray, statistics: Statistics | None, report: Report
+) -> None:
     capacity = max(numerics.CAPACITY_STEP, -(-outliers.size // numerics.CAPACITY_STEP) * numerics.CAPACITY_STEP)
     indices = numerics.pad_indices(outliers, capacity)
     quantized, how = _quantize(model, group, indices)
-    for linear in group.linears:
-        detail = _replace_linear(model, linear, quantized, indices)
-        reason = f"MixQLinear, input from {how}"
+    moments: dict[float, SecondMoment] = {}
+    for linear, config in group.linears:
+        report.progress(f"{STAGE}: {linear.name}")
+        entry = _entry(statistics, linear)
+        moment = None
+        if entry is not None and entry.second_moment is not None and _choose_rounding(config, entry) == "gptq":
+            if config.damping not in moments:
+                inner = ~numerics.outlier_mask(indices, entry.channels)
+                moments[config.damping] = SecondMoment(entry.second_moment, inner, config.damping)
+            moment = moments[config.damping]
+        importance = None if entry is None else entry.mean_square
+        weight = quantize_weight(linear, indices, config, importance=importance, moment=moment)
+        detail = _replace_linear(model, linear, config, quantized, weight)
+        reason = f"{_described(config, entry)}, input from {how}"
         report.rewritten(
             STAGE, MixQ.name, linear.name, reason, outliers=int(outliers.size), capacity=capacity, **detail
         )
@@ -172,7 +216,7 @@ def _lower_group(model: Model, group: _Group, outliers: np.ndarray, report: Repo
 
 def _quantize(model: Model, group: _Group, indices: np.ndarray) -> tuple[list[gs.Tensor], str]:
     """Insert the quantizing op of a group; return ([xq, sx, xo], name of the op)."""
-    x, first = group.x, group.linears[0]
+    x, first = group.x, group.linears[0][0]
     channels = first.shape[1]
     dtype = weights.onnx_dtype(first.weight.dtype)
     lead = list(x.shape[:-1]) if x.shape else None
@@ -181,14 +225,15 @@ def _quantize(model: Model, group: _Group, indices: np.ndarray) -> tuple[list[gs
     def variable(suffix: str, kind: Any, last: int) -> gs.Variable:
         return gs.Variable(f"{stem}_{suffix}", kind, None if lead is None else [*lead, last])
 
-    outputs = [variable("xq", np.int8, channels), variable("sx", np.float32, 1), variable("xo", dtype, indices.size)]
+    codes = channels if group.bits == 8 else packed_bytes(channels)
+    outputs = [variable("xq", np.int8, codes), variable("sx", np.float32, 1), variable("xo", dtype, indices.size)]
     idx = gs.Constant(f"{stem}_idx", indices)
-    lowered = {id(linear.node) for linear in group.linears}
+    lowered = {id(linear.node) for linear, _ in group.linears}
     emit_y = query.is_output(model.graph, x) or any(id(n) not in lowered for n in query.consumers(x))
     producer = query.producer(x)
     fused = _PRODUCERS.get(producer.op) if producer is not None and producer.domain == DOMAIN else None
     if producer is None or fused is None:
-        node = ops.QUANTIZE.node(stem, [x, idx], outputs)
+        node = ops.with_codes_of(group.bits, ops.QUANTIZE).node(stem, [x, idx], outputs)
         model.graph.nodes.append(node)
         return outputs, node.op
     attrs = {"epsilon": producer.attrs["epsilon"]} if "epsilon" in producer.attrs else {}
@@ -206,6 +251,7 @@ def _quantize(model: Model, group: _Group, indices: np.ndarray) -> tuple[list[gs
     producer.outputs.clear()
     producer.inputs.clear()
     extra.append(x if emit_y else variable("y", dtype, channels))
+    spec = ops.with_codes_of(group.bits, spec)
     node = spec.node(stem, [*inputs, idx], [*outputs, *extra], emit_y=int(emit_y), **attrs)
     model.graph.nodes.append(node)
     return outputs, node.op
@@ -223,49 +269,22 @@ def _residual_add(total: gs.Tensor) -> gs.Node | None:
 
 
 def _replace_linear(
-    model: Model, linear: LinearView, quantized: list[gs.Tensor], indices: np.ndarray
+    model: Model, linear: LinearView, config: MixQConfig, quantized: list[gs.Tensor], weight: QuantizedWeight
 ) -> dict[str, Any]:
-    """Swap a canonical linear for a MixQLinear; return sizes and the weight's normalized error for the report."""
+    """Swap a canonical linear for a MixQ one; return sizes and normalized errors for the report."""
     n, k = linear.shape
-    base = linear.weight.name
-    wq, sw, wo, error = _quantize_weight(linear, indices)
-    store = model.store
-    bias = linear.bias
+    base, store, bias = linear.weight.name, model.store, linear.bias
     if bias is None:
-        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, wo.dtype))
+        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, weight.outliers.dtype))
     elif list(bias.shape or []) != [n]:
         raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
-    constants = [store.put(model.unique_name(f"{base}_{s}"), a) for s, a in (("wq", wq), ("sw", sw), ("wo", wo))]
+    arrays = {"wq": weight.codes, "sg": weight.groups, "sw": weight.scale, "wo": weight.outliers}
+    constants = [store.put(model.unique_name(f"{base}_{s}"), a) for s, a in arrays.items() if a is not None]
+    attributes = {} if weight.groups is None else {"group": weight.group}
     output, before = linear.node.outputs[0], weights.nbytes(linear.weight)
     linear.node.outputs.clear()
     linear.node.inputs.clear()
-    model.graph.nodes.append(ops.LINEAR.node(linear.name, [*quantized, *constants, bias], [output]))
-    after = wq.nbytes + sw.nbytes + wo.nbytes
-    return {"N": n, "K": k, "bytes_before": before, "bytes_after": after, "weight_error": error}
-
-
-def _quantize_weight(linear: LinearView, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Quantize a weight a few rows at a time, so that no second full copy in float32 exists.
-
-    Raises:
-        ModelError: the weight holds NaN or Inf.
-    """
-    n, k = linear.shape
-    dtype = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
-    wq, sw, wo = np.empty((n, k), np.int8), np.empty(n, np.float32), np.empty((n, indices.size), dtype)
-    step = max(1, _CHUNK_BYTES // (4 * k))
-    squared_error = squared = 0.0
-    inner = ~numerics.outlier_mask(indices, k)
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        w = np.ascontiguousarray(linear.rows(rows.start, rows.stop))
-        exact = w.astype(np.float32)
-        if not np.isfinite(exact).all():
-            raise ModelError(
-                f"weight '{linear.weight.name}' of '{linear.name}' holds NaN or Inf; repair the model first"
-            )
-        wq[rows], sw[rows], wo[rows] = numerics.quantize_weight(w, indices)
-        squared += float(np.einsum("nk,nk->", exact, exact, dtype=np.float64))
-        difference = (exact - wq[rows] * sw[rows, None]) * inner
-        squared_error += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
-    return wq, sw, wo, float(np.sqrt(squared_error / squared)) if squared else 0.0
+    spec = _LINEARS[config.bits]
+    model.graph.nodes.append(spec.node(linear.name, [*quantized, *constants, bias], [output], **attributes))
+    detail = {"N": n, "K": k, "bytes_before": before, "bytes_after": weight.nbytes, "weight_error": weight.error}
+    return detail if weight.output_error is None else {**detail, "output_error": weight.output_error}

@@ -1,0 +1,196 @@
+"""Weights to integer codes: a grid fitted to the weight, then rounding to it, to nearest or second-order (GPTQ).
+
+The grid of output channel n and group g (numerics.py) has the step s_w[n] · s_g[g, n]:
+
+    Ŵ[n, k] = s_w[n] · s_g[k // group, n] · W_q[n, k],   |W_q| <= q
+
+Without clipping the steps are those of the largest weight; with it, smaller ones are tried and the one with the least
+Σ_k m_k (w_k - ŵ_k)² wins, m_k the mean square of input channel k (1 without calibration).
+
+GPTQ (Frantar et al., 2023, algorithm 1) rounds column after column and lets the columns that are left make up for the
+error, as the second moment M = mean XᵀX says they can. It minimizes E[‖x(W - Ŵ)ᵀ‖²] = Σ_n (W - Ŵ)[n] M (W - Ŵ)[n]ᵀ:
+
+    for k in order:   δ = (w_k - ŵ_k) / U[k, k],   w_j -= U[k, j] δ for the j after k,    M⁻¹ = Uᵀ U
+
+in the order of falling M[k, k], with the update of distant columns delayed by a block. Outlier columns take no part:
+they stay exact.
+"""
+
+__all__ = ["Grid", "SecondMoment", "fit", "gptq", "nearest"]
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.errors import CalibrationError
+from graphopt.numerics import affine
+from graphopt.passes.mixq.numerics import GROUP_SCALE_MAX
+
+#: Steps tried per output channel, as shares of the one of the largest weight.
+_RATIOS = np.arange(1.0, 0.59, -0.04, dtype=np.float32)
+#: Integer group scales tried: the one of the group's largest weight, and this many below it.
+_LOWER_SCALES = 9
+#: Columns that GPTQ rounds before it updates those after them.
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that the codes of a weight (N, K) stand for.
+
+    Attributes:
+        scale: (N,) float32, s_w.
+        groups: (G, N) int8 in 1..18, s_g; 1 where all columns share one scale.
+        group: columns of a group, at least K where there is only one.
+        bits: 8 or 4, of the codes.
+    """
+
+    scale: np.ndarray
+    groups: np.ndarray
+    group: int
+    bits: int
+
+    def steps(self, columns: np.ndarray) -> np.ndarray:
+        """Return the (len(columns), N) float32 steps of some columns."""
+        return (self.groups.astype(np.float32) * self.scale)[columns // self.group]
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """Return Ŵ (N, K) float32 of ``codes`` (N, K)."""
+        return codes * self.steps(np.arange(codes.shape[1])).T
+
+
+class SecondMoment:
+    """M of a linear's input, prepared for GPTQ; linears that read the same input share it.
+
+    Args:
+        moment: (K, K) float32, mean over tokens of XᵀX.
+        inner: (K,) bool, False in outlier channels.
+        damping: share of the mean of M's diagonal that is added to it.
+
+    Attributes:
+        order: the inner channels, in the order in which they are rounded.
+        factor: U of the inner channels in that order, float32, upper triangular.
+
+    Raises:
+        CalibrationError: ``moment`` is no second moment: it is not positive semi-definite.
+    """
+
+    def __init__(self, moment: np.ndarray, inner: np.ndarray, damping: float) -> None:
+        self._moment = moment
+        diagonal = np.diagonal(moment)
+        channels = np.flatnonzero(inner)
+        self.order = channels[np.argsort(-diagonal[channels], kind="stable")]
+        self.factor = self._factorize(damping)
+
+    def _factorize(self, damping: float) -> np.ndarray:
+        # With the order reversed, the Cholesky factor of M and the inverse of that factor are what U is made of.
+        backwards = self.order[::-1]
+        m = self._moment[np.ix_(backwards, backwards)].astype(np.float64)
+        added = damping * float(np.trace(m)) / max(1, len(m))
+        m[np.diag_indices_from(m)] += added if added > 0 else 1.0
+        try:
+            lower = np.linalg.cholesky(m)
+        except np.linalg.LinAlgError:
+            raise CalibrationError(
+                "a second moment in the statistics is not positive semi-definite; make them again with 'graphopt "
+                "calibrate --second-moment'"
+            ) from None
+        return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1].astype(np.float32))
+
+    def squared_error(self, difference: np.ndarray) -> np.ndarray:
+        """Return d M dᵀ of every row d of ``difference`` (N, K) as (N,) float64: the mean squared output error."""
+        return np.einsum("nk,nk->n", difference @ self._moment, difference, dtype=np.float64)
+
+
+def fit(w: np.ndarray, bits: int, group: int, *, clip: bool, importance: np.ndarray | None = None) -> Grid:
+    """Return the grid of a weight.
+
+    Args:
+        w: (N, K) float32, 0 in outlier columns.
+        bits: 8 or 4.
+        group: columns that share an integer scale; 0 for one scale per output channel.
+        clip: whether to search smaller steps than those of the largest weights.
+        importance: (K,) weights of the squared errors in that search.
+    """
+    n, k = w.shape
+    weighting = np.ones(k, np.float32) if importance is None else importance.astype(np.float32)
+    if group:
+        return _fit_groups(w, bits, group, _LOWER_SCALES if clip else 0, weighting)
+    amax = np.max(np.abs(w), axis=1, initial=0)
+    largest = amax / np.float32(affine.Q_MAX[bits])
+    best, scale = np.full(n, np.inf), largest
+    for ratio in _RATIOS if clip else ():
+        error = np.einsum("nk,k->n", np.square(_residue(w, (largest * ratio)[:, None], bits)), weighting)
+        scale, best = np.where(error < best, largest * ratio, scale), np.minimum(error, best)
+    return Grid(scale, np.ones((1, n), np.int8), max(k, 1), bits)
+
+
+def _fit_groups(w: np.ndarray, bits: int, group: int, lower_scales: int, weighting: np.ndarray) -> Grid:
+    n, k = w.shape
+    count = -(-k // group)
+    padded = np.pad(w, ((0, 0), (0, count * group - k))).reshape(n, count, group)
+    weighting = np.pad(weighting, (0, count * group - k)).reshape(count, group)
+    q = np.float32(affine.Q_MAX[bits])
+    amax = np.max(np.abs(padded), axis=2)
+    scale = amax.max(axis=1) / (q * GROUP_SCALE_MAX)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # 1e-4 is for a quotient that is an integer but for its rounding: it clips a ten-thousandth of a step.
+        largest = np.ceil(np.nan_to_num(amax / (q * scale[:, None])) - np.float32(1e-4))
+    largest = np.clip(largest, 1, GROUP_SCALE_MAX)
+    best, groups = np.full((n, count), np.inf), largest
+    for below in range(1 + lower_scales) if lower_scales else ():
+        candidate = np.maximum(largest - below, 1)
+        error = np.einsum(
+            "ngk,gk->ng", np.square(_residue(padded, (scale[:, None] * candidate)[..., None], bits)), weighting
+        )
+        groups, best = np.where(error < best, candidate, groups), np.minimum(error, best)
+    return Grid(scale, np.ascontiguousarray(groups.T.astype(np.int8)), group, bits)
+
+
+def _codes(w: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
+    """Return rint(w / step) clamped to ±q, as float32; 0 where the step is 0 or denormal."""
+    q = affine.Q_MAX[bits]
+    inverse = np.divide(1, step, where=step >= np.finfo(np.float32).tiny, out=np.zeros_like(step))
+    return np.clip(np.rint(w * inverse), -q, q)
+
+
+def _residue(w: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
+    return w - _codes(w, step, bits) * step
+
+
+def nearest(w: np.ndarray, grid: Grid) -> np.ndarray:
+    """Return the codes (N, K) int8 of the values of ``grid`` that are nearest to ``w`` (N, K) float32."""
+    return _codes(w, grid.steps(np.arange(w.shape[1])).T, grid.bits).astype(np.int8)
+
+
+def gptq(w: np.ndarray, grid: Grid, moment: SecondMoment) -> np.ndarray:
+    """Return codes (N, K) int8 whose output error is small; of each row, never larger than that of `nearest`.
+
+    Args:
+        w: (N, K) float32, 0 in outlier columns.
+        grid: fitted to w.
+        moment: of the input.
+    """
+    simple = nearest(w, grid)
+    codes = np.zeros_like(simple)
+    codes[:, moment.order] = _second_order(w, grid, moment).T
+    error = moment.squared_error(w - grid.values(codes))
+    better = error < moment.squared_error(w - grid.values(simple))
+    return np.where(better[:, None], codes, simple)
+
+
+def _second_order(w: np.ndarray, grid: Grid, moment: SecondMoment) -> np.ndarray:
+    """Return the codes (inner channels, N) float32, in the order of ``moment``."""
+    order, u = moment.order, moment.factor
+    left = np.ascontiguousarray(w.T[order])
+    steps = grid.steps(order)
+    codes = np.empty_like(left)
+    for start in range(0, len(order), _BLOCK):
+        stop = min(start + _BLOCK, len(order))
+        errors = np.empty((stop - start, w.shape[0]), np.float32)
+        for k in range(start, stop):
+            codes[k] = _codes(left[k], steps[k], grid.bits)
+            errors[k - start] = (left[k] - codes[k] * steps[k]) / u[k, k]
+            left[k + 1 : stop] -= u[k, k + 1 : stop, None] * errors[k - start]
+        left[stop:] -= u[start:stop, stop:].T @ errors
+    return codes

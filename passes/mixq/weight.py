@@ -1,0 +1,127 @@
+"""One linear's weight -> what a MixQ linear stores of it, a few rows at a time."""
+
+__all__ = ["QuantizedWeight", "quantize_weight"]
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.core.canonical import LinearView
+from graphopt.errors import ModelError
+from graphopt.ir import weights
+from graphopt.numerics.packing import pack_int4, packed_bytes
+from graphopt.passes.mixq import numerics, rounding
+from graphopt.passes.mixq.config import MixQConfig
+from graphopt.passes.mixq.rounding import SecondMoment
+
+#: Bytes of float32 weight rows that are quantized at a time.
+_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """The stored form of a weight (N, K).
+
+    Attributes:
+        codes: (N, K) int8, or (N, B) packed if they have 4 bits.
+        groups: (G, N) int8 integer group scales; None if the codes have 8 bits.
+        group: columns of a group, as the op's attribute has it.
+        scale: (N,) float32.
+        outliers: (N, C) of the weight's dtype.
+        error: ||W - Ŵ|| / ||W||.
+        output_error: the same of the outputs on the calibration data, ||X(W - Ŵ)ᵀ|| / ||XWᵀ||; None without second
+            moments.
+    """
+
+    codes: np.ndarray
+    groups: np.ndarray | None
+    group: int
+    scale: np.ndarray
+    outliers: np.ndarray
+    error: float
+    output_error: float | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        arrays = (self.codes, self.groups, self.scale, self.outliers)
+        return sum(a.nbytes for a in arrays if a is not None)
+
+
+def quantize_weight(
+    linear: LinearView,
+    indices: np.ndarray,
+    config: MixQConfig,
+    *,
+    importance: np.ndarray | None = None,
+    moment: SecondMoment | None = None,
+) -> QuantizedWeight:
+    """Quantize the weight of ``linear`` around the outlier channels ``indices`` ((C,) int32, padded with -1).
+
+    Args:
+        linear: whose weight is read in chunks of rows.
+        indices: outlier channels.
+        config: bits, group and clip.
+        importance: (K,) mean squares of the input channels, for the clip search.
+        moment: second moment of the input: rounds with GPTQ. None rounds to nearest.
+
+    Raises:
+        ModelError: the weight holds NaN or Inf.
+    """
+    n, k = linear.shape
+    dtype = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
+    four = config.weight_bits == 4
+    codes = np.empty((n, packed_bytes(k) if four else k), np.int8)
+    scale, outliers = np.empty(n, np.float32), np.empty((n, indices.size), dtype)
+    groups = np.empty((-(-k // config.group) if config.group else 1, n), np.int8)
+    inner = ~numerics.outlier_mask(indices, k)
+    errors = _Errors(moment)
+    step = max(1, _CHUNK_BYTES // (4 * k))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        w = np.ascontiguousarray(linear.rows(rows.start, rows.stop))
+        exact = w.astype(np.float32)
+        if not np.isfinite(exact).all():
+            raise ModelError(
+                f"weight '{linear.weight.name}' of '{linear.name}' holds NaN or Inf; repair the model first"
+            )
+        bulk = exact * inner
+        grid = rounding.fit(bulk, config.weight_bits, config.group, clip=config.clip, importance=importance)
+        rounded = rounding.nearest(bulk, grid) if moment is None else rounding.gptq(bulk, grid, moment)
+        codes[rows] = pack_int4(rounded) if four else rounded
+        scale[rows], groups[:, rows] = grid.scale, grid.groups
+        outliers[rows] = numerics.gather_outliers(w, indices)
+        errors.add(exact, bulk - grid.values(rounded))
+    return QuantizedWeight(
+        codes=codes,
+        groups=groups if four else None,
+        group=config.group or max(2 * packed_bytes(k), 2),
+        scale=scale,
+        outliers=outliers,
+        error=errors.of_weight(),
+        output_error=errors.of_output(),
+    )
+
+
+class _Errors:
+    """Sums of squares over the rows of a weight, and their ratios."""
+
+    def __init__(self, moment: SecondMoment | None) -> None:
+        self._moment = moment
+        self._weight = self._weight_error = self._output = self._output_error = 0.0
+
+    def add(self, exact: np.ndarray, difference: np.ndarray) -> None:
+        """Add rows of the weight and of the difference that quantization makes; both (rows, K) float32."""
+        self._weight += float(np.einsum("nk,nk->", exact, exact, dtype=np.float64))
+        self._weight_error += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
+        if self._moment is not None:
+            self._output += float(self._moment.squared_error(exact).sum())
+            self._output_error += float(self._moment.squared_error(difference).sum())
+
+    def of_weight(self) -> float:
+        return float(np.sqrt(self._weight_error / self._weight)) if self._weight else 0.0
+
+    def of_output(self) -> float | None:
+        if self._moment is None:
+            return None
+        return float(np.sqrt(max(self._output_error, 0.0) / self._output)) if self._output > 0 else 0.0
