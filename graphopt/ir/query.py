@@ -66,7 +66,9 @@ def constant_array(tensor: gs.Tensor, *, limit: int | None = SMALL_ELEMENTS) -> 
         if "value" in node.attrs:
             tensor = node.attrs["value"]
         else:
-            return next((np.array(v) for k, v in node.attrs.items() if k.startswith("value_")), None)
+            # Python's floats are double; the attribute is not.
+            kinds = {"value_float": np.float32, "value_floats": np.float32}
+            return next((np.array(v, kinds.get(k)) for k, v in node.attrs.items() if k.startswith("value_")), None)
     if limit is not None and int(np.prod(tensor.shape, dtype=np.int64)) > limit:
         return None
     return weights.read(tensor)
