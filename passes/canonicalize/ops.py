@@ -203,7 +203,8 @@ def _attention_body(b: BodyBuilder) -> None:
     weights = b.op("Reshape", weights, b.op("Concat", batch, kv_heads, rows, dims("k", 2, 3), axis=0))
     y = b.op("Reshape", b.op("MatMul", weights, "v"), b.op("Concat", dims("q", 0, 3), dims("v", 3, 4), axis=0))
     alive = b.op("Greater", b.first(b.reduce("Max", mask, -1)), b.const(-math.inf))
-    b.op("Where", alive, y, b.cast_like(b.const(0.0), "q"), outputs=["y"])
+    # In float32, because Where has no bfloat16 before opset 16.
+    b.cast_like(b.op("Where", alive, b.cast(y), b.const(0.0)), "q", out="y")
 
 
 def _attention_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
