@@ -9,11 +9,11 @@ import onnx_graphsurgeon as gs
 from rich.console import Console
 from rich.table import Table
 
-from graphopt.core.canonical import LINEAR_OPS
 from graphopt.core.op import DOMAIN
 from graphopt.core.report import Finding, Report
 from graphopt.ir import weights
 from graphopt.ir.model import Model
+from graphopt.passes import OPS
 
 
 def size_table(model: Model) -> dict[str, int]:
@@ -67,4 +67,5 @@ def _outliers(found: list[Finding]) -> str:
 
 def linear_rows(model: Model) -> list[gs.Node]:
     """Return the canonical and lowered linears of a model, in graph order."""
-    return [n for n in model.graph.nodes if n.domain == DOMAIN and (n.op in LINEAR_OPS or n.op.endswith("Linear"))]
+    names = {spec.name for spec in OPS if spec.family == "Linear"}
+    return [n for n in model.graph.nodes if n.domain == DOMAIN and n.op in names]

@@ -14,8 +14,8 @@ from graphopt.errors import InternalError
 from graphopt.ir import Model, query, weights
 from graphopt.passes import OPS
 
-#: Lowered linears: the input that holds the codes, and how many weights are in one of its elements.
-_CODES = {"MixQLinear": ("wq", 1)}
+#: Lowered linears: the input that holds the codes, and how many weights are in one of its elements (padding included).
+_CODES = {"MixQLinear": ("wq", 1), "MixQLinearW4A8": ("wq4", 2), "MixQLinearW4A4": ("wq4", 2)}
 #: What may stand between a stored weight and the product that uses it.
 _VIEWS = ("Transpose", "Cast", "Identity", "DequantizeLinear")
 
@@ -65,7 +65,7 @@ def _layer(node: gs.Node) -> WeightLayer | None:
         stored = [t for t in node.inputs[1:4] if isinstance(t, gs.Constant)]
         n, k = int(node.attrs["N"]), int(node.attrs["K"])
         return WeightLayer(node.name, node.outputs[0].name, n, n * k, _bits(stored), False)
-    elif node.domain == DOMAIN and node.op.endswith("Linear"):
+    elif node.domain == DOMAIN and "Linear" in node.op:
         return _lowered(node)
     else:
         return None

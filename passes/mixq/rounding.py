@@ -54,9 +54,14 @@ class Grid:
         """Return the (len(columns), N) float32 steps of some columns."""
         return (self.groups.astype(np.float32) * self.scale)[columns // self.group]
 
+    def rows(self, columns: int) -> np.ndarray:
+        """Return the steps of the first ``columns`` columns, (N, columns) float32, or (N, 1) if they are all one."""
+        steps = np.ascontiguousarray(self.groups.T) * self.scale[:, None]
+        return steps if len(self.groups) == 1 else np.repeat(steps, self.group, axis=1)[:, :columns]
+
     def values(self, codes: np.ndarray) -> np.ndarray:
         """Return Ŵ (N, K) float32 of ``codes`` (N, K)."""
-        return codes * self.steps(np.arange(codes.shape[1])).T
+        return codes * self.rows(codes.shape[1])
 
 
 class SecondMoment:
@@ -151,7 +156,8 @@ def _codes(w: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
     """Return rint(w / step) clamped to ±q, as float32; 0 where the step is 0 or denormal."""
     q = affine.Q_MAX[bits]
     inverse = np.divide(1, step, where=step >= np.finfo(np.float32).tiny, out=np.zeros_like(step))
-    return np.clip(np.rint(w * inverse), -q, q)
+    scaled = w * inverse
+    return np.clip(np.rint(scaled, out=scaled), -q, q, out=scaled)
 
 
 def _residue(w: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
@@ -160,7 +166,7 @@ def _residue(w: np.ndarray, step: np.ndarray, bits: int) -> np.ndarray:
 
 def nearest(w: np.ndarray, grid: Grid) -> np.ndarray:
     """Return the codes (N, K) int8 of the values of ``grid`` that are nearest to ``w`` (N, K) float32."""
-    return _codes(w, grid.steps(np.arange(w.shape[1])).T, grid.bits).astype(np.int8)
+    return _codes(w, grid.rows(w.shape[1]), grid.bits).astype(np.int8)
 
 
 def gptq(w: np.ndarray, grid: Grid, moment: SecondMoment) -> np.ndarray:

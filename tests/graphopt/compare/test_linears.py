@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 from graphopt import ir
 from graphopt.compare.linears import WeightLayer, bits_per_weight, weight_layers
-from graphopt.core.op import DOMAIN
+from graphopt.core.op import DOMAIN, OpSpec
 from graphopt.errors import InternalError
 from graphopt.passes.mixq import numerics
 from graphopt.passes.mixq import ops as mixq
@@ -108,6 +108,21 @@ def test_mixq_counts_codes_scales_and_outlier_columns_but_no_bias(rng: np.random
     (layer,) = weight_layers(_mixq_model(rng))
     assert (layer.name, layer.output, layer.outputs, layer.elements) == ("fc", "y", 64, 64 * 48)
     assert bits_per_weight([layer]) == 8 + (64 * 32 + 64 * 16 * 16) / (64 * 48)
+
+
+@pytest.mark.parametrize("spec", [mixq.LINEAR_W4A8, mixq.LINEAR_W4A4], ids=lambda s: s.name)
+def test_packed_codes_are_two_weights_a_byte(spec: OpSpec, rng: np.random.Generator) -> None:
+    model, names = _mixq_model(rng), [p.name for p in spec.inputs]
+    given = [*model.graph.nodes[1].inputs]
+    given[3:4] = [
+        gs.Constant("wq4", rng.integers(-128, 128, (64, 32)).astype(np.int8)),
+        gs.Constant("sg", rng.integers(1, 19, (1, 64)).astype(np.int8)),
+    ]
+    model.graph.nodes[1] = spec.node("fc", given, list(model.graph.nodes[1].outputs))
+    assert names[3:5] == ["wq4", "sg"]
+    (layer,) = weight_layers(model)
+    assert (layer.outputs, layer.elements) == (64, 64 * 64)
+    assert bits_per_weight([layer]) == 4 + (64 * 8 + 64 * 32 + 64 * 16 * 16) / (64 * 64)
 
 
 def test_a_lowered_linear_that_nobody_knows_is_a_bug(rng: np.random.Generator) -> None:
