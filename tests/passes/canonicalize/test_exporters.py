@@ -209,6 +209,17 @@ def test_layers_share_mask_and_tables() -> None:
         assert len({id(n.inputs[1]) for n in rotaries}) == len({id(n.inputs[2]) for n in rotaries}) == 1
 
 
+@ALL
+def test_residual_sums_have_known_shapes(name: str) -> None:
+    """Schemes fuse a norm with the sum before it only where nothing is broadcast."""
+    model, _ = canonical(name)
+    norms = [n for n in model.graph.nodes if n.op in ("RMSNorm", "LayerNorm")]
+    sums = [n.inputs[0].inputs[0] for n in norms if n.inputs[0].inputs[0].op == "Add"]
+    # BERT's sum of embeddings comes from tables, not from activations.
+    residual = [[t.shape for t in s.inputs] for s in sums if "embeddings" not in s.name]
+    assert len(residual) == max(0, len(norms) - 1) and all(a == b for a, b in residual)
+
+
 def test_grouped_heads_are_not_repeated() -> None:
     for name, case in CASES.items():
         model, _ = canonical(name)
