@@ -5,7 +5,7 @@ __all__ = ["app", "main"]
 import typer
 
 from graphopt import __version__
-from graphopt.cli import build, calibrate, compare, doctor, eval, inspect, model, optimize
+from graphopt.cli import bench, build, calibrate, compare, doctor, eval, inspect, model, optimize, run
 
 app = typer.Typer(
     name="graphopt",
@@ -35,8 +35,17 @@ def _main(
     pass
 
 
-for verb in (optimize.optimize, calibrate.calibrate, inspect.inspect, compare.compare, build.build, doctor.doctor):
+for verb in (
+    optimize.optimize,
+    calibrate.calibrate,
+    inspect.inspect,
+    compare.compare,
+    build.build,
+    run.run,
+    doctor.doctor,
+):
     app.command()(verb)
+app.add_typer(bench.app, name="bench")
 app.add_typer(eval.app, name="eval")
 app.add_typer(model.app, name="model")
 

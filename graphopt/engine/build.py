@@ -201,7 +201,7 @@ def _hint(record: Record) -> str:
 def _load_plugins(flavour: Flavour, options: BuildOptions, warnings: list[str]) -> PluginLibrary | None:
     """Load the library; None where there is none and ``native_fallback`` makes that acceptable."""
     try:
-        path = plugins.locate(options.plugins)
+        path = plugins.locate(options.plugins, flavour)
     except PluginError as e:
         if options.plugins is None and options.native_fallback:
             warnings.append(f"{e}; every custom op runs as its function body")

@@ -133,7 +133,7 @@ def _rtx_name(flavour: Flavour) -> Iterator[Check]:
 
 def _plugin_library(flavour: Flavour, explicit: Path | None) -> Iterator[Check]:
     try:
-        library = plugins.load(plugins.locate(explicit), flavour)
+        library = plugins.load(plugins.locate(explicit, flavour), flavour)
     except GraphOptError as e:
         yield Check("plugin library", Status.ERROR, "not usable", str(e))
         return

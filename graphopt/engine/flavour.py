@@ -112,16 +112,21 @@ class Flavour:
         return builder.create_network(1 << int(flag))
 
     def follow_types(self, config: Any, network: Any) -> None:
-        """Make TensorRT 8, which has no strongly typed networks, use the types that the model has; no-op elsewhere."""
+        """Make TensorRT 8, which has no strongly typed networks, use the types that the model has; no-op elsewhere.
+
+        External tactic sources are switched off: so TensorRT 8 runs where cuBLAS and cuDNN are not installed, and hands
+        no handles of theirs to plugins, which ours do not need.
+        """
         if self.modern:
             return
-        data_types, flags = self.trt.DataType, self.trt.BuilderFlag
         layers = [network.get_layer(i) for i in range(network.num_layers)]
         used = {layer.get_output(i).dtype for layer in layers for i in range(layer.num_outputs)}
-        for dtype, flag in ((data_types.HALF, flags.FP16), (data_types.INT8, flags.INT8)):
-            if dtype in used:
-                config.set_flag(flag)
-        config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+        used |= {network.get_input(i).dtype for i in range(network.num_inputs)}
+        if self.trt.DataType.HALF in used:
+            config.set_flag(self.trt.BuilderFlag.FP16)
+        # Preferred and not obeyed: a layer without an implementation in the type that it has should not fail the build.
+        config.set_flag(self.trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+        config.set_tactic_sources(0)
 
     def set_targets(self, config: Any, compute_capabilities: tuple[str, ...]) -> tuple[str, ...]:
         """Choose the GPUs that the plan will run on and return them as text.

@@ -60,8 +60,8 @@ def inspect_plan(plan: Path, plugin_library: Path | None = None) -> PlanReport:
         raise EngineError(f"{plan} does not exist or is not a file; give the path of a .plan file")
     manifest = manifests.read(plan)
     problems = [*_plan_problems(plan, manifest), *_flavour_problems(manifest)]
-    if manifest.plugins is not None:
-        problems += _plugin_problems(manifest.plugins, plugin_library)
+    if not problems:
+        problems += _plugin_problems(manifest, plugin_library)
     if problems:
         return PlanReport(plan, manifest, tuple(problems), None, "the plan cannot be used as it is")
     layers, missing = _list_layers(plan, manifest, plugin_library)
@@ -103,9 +103,12 @@ def _flavour_problems(manifest: Manifest) -> list[str]:
     return []
 
 
-def _plugin_problems(wanted: manifests.Plugins, explicit: Path | None) -> list[str]:
+def _plugin_problems(manifest: Manifest, explicit: Path | None) -> list[str]:
+    wanted = manifest.plugins
+    if wanted is None:
+        return []
     try:
-        path = plugins.locate(explicit)
+        path = plugins.locate(explicit, select(manifest.flavour))
     except GraphOptError as e:
         return [str(e)]
     if sha256(path) != wanted.sha256:
@@ -124,7 +127,7 @@ def _list_layers(
         return None, f"layers of the engine can be listed on its GPU only: {driver.problem}"
     flavour = select(manifest.flavour)
     if manifest.plugins is not None:
-        plugins.load(plugins.locate(plugin_library), flavour)
+        plugins.load(plugins.locate(plugin_library, flavour), flavour)
     with flavour.messages.record() as record:
         runtime = flavour.trt.Runtime(flavour.logger)
         engine = runtime.deserialize_cuda_engine(plan.read_bytes())

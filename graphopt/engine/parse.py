@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from onnx import inliner
 
+from graphopt.engine import tensorrt8
 from graphopt.engine.flavour import Flavour
 from graphopt.engine.messages import brief
 from graphopt.engine.plugins import NAMESPACE, PluginLibrary
@@ -53,10 +54,14 @@ def parse(flavour: Flavour, builder: Any, path: Path, inline: frozenset[str] = f
     network = flavour.network(builder)
     parser = flavour.trt.OnnxParser(network, flavour.logger)
     with flavour.messages.record() as record:
-        if flavour.modern and not inline:
-            ok = parser.parse_from_file(str(path))
+        if not flavour.modern:
+            prepared = tensorrt8.prepare(_expanded(path, inline))
+            if ok := parser.parse(_bytes(prepared.proto), path=str(path)):
+                tensorrt8.refine(flavour.trt, network, prepared.float32)
+        elif inline:
+            ok = parser.parse(_bytes(_expanded(path, inline)), path=str(path))
         else:
-            ok = parser.parse(_without_functions(flavour, path, inline), path=str(path))
+            ok = parser.parse_from_file(str(path))
     if not ok:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         if not errors:
@@ -84,8 +89,8 @@ def count_plugin_layers(flavour: Flavour, network: Any, wanted: CustomOps, inlin
     return layers
 
 
-def _without_functions(flavour: Flavour, path: Path, inline: frozenset[str]) -> bytes:
-    """The model with the functions of ``inline`` expanded, and, for TensorRT 8, which knows none, without the others.
+def _expanded(path: Path, inline: frozenset[str]) -> onnx.ModelProto:
+    """The model, without its external data, with the functions of ``inline`` expanded.
 
     We expand them because the parser of TensorRT-RTX 1.7.1 does not give the layers of each call names of their own: a
     body with a QuantizeLinear that is called twice fails to parse.
@@ -93,8 +98,10 @@ def _without_functions(flavour: Flavour, path: Path, inline: frozenset[str]) -> 
     proto = onnx.load(path, load_external_data=False)
     if inline:
         proto = inliner.inline_selected_functions(proto, [(NAMESPACE, op) for op in sorted(inline)])
-    if not flavour.modern:
-        del proto.functions[:]
+    return proto
+
+
+def _bytes(proto: onnx.ModelProto) -> bytes:
     return bytes(proto.SerializeToString())
 
 

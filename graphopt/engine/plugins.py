@@ -1,4 +1,4 @@
-"""Find, check and load the plugin library ``libgraphopt_plugins.so``."""
+"""Find, check and load the plugin library: ``libgraphopt_plugins.so``, or ``libgraphopt_plugins_trt8.so``."""
 
 __all__ = ["ENVIRONMENT", "LIBRARY", "NAMESPACE", "PluginLibrary", "check", "load", "locate", "uncovered"]
 
@@ -15,6 +15,8 @@ from graphopt.engine.flavour import Flavour
 from graphopt.errors import PluginError
 
 LIBRARY = "libgraphopt_plugins.so"
+#: The one for TensorRT 8.
+LIBRARY_TENSORRT8 = "libgraphopt_plugins_trt8.so"
 #: Environment variable that names the library.
 ENVIRONMENT = "GRAPHOPT_PLUGIN_LIBRARY"
 #: Namespace of our creators, and domain of our ops.
@@ -47,8 +49,12 @@ class PluginLibrary:
 _loaded: dict[str, PluginLibrary] = {}
 
 
-def locate(explicit: str | os.PathLike[str] | None = None) -> Path:
+def locate(explicit: str | os.PathLike[str] | None = None, flavour: Flavour | None = None) -> Path:
     """Return the path of the library: ``explicit``, else $GRAPHOPT_PLUGIN_LIBRARY, else packaged, else built here.
+
+    Args:
+        explicit: a path that the user gave.
+        flavour: the TensorRT to find one for; None for TensorRT 10, 11 or RTX.
 
     Raises:
         PluginError: there is none.
@@ -59,15 +65,16 @@ def locate(explicit: str | os.PathLike[str] | None = None) -> Path:
             if not path.is_file():
                 raise PluginError(f"plugin library {path}{source} does not exist; build it, or correct the path")
             return path.resolve()
+    name = LIBRARY if flavour is None or flavour.modern else LIBRARY_TENSORRT8
     package = Path(graphopt.__file__).parent
-    packaged, build = package / "lib" / LIBRARY, package.parent / "build"
+    packaged, build = package / "lib" / name, package.parent / "build"
     if packaged.is_file():
         return packaged.resolve()
-    built = [(path.stat().st_mtime, path) for path in build.rglob(LIBRARY)]
+    built = [(path.stat().st_mtime, path) for path in build.rglob(name)]
     if built:
         return max(built)[1].resolve()
     raise PluginError(
-        f"the plugin library {LIBRARY} was not found in {packaged.parent} or {build}; build it with cmake "
+        f"the plugin library {name} was not found in {packaged.parent} or {build}; build it with cmake "
         f"(see trt_plugins/README.md), or name it with --plugins or ${ENVIRONMENT}"
     )
 
@@ -113,10 +120,10 @@ def load(path: Path, flavour: Flavour) -> PluginLibrary:
     """
     check(path, flavour)
     digest = sha256(path)
-    if (known := _loaded.get(flavour.name)) is not None:
-        if known.sha256 != digest:
-            raise PluginError(f"plugin library {known.path} is loaded already; use a new process to load {path}")
-        return known
+    if (loaded := _loaded.get(flavour.name)) is not None:
+        if loaded.sha256 != digest:
+            raise PluginError(f"plugin library {loaded.path} is loaded already; use a new process to load {path}")
+        return loaded
     try:
         # TensorRT binds symbols lazily, and a missing one would end the process at its first use.
         ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
@@ -124,13 +131,17 @@ def load(path: Path, flavour: Flavour) -> PluginLibrary:
         raise PluginError(f"plugin library cannot be loaded: {e}; build it again for this machine") from e
     registry = flavour.trt.get_plugin_registry()
     with flavour.messages.record() as record:
-        # The registry reports to the logger of the first builder or runtime, so there has to be one.
-        runtime = flavour.trt.Runtime(flavour.logger)
-        handle = registry.load_library(str(path))
-        del runtime
-    if handle is None:
+        if flavour.modern:
+            # The registry reports to the logger of the first builder or runtime, so there has to be one.
+            runtime = flavour.trt.Runtime(flavour.logger)
+            accepted = registry.load_library(str(path)) is not None
+            del runtime
+        else:
+            accepted = bool(ctypes.CDLL(str(path)).graphopt_register_plugins())
+    if not accepted:
         raise PluginError(f"{flavour} refused plugin library {path}: {record.reason()}")
-    creators = sorted(c.name for c in registry.all_creators if c.plugin_namespace == NAMESPACE)
+    known = registry.all_creators if flavour.modern else registry.plugin_creator_list
+    creators = sorted(c.name for c in known if c.plugin_namespace == NAMESPACE)
     if not creators:
         raise PluginError(f"plugin library {path} has no plugin in namespace '{NAMESPACE}'; is it another project's?")
     library = PluginLibrary(path, digest, _text(path, _VERSION_FUNCTION), _text(path, _BUILD_FUNCTION), tuple(creators))

@@ -81,7 +81,7 @@ def test_missing_packages_weigh_what_they_are_needed_for(monkeypatch: pytest.Mon
 def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = gpu.Driver("13.0", (gpu.Gpu("H100", "9.0", 80 << 30),), None)
     monkeypatch.setattr(gpu, "query", lambda: driver)
-    monkeypatch.setattr(plugins, "locate", lambda explicit: Path("/nonexistent"))
+    monkeypatch.setattr(plugins, "locate", lambda explicit, flavour=None: Path("/nonexistent"))
     assert checks()["GPU"].found == "H100, compute capability 9.0, 80 GiB, driver for CUDA 13.0"
 
 

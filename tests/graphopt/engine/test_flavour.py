@@ -60,15 +60,16 @@ def test_tensorrt_8_is_told_the_types_that_the_network_has() -> None:
     class DataType(enum.Enum):
         FLOAT, HALF, INT8 = range(3)
 
-    flags = SimpleNamespace(FP16="fp16", INT8="int8", OBEY_PRECISION_CONSTRAINTS="obey")
+    flags = SimpleNamespace(FP16="fp16", PREFER_PRECISION_CONSTRAINTS="prefer")
     set_flags: list[str] = []
-    config = SimpleNamespace(set_flag=set_flags.append)
+    sources: list[int] = []
+    config = SimpleNamespace(set_flag=set_flags.append, set_tactic_sources=sources.append)
     layer = SimpleNamespace(num_outputs=1, get_output=lambda i: SimpleNamespace(dtype=DataType.HALF))
-    network = SimpleNamespace(num_layers=1, get_layer=lambda i: layer)
+    network = SimpleNamespace(num_layers=1, get_layer=lambda i: layer, num_inputs=0)
     fake("8.6.1", Flag8, DataType=DataType, BuilderFlag=flags).follow_types(config, network)
-    assert set_flags == ["fp16", "obey"]
+    assert (set_flags, sources) == (["fp16", "prefer"], [0])
     fake("10.14.1", Flag10).follow_types(config, network)
-    assert set_flags == ["fp16", "obey"]
+    assert (set_flags, sources) == (["fp16", "prefer"], [0])
 
 
 @pytest.mark.parametrize("failure", [TypeError("factory function returned nullptr"), None])

@@ -183,7 +183,8 @@ def test_tensorrt_8_gets_the_model_without_function_bodies(quantize_model: Calla
 
     flags = SimpleNamespace(EXPLICIT_BATCH=0)
     trt = SimpleNamespace(OnnxParser=Parser, NetworkDefinitionCreationFlag=flags)
-    network = SimpleNamespace(num_layers=1)
+    layer = SimpleNamespace(type=SimpleNamespace(name="PLUGIN_V2"))
+    network = SimpleNamespace(num_layers=1, get_layer=lambda i: layer)
     parse(
         Flavour("tensorrt", "8.6.1", trt, Messages(), None), SimpleNamespace(create_network=lambda flags: network), path
     )

@@ -1,0 +1,95 @@
+"""`graphopt bench`: how fast an engine is."""
+
+__all__ = ["app"]
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from graphopt.cli.console import JsonFlag, emit, guard
+
+app = typer.Typer(no_args_is_help=True, help="Measure how fast things are on the GPU of this machine.")
+
+
+@app.callback()
+def _group() -> None:
+    """A callback keeps `engine` a verb of its own while it is the only one."""
+
+
+@app.command()
+@guard
+def engine(
+    plan: Annotated[Path, typer.Argument(help="A .plan file with its manifest beside it.")],
+    baseline: Annotated[Path | None, typer.Option(help="Another plan, such as the fp16 one, timed beside it.")] = None,
+    shapes: Annotated[
+        str | None, typer.Option(help="Shapes of the inputs, such as x:1x4; default: the usual ones.")
+    ] = None,
+    profile: Annotated[int, typer.Option(min=0, help="Whose usual shapes to take.")] = 0,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Time the replay of a CUDA graph.")] = False,
+    samples: Annotated[int, typer.Option(min=20, help="Timed runs.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Latency, time by op and memory of a plan, on random inputs.
+
+    Examples:
+
+      graphopt bench engine model.plan
+
+      graphopt bench engine model.plan --baseline fp16.plan --cuda-graph --shapes 'input_ids:1x1'
+    """
+    plans = {"plan": plan} | ({"baseline": baseline} if baseline else {})
+    results = {
+        name: _measure(path, shapes, profile, samples, seed, plugins, cuda_graph=cuda_graph)
+        for name, path in plans.items()
+    }
+    emit({**results, "cuda_graph": cuda_graph}, json, lambda out: _render(out, results))
+
+
+def _measure(
+    plan: Path, shapes: str | None, profile: int, samples: int, seed: int, plugins: Path | None, *, cuda_graph: bool
+) -> dict[str, Any]:
+    from graphopt.engine.measure import by_op, latency
+    from graphopt.engine.profiles import parse_shapes
+    from graphopt.engine.run import Runner
+
+    with Runner(plan, plugins) as runner:
+        wanted = runner.shapes(parse_shapes(shapes, "--shapes") if shapes else None, profile)
+        runner.fill(wanted, seed)
+        if cuda_graph:
+            runner.capture()
+        timing = latency(runner, samples)
+        return {
+            "file": str(plan),
+            "shapes": {name: list(shape) for name, shape in wanted.items()},
+            "latency": asdict(timing),
+            "memory": asdict(runner.memory()),
+            "ops": [asdict(op) for op in by_op(runner.layer_times())],
+        }
+
+
+def _render(out: Console, results: dict[str, dict[str, Any]]) -> None:
+    table = Table("", *results)
+    for label, key in (("median", "median_us"), ("90 %", "p90_us"), ("99 %", "p99_us"), ("fastest", "min_us")):
+        table.add_row(label, *(f"{r['latency'][key]:,.1f} us" for r in results.values()))
+    for label, key in (
+        ("plan", "plan"),
+        ("scratch", "scratch"),
+        ("cache", "cache"),
+        ("other inputs, outputs", "other_io"),
+    ):
+        table.add_row(label, *(f"{r['memory'][key] / 1e6:,.1f} MB" for r in results.values()))
+    out.print(table)
+    if "baseline" in results:
+        ratio = results["baseline"]["latency"]["median_us"] / results["plan"]["latency"]["median_us"]
+        out.print(f"{ratio:.2f} times as fast as the baseline", highlight=False)
+    for name, result in results.items():
+        ops = Table("op", "layers", "us", "share", title=f"{name}: {result['file']}")
+        for op in result["ops"]:
+            ops.add_row(op["op"], str(op["layers"]), f"{op['us']:,.1f}", f"{op['share']:.1%}")
+        out.print(ops)

@@ -1,0 +1,205 @@
+"""Models for TensorRT 8.6, whose parser reads opset 17 without model-local functions, and which chooses types itself.
+
+Four things change on the way, none of them in the file:
+
+* function bodies go; those of other domains are expanded into their calls first;
+* the opset becomes 17 and the IR version 8, where every node can be written in them;
+* INT8 operands of our ops become INT32, four bytes to an element: TensorRT 8 takes an INT8 tensor for quantized values
+  with a scale, and may convert it (see trt_plugins/common/plugin_v2.h);
+* our nodes get ``type_id``, their activation type, because TensorRT 8 would try FP32 and FP16 and keep the faster one.
+"""
+
+__all__ = ["Prepared", "prepare", "refine"]
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, inliner, numpy_helper
+from onnx.defs import SchemaError, get_schema
+
+from graphopt.engine.plugins import NAMESPACE
+from graphopt.errors import EngineError
+
+OPSET, IR_VERSION = 17, 8
+#: INT8 values to an INT32 element.
+_PACK = 4
+#: ONNX type of T -> value of ``nvinfer1::DataType``.
+_TYPE_IDS = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 1}
+#: Their axes are an input from opset 18 on, and were an attribute before.
+_REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+                         "ReduceMin", "ReduceProd", "ReduceSumSquare"})  # fmt: skip
+#: Attributes of later opsets whose every value means the same to the types that TensorRT 8 has.
+_DROPPED = frozenset({"saturate", "noop_with_empty_axes"})
+#: Layers that compute with the values of their inputs; the others only move them.
+_COMPUTING = ("ACTIVATION", "ELEMENTWISE", "MATRIX_MULTIPLY", "REDUCE", "SCALE", "SOFTMAX", "UNARY")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that TensorRT 8's parser reads.
+
+    Attributes:
+        proto: without its external data.
+        float32: tensors of a model with FP16 that are FP32 nevertheless; empty for a model without FP16.
+    """
+
+    proto: onnx.ModelProto
+    float32: frozenset[str]
+
+
+def prepare(proto: onnx.ModelProto) -> Prepared:
+    """Rewrite ``proto``, in place as far as possible, into what TensorRT 8 can read.
+
+    Args:
+        proto: the model without its external data; functions of our domain are plugins' bodies.
+
+    Raises:
+        EngineError: a node needs a later opset, bfloat16, or INT8 rows whose length is no multiple of 4.
+    """
+    foreign = [(f.domain, f.name) for f in proto.functions if f.domain != NAMESPACE]
+    if foreign:
+        proto = inliner.inline_selected_functions(proto, foreign)
+    types = _types(proto)
+    _lower_opset(proto)
+    _pack_int8(proto, types)
+    for node in _ours(proto.graph):
+        node.attribute.append(helper.make_attribute("type_id", _type_id(node, types)))
+    del proto.functions[:]
+    del proto.graph.value_info[:]  # it names the INT8 tensors by their former type
+    mixed = TensorProto.FLOAT16 in types.values()
+    return Prepared(proto, frozenset(n for n, t in types.items() if mixed and t == TensorProto.FLOAT))
+
+
+def refine(trt: Any, network: Any, float32: frozenset[str]) -> None:
+    """Keep the layers that compute ``float32`` tensors in FP32, which a network allowed to use FP16 would not.
+
+    Norms overflow and rotary angles lose their fraction in FP16: models that cast around them mean it.
+    """
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type.name in _COMPUTING and layer.num_outputs and layer.get_output(0).name in float32:
+            layer.precision = trt.DataType.FLOAT
+            layer.set_output_type(0, trt.DataType.FLOAT)
+
+
+def _types(proto: onnx.ModelProto) -> dict[str, int]:
+    """ONNX element types of all tensors of the main graph, through the bodies of our ops."""
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=False).graph
+    types = {t.name: t.data_type for t in graph.initializer}
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        types.setdefault(info.name, info.type.tensor_type.elem_type)
+    return types
+
+
+def _ours(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    return (node for node in graph.node if node.domain == NAMESPACE)
+
+
+def _type_id(node: onnx.NodeProto, types: dict[str, int]) -> int:
+    """The type T of a node of ours: the one its last output of type T has."""
+    floats = [types.get(name, TensorProto.UNDEFINED) for name in (*node.output, *node.input)]
+    if TensorProto.BFLOAT16 in floats:
+        raise EngineError(
+            f"node '{node.name}' ({node.op_type}) computes in bfloat16, which TensorRT 8 lacks; export in float16"
+        )
+    # Scales are FP32 always, so one operand of FP16 decides.
+    known = TensorProto.FLOAT16 if TensorProto.FLOAT16 in floats else TensorProto.FLOAT
+    if known not in floats:
+        raise EngineError(f"node '{node.name}' ({node.op_type}) has operands of unknown type; optimize the model again")
+    return _TYPE_IDS[known]
+
+
+def _pack_int8(proto: onnx.ModelProto, types: dict[str, int]) -> None:
+    graph = proto.graph
+    packed: dict[str, str] = {}
+    for node in _ours(graph):
+        for name in (*node.input, *node.output):
+            if types.get(name) == TensorProto.INT8:
+                packed.setdefault(name, node.name)
+    for node in graph.node:
+        if node.domain != NAMESPACE and (shared := packed.keys() & set(node.input)):
+            raise EngineError(
+                f"INT8 tensor '{min(shared)}' is read by node '{node.name}' ({node.op_type}) too, which TensorRT 8 "
+                "would give other bytes; keep INT8 tensors between plugins"
+            )
+    for tensor in graph.initializer:
+        if tensor.name in packed:
+            _pack_initializer(tensor, packed[tensor.name])
+    for info in (*graph.input, *graph.output):
+        if info.name in packed:
+            kind = info.type.tensor_type
+            kind.elem_type = TensorProto.INT32
+            if not kind.shape.dim:
+                continue
+            last = kind.shape.dim[-1]
+            if last.HasField("dim_value"):
+                last.dim_value = _quarter(last.dim_value, info.name, packed[info.name])
+            else:
+                last.ClearField("dim_param")
+
+
+def _pack_initializer(tensor: onnx.TensorProto, node: str) -> None:
+    """Declare the same bytes as INT32; external data stays where it is."""
+    if tensor.int32_data:  # one INT8 value to an entry
+        values = np.ascontiguousarray(numpy_helper.to_array(tensor))
+        tensor.ClearField("int32_data")
+        tensor.raw_data = values.tobytes()
+    tensor.data_type = TensorProto.INT32
+    tensor.dims[-1] = _quarter(tensor.dims[-1], tensor.name, node)
+
+
+def _quarter(size: int, tensor: str, node: str) -> int:
+    if size % _PACK:
+        raise EngineError(
+            f"INT8 tensor '{tensor}' of node '{node}' has rows of {size} values; TensorRT 8 needs a multiple of {_PACK}"
+        )
+    return size // _PACK
+
+
+def _lower_opset(proto: onnx.ModelProto) -> None:
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
+    standard = next((o for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+    if standard is None or standard.version <= OPSET:
+        return
+    constants = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    for node in _all_nodes(proto.graph):
+        if node.domain in ("", "ai.onnx"):
+            _lower_node(node, standard.version, constants)
+    standard.version = OPSET
+
+
+def _lower_node(node: onnx.NodeProto, opset: int, constants: dict[str, onnx.TensorProto]) -> None:
+    if get_schema(node.op_type, opset).since_version <= OPSET:
+        return
+    if node.op_type in _REDUCTIONS and len(node.input) > 1:
+        axes = constants.get(node.input[1]) if node.input[1] else None
+        if axes is not None:
+            node.attribute.append(helper.make_attribute("axes", numpy_helper.to_array(axes).tolist()))
+        if axes is not None or not node.input[1]:
+            del node.input[1:]
+    kept = [a for a in node.attribute if a.name not in _DROPPED]
+    try:
+        old = get_schema(node.op_type, OPSET)
+    except SchemaError:
+        old = None
+    if old is None or len(node.input) > old.max_input or any(a.name not in old.attributes for a in kept):
+        raise EngineError(
+            f"node '{node.name}' ({node.op_type}) needs an opset later than {OPSET}, the last that TensorRT 8 reads; "
+            f"export the model with opset {OPSET}"
+        )
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _all_nodes(attribute.g)
