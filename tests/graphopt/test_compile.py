@@ -1,0 +1,175 @@
+"""The whole compiler on built models: what comes out, that it computes the same, and what it costs in memory."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from graphopt import compile, ir
+from graphopt.calibrate import collect
+from graphopt.core.op import custom_nodes
+from graphopt.core.recipe import Recipe
+from graphopt.errors import RecipeError
+from graphopt.models import bert, llama
+from graphopt.models.llama_config import LlamaConfig
+from graphopt.models.weights import RandomWeights
+from graphopt.passes import SCHEMES
+
+PRESET = Recipe.preset("mixq-w8a8", SCHEMES)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    path = tmp_path / "model.onnx"
+    llama.build_llama(config, RandomWeights(config, seed=3, outliers=4), path)
+    return path
+
+
+def logits(path: Path, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    result: np.ndarray = ort.InferenceSession(path, options).run(None, feeds)[0]
+    return result
+
+
+def feeds(model: ir.Model, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    tokens = rng.integers(0, 96, (2, 7))
+    given: dict[str, Any] = {
+        "input_ids": tokens, "attention_mask": np.ones_like(tokens), "position_ids": np.arange(7)[None].repeat(2, 0)
+    }  # fmt: skip
+    for tensor in model.graph.inputs:
+        if tensor.name.startswith("past"):
+            given[tensor.name] = np.zeros((2, 2, 0, 16), np.float32)
+    return given
+
+
+def test_canonical_decoder_has_the_canonical_ops_and_the_same_logits(decoder: Path, tmp_path: Path) -> None:
+    model = ir.load(decoder)
+    given = feeds(model, np.random.default_rng(0))
+    compile.canonicalize(model)
+    counts = Counter(n.op for n in custom_nodes(model))
+    assert counts == {"Linear": 15, "RMSNorm": 5, "Rotary": 4, "Attention": 2, "GatedSilu": 2}
+    (path, *_) = ir.save(model, tmp_path / "canonical.onnx")
+    want = logits(decoder, given)
+    # Float32 noise of five norms and fifteen products of at most 160 terms.
+    np.testing.assert_allclose(logits(path, given), want, atol=2e-5 * np.abs(want).max())
+
+
+def error(model: ir.Model, original: Path, given: dict[str, np.ndarray]) -> float:
+    (path, *_) = ir.save(model, original.with_name("opt.onnx"))
+    want = logits(original, given)
+    return float(np.linalg.norm(logits(path, given) - want) / np.linalg.norm(want))
+
+
+def test_optimized_decoder_fuses_every_norm_residual_and_gate(decoder: Path) -> None:
+    canonical, model, uncalibrated = (ir.load(decoder) for _ in range(3))
+    given = feeds(model, np.random.default_rng(0))
+    compile.canonicalize(canonical)
+    report = compile.optimize(model, PRESET, collect(canonical, [given]))
+    # The first norm has no residual before it; o_proj reads attention, which nothing fuses into.
+    assert Counter(n.op for n in custom_nodes(model)) == {
+        "MixQLinear": 15, "MixQRMSNorm": 1, "MixQAddRMSNorm": 4, "MixQGatedSilu": 2, "MixQQuantize": 2
+    }  # fmt: skip
+    assert report.counts("rewritten")["mixq"] == 15
+    # Fifteen linears, each within 1 %, add up like independent errors.
+    assert error(model, decoder, given) < 0.04
+    compile.optimize(uncalibrated, PRESET)
+    assert error(model, decoder, given) < 0.6 * error(uncalibrated, decoder, given)
+
+
+def test_optimized_encoder_fuses_residual_norms_and_gelu(tmp_path: Path) -> None:
+    config = bert.BertConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    bert.build_bert(config, RandomWeights(config, seed=5), tmp_path / "bert.onnx")
+    model = ir.load(tmp_path / "bert.onnx")
+    compile.optimize(model, PRESET)
+    counts = Counter(n.op for n in custom_nodes(model))
+    assert counts["MixQLinear"] >= 12
+    assert counts["MixQGelu"] == 2
+    assert counts["MixQAddLayerNorm"] >= 3
+
+
+def test_dry_run_reports_what_the_run_does_and_keeps_weights_untouched(decoder: Path) -> None:
+    dry = compile.optimize(ir.load(decoder), PRESET, dry_run=True)
+    real = compile.optimize(ir.load(decoder), PRESET)
+    assert [f.node for f in dry.findings if f.rule == "mixq"] == [f.node for f in real.findings if f.rule == "mixq"]
+
+
+def test_recipe_none_is_reported_with_its_source(decoder: Path) -> None:
+    recipe = Recipe.preset("mixq-w8a8", SCHEMES, ["*lm_head*"])
+    model = ir.load(decoder)
+    report = compile.optimize(model, recipe)
+    left = [(f.node, f.reason) for f in report.findings if f.rule == "recipe"]
+    assert left == [("/lm_head/MatMul", "preset mixq-w8a8 says scheme none")]
+    assert Counter(n.op for n in custom_nodes(model))["MixQLinear"] == 14
+
+
+def test_glob_that_matches_nothing_is_an_error(decoder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'\*lm_haed\*' matches none of the 15 linears"):
+        compile.optimize(ir.load(decoder), Recipe.preset("mixq-w8a8", SCHEMES, ["*lm_haed*"]))
+
+
+def test_optimizing_twice_changes_nothing_more(decoder: Path, tmp_path: Path) -> None:
+    model = ir.load(decoder)
+    compile.optimize(model, PRESET)
+    ir.save(model, tmp_path / "once.onnx")
+    again = ir.load(tmp_path / "once.onnx")
+    compile.optimize(again, PRESET)
+    assert Counter(n.op for n in custom_nodes(again)) == Counter(n.op for n in custom_nodes(model))
+
+
+def test_ir_is_dumped_after_every_stage(decoder: Path, tmp_path: Path) -> None:
+    report = compile.optimize(ir.load(decoder), PRESET, dump_dir=tmp_path / "ir")
+    dumped = sorted(p.name for p in (tmp_path / "ir").iterdir())
+    assert [n[4:-4] for n in dumped] == list(report.seconds)
+    assert "graphopt.MixQLinear" in (tmp_path / "ir" / dumped[-1]).read_text()
+
+
+_MEASURE = """
+import sys, threading, time
+from pathlib import Path
+peak = 0
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if "RssAnon" in line)
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous()); time.sleep(0.002)
+from graphopt import compile, ir
+from graphopt.core.recipe import Recipe
+from graphopt.passes import SCHEMES
+start = anonymous()
+threading.Thread(target=watch, daemon=True).start()
+model = ir.load(sys.argv[1])
+compile.optimize(model, Recipe.preset("mixq-w8a8", SCHEMES))
+ir.save(model, sys.argv[2])
+print(1024 * (peak - start))
+"""
+
+
+def test_peak_memory_of_optimize_is_a_few_of_the_largest_tensors(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=768, intermediate_size=6144, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=8, head_dim=96,
+    )  # fmt: skip
+    source = tmp_path / "model.onnx"
+    llama.build_llama(config, RandomWeights(config, seed=1), source)
+    total = (tmp_path / "model.onnx.data").stat().st_size
+    largest = 4 * config.hidden_size * config.intermediate_size
+    assert total > 14 * largest  # so that holding the model would show
+    command = [sys.executable, "-c", _MEASURE, str(source), str(tmp_path / "opt.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # One weight: its codes (1/4), and a chunk of float32 rows with a few temporaries of the same size.
+    assert int(done.stdout) < 6 * largest
