@@ -56,14 +56,9 @@ def inspect_plan(plan: Path, plugin_library: Path | None = None) -> PlanReport:
     Raises:
         EngineError: the plan or its manifest is missing or unreadable.
     """
-    if not plan.is_file():
-        raise EngineError(f"{plan} does not exist or is not a file; give the path of a .plan file")
-    manifest = manifests.read(plan)
-    problems = [*_plan_problems(plan, manifest), *_flavour_problems(manifest)]
-    if not problems:
-        problems += _plugin_problems(manifest, plugin_library)
+    manifest, problems = _examine(plan, plugin_library)
     if problems:
-        return PlanReport(plan, manifest, tuple(problems), None, "the plan cannot be used as it is")
+        return PlanReport(plan, manifest, problems, None, "the plan cannot be used as it is")
     layers, missing = _list_layers(plan, manifest, plugin_library)
     return PlanReport(plan, manifest, (), layers, missing)
 
@@ -74,10 +69,20 @@ def require_usable(plan: Path, plugin_library: Path | None = None) -> Manifest:
     Raises:
         EngineError: with the first problem of `inspect_plan`.
     """
-    report = inspect_plan(plan, plugin_library)
-    if report.problems:
-        raise EngineError(report.problems[0])
-    return report.manifest
+    manifest, problems = _examine(plan, plugin_library)
+    if problems:
+        raise EngineError(problems[0])
+    return manifest
+
+
+def _examine(plan: Path, plugin_library: Path | None) -> tuple[Manifest, tuple[str, ...]]:
+    if not plan.is_file():
+        raise EngineError(f"{plan} does not exist or is not a file; give the path of a .plan file")
+    manifest = manifests.read(plan)
+    problems = [*_plan_problems(plan, manifest), *_flavour_problems(manifest)]
+    if not problems:
+        problems += _plugin_problems(manifest, plugin_library)
+    return manifest, tuple(problems)
 
 
 def _plan_problems(plan: Path, manifest: Manifest) -> list[str]:

@@ -201,10 +201,12 @@ class Runner:
             array = random_input(port.name, self._shapes[port.name], port.dtype, shapes, seed)
             self.device.upload(self._buffers[port.name], array)
 
-    def outputs_now(self) -> dict[str, Array]:
-        """Copy all outputs to the host."""
+    def outputs_now(self, *names: str) -> dict[str, Array]:
+        """Copy outputs to the host: those named, or all."""
         return {
-            p.name: self.device.download(self._buffers[p.name], self._shapes[p.name], p.dtype) for p in self.outputs
+            p.name: self.device.download(self._buffers[p.name], self._shapes[p.name], p.dtype)
+            for p in self.outputs
+            if not names or p.name in names
         }
 
     # -- execution
@@ -217,6 +219,11 @@ class Runner:
         with self._flavour.messages.record() as record:
             if not self._context.execute_async_v3(self.device.stream):
                 raise EngineError(f"{self._plan} failed while running: {record.reason()}")
+
+    @property
+    def captured(self) -> bool:
+        """Whether `execute` launches a CUDA graph."""
+        return self._graph is not None
 
     def capture(self) -> None:
         """Run once and record the next run as a CUDA graph, which `execute` then launches until the next `bind`."""
@@ -254,7 +261,7 @@ class Runner:
         return Memory(self.manifest.plan_bytes, int(scratch), cache, sum(sizes.values()) - cache)
 
     def layer_times(self, runs: int = 10) -> list[LayerTime]:
-        """Mean time of every layer over ``runs`` runs; profiling slows the whole down, so compare layers, not sums."""
+        """Mean time of every layer over ``runs`` runs; measure latency before, because profiling stays on afterwards."""
         self._graph = None
         totals: dict[str, float] = {}
         base = self._flavour.trt.IProfiler

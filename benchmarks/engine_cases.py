@@ -1,0 +1,150 @@
+"""Write models, inputs and reference outputs for benchmarks/engine.py check.
+
+    python benchmarks/engine_cases.py FOLDER
+
+Every case is <name>.onnx (opset 17, weights inside or beside it) with <name>.npz: ``in.<input>``, ``out.<output>`` and
+``limit.<output>``, the normalized error allowed. The ops' references are the numpy evaluators; those of whole models
+are their function bodies, run by ONNX Runtime.
+"""
+
+import argparse
+import zlib
+from pathlib import Path
+from typing import Any
+
+import engine_models
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+from engine_models import OPSET, SEED
+
+from graphopt import ir
+from graphopt.core.op import OpSpec, attach_bodies
+from graphopt.ir.export import to_proto
+from graphopt.ir.weights import onnx_dtype
+from graphopt.models.bert import BertConfig, build_bert
+from graphopt.models.presets import llama_config
+from graphopt.models.weights import RandomWeights
+from graphopt.passes import OPS
+
+#: Operands that are weights in a real model, and so initializers here.
+WEIGHTS = frozenset({"idx", "gamma", "beta", "wq", "sw", "wo", "bias"})
+#: Both sides round one float32 value to T; the limits are those of tests/contract/test_ops.py, doubled because a kernel
+#: may also sum in another order before it rounds.
+OP_LIMIT = {"float32": 4e-5, "float16": 2**-9}
+#: A whole fp16 model: rounding once per op and layer on both sides, and attention's scores.
+MODEL_LIMIT = 0.03
+
+
+def has_kernel(spec: OpSpec) -> bool:
+    """8-bit ops; the 4-bit ones have no plugin for TensorRT 8 yet."""
+    return spec.plugin and not spec.name.endswith("4")
+
+
+def write_ops(folder: Path, dtype: str) -> None:
+    """One model per element type with a node of every op."""
+    nodes, given, made, arrays = [], [], [], {}
+    for spec in filter(has_kernel, OPS):
+        rng = np.random.default_rng([SEED, zlib.crc32(spec.name.encode())])
+        inputs = [np.ascontiguousarray(a) for a in spec.examples(rng, np.dtype(dtype).type)]
+        attributes = {a.name: 1 for a in spec.attributes if a.name.startswith("emit_")}
+        with np.errstate(all="ignore"):
+            outputs = spec.evaluate(*inputs, **{a.name: a.default for a in spec.attributes} | attributes)
+        tensors: list[gs.Tensor] = []
+        for param, array in zip(spec.inputs, inputs, strict=True):
+            name = f"{spec.name}.{param.name}"
+            if param.name in WEIGHTS:
+                tensors.append(gs.Constant(name, array))
+            else:
+                tensors.append(gs.Variable(name, onnx_dtype(array.dtype), array.shape))
+                given.append(tensors[-1])
+                arrays[f"in.{name}"] = array
+        results = [
+            gs.Variable(f"{spec.name}.{p.name}.out", onnx_dtype(a.dtype), a.shape)
+            for p, a in zip(spec.outputs, outputs, strict=True)
+        ]
+        for result, array in zip(results, outputs, strict=True):
+            arrays[f"out.{result.name}"] = array
+            arrays[f"limit.{result.name}"] = np.float64(OP_LIMIT[dtype])
+        made += results
+        nodes.append(spec.node(spec.name, tensors, results, **attributes))
+    model = ir.Model(gs.Graph(nodes, given, made, opset=OPSET, name="ops"))
+    attach_bodies(model, OPS)
+    name = f"ops_{dtype}"
+    onnx.save(to_proto(model), folder / f"{name}.onnx")
+    np.savez(folder / f"{name}.npz", **arrays)
+
+
+def write_model(folder: Path, name: str, file: Path, feeds: dict[str, np.ndarray]) -> None:
+    """The reference outputs of ``file``."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [o.name for o in session.get_outputs()]
+    arrays = {f"in.{k}": v for k, v in feeds.items()}
+    for output, value in zip(names, session.run(None, feeds), strict=True):
+        arrays[f"out.{output}"] = value
+        arrays[f"limit.{output}"] = np.float64(MODEL_LIMIT)
+    np.savez(folder / f"{name}.npz", **arrays)
+
+
+def decoder_feeds(layers: int, heads: int, width: int, batch: int, seq: int, past: int, vocab: int) -> dict[str, Any]:
+    rng = np.random.default_rng(SEED)
+    feeds = {
+        "input_ids": rng.integers(0, vocab, (batch, seq)),
+        "attention_mask": np.ones((batch, past + seq), np.int64),
+        "position_ids": np.broadcast_to(np.arange(past, past + seq), (batch, seq)).copy(),
+    }
+    for i in range(layers):
+        for kind in ("key", "value"):
+            value = rng.standard_normal((batch, heads, past, width), np.float32).astype(np.float16)
+            feeds[f"past_key_values.{i}.{kind}"] = value
+    return feeds
+
+
+def write_decoder(folder: Path) -> None:
+    config = llama_config()
+    source = folder / "decoder.onnx"
+    engine_models.write_decoder(config, source, outliers=4)
+    engine_models.optimize(source, folder / "decoder.mixq.onnx", outliers=16)
+    for phase, (batch, seq, past) in {"prefill": (2, 24, 0), "decode": (3, 1, 40)}.items():
+        feeds = decoder_feeds(
+            config.num_hidden_layers, config.num_key_value_heads, config.head_dim, batch, seq, past, config.vocab_size
+        )
+        for name in ("decoder", "decoder.mixq"):
+            write_model(folder, f"{name}.{phase}", folder / f"{name}.onnx", feeds)
+
+
+def write_encoder(folder: Path) -> None:
+    config = BertConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4
+    )
+    source = folder / "encoder.onnx"
+    build_bert(config, RandomWeights(config, outliers=4), source, dtype="float16", opset=OPSET)
+    engine_models.optimize(source, folder / "encoder.mixq.onnx", outliers=16)
+    rng = np.random.default_rng(SEED)
+    session = ort.InferenceSession(str(source), providers=["CPUExecutionProvider"])
+    feeds = {
+        i.name: np.ones((2, 20), np.int64) if "mask" in i.name else
+        np.zeros((2, 20), np.int64) if "type" in i.name else rng.integers(0, 512, (2, 20))
+        for i in session.get_inputs()
+    }  # fmt: skip
+    write_model(folder, "encoder.mixq.run", folder / "encoder.mixq.onnx", feeds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for dtype in ("float16", "float32"):
+        write_ops(folder, dtype)
+    write_decoder(folder)
+    write_encoder(folder)
+    for path in sorted(folder.iterdir()):
+        print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+#!/bin/bash
+# TensorRT 8.6 engines on a GPU host without a network.
+#   bash benchmarks/engine_trip.sh unpack PARTS     rebuild the runtime from the parts in the folder PARTS
+#   bash benchmarks/engine_trip.sh check            small models and every op against their references
+#   bash benchmarks/engine_trip.sh make             random Llama-7B-shaped layers, in fp16 and MixQ (no GPU needed)
+#   bash benchmarks/engine_trip.sh time [PHASES]    build and time both: decode,prefill
+# Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
+# plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540).
+cd "$(dirname "$0")/.." || exit 1
+out="$(realpath -m "${OUT:-out/engine}")"
+work="${WORK:-/tmp/engine}"
+runtime="${RUNTIME:-/tmp/trt8}"
+limit="${SECONDS_LIMIT:-540}"
+mkdir -p "$out" "$work"
+verb="${1:?unpack, check, make or time}"
+shift
+
+# The folders passes/ and models/ are packages of graphopt once installed.
+package() {
+    rm -rf "$work/site"
+    mkdir -p "$work/site"
+    cp -r graphopt "$work/site/graphopt"
+    cp -r passes "$work/site/graphopt/passes"
+    cp -r models "$work/site/graphopt/models"
+    mkdir -p "$work/lib"
+    [ -f carry_trt8/lib/libgraphopt_plugins_trt8.so ] && cp carry_trt8/lib/* "$work/lib/"
+    export PYTHONPATH="$work/site:$PWD/benchmarks" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+    export GRAPHOPT_PLUGIN_LIBRARY="$work/lib/libgraphopt_plugins_trt8.so"
+    export GRAPHOPT_COMMIT="$(cat "$work/lib/commit" 2>/dev/null)"
+}
+
+run() {
+    package
+    timeout "$limit" "$runtime/bin/trt8-python" benchmarks/engine.py "$@" 2>&1 | tee -a "$out/$verb.log"
+    return "${PIPESTATUS[0]}"
+}
+
+case "$verb" in
+unpack) bash carry_trt8/unpack.sh "${1:?folder of the parts}" "$runtime" ;;
+check) cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json" ;;
+make) run make --work "$work" --layers "${LAYERS:-4}" ;;
+time)
+    driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
+    run time --work "$work" --json "$out/engine.json" --phases "${1:-decode,prefill}" --driver "$driver" \
+        --seconds $((limit - 60))
+    ;;
+*) echo "unknown verb $verb" >&2; exit 2 ;;
+esac
