@@ -2,10 +2,10 @@
 
     python benchmarks/engine.py check --cases FOLDER --work FOLDER --json FILE
     python benchmarks/engine.py make --work FOLDER [--layers 4]
-    python benchmarks/engine.py time --work FOLDER --json FILE [--phases decode,prefill] [--seconds 500]
+    python benchmarks/engine.py time --work FOLDER --json FILE [--seconds 500]
 
 `check` reads what benchmarks/engine_cases.py wrote. `time` builds and times what `make` wrote; it writes the JSON after
-every row, and starts nothing new once ``--seconds`` have passed.
+every case, starts none once ``--seconds`` have passed, and goes on where an earlier call stopped.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from graphopt.models.presets import llama_config
 #: Share of int8 codes that may differ by one step (see tests/contract/test_ops.py).
 BOUNDARY_CODES = 0.01
 CONTEXT, PROMPT = 2048, 2048
-DECODE_BATCHES = (1, 4, 16, 64)
 OUTLIERS = 128
 SCHEMES = ("tensorrt_fp16", "mixq-w8a8")
 
@@ -144,23 +144,39 @@ def make(arguments: argparse.Namespace) -> bool:
     return True
 
 
-def cases_of(phase: str, config: LlamaConfig) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Input shapes by case name; `prefill-after-16` is for a TensorRT that takes no empty cache."""
-    sizes = {
-        "prefill": [(1, PROMPT, 0)],
-        "prefill-after-16": [(1, PROMPT, 16)],
-        "decode": [(b, 1, CONTEXT) for b in DECODE_BATCHES],
-    }[phase]
-    cases = {}
-    for batch, seq, past in sizes:
-        shapes: dict[str, tuple[int, ...]] = {
-            "input_ids": (batch, seq), "attention_mask": (batch, past + seq), "position_ids": (batch, seq),
-        }  # fmt: skip
+@dataclass(frozen=True)
+class Case:
+    """One call of the decoder: ``seq`` new tokens for each of ``batch`` sequences with ``past`` tokens in the cache."""
+
+    phase: str
+    batch: int
+    seq: int
+    past: int
+
+    def name(self, config: LlamaConfig) -> str:
+        layers = config.num_hidden_layers
+        return f"llama-2-7b {layers} layers {self.phase} B={self.batch} S={self.seq} past={self.past}"
+
+    def shapes(self, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        rows = (self.batch, self.seq)
+        shapes: dict[str, tuple[int, ...]] = {"input_ids": rows, "position_ids": rows}
+        shapes["attention_mask"] = (self.batch, self.past + self.seq)
         for i in range(config.num_hidden_layers):
-            cache = (batch, config.num_key_value_heads, past, config.head_dim)
+            cache = (self.batch, config.num_key_value_heads, self.past, config.head_dim)
             shapes |= {f"past_key_values.{i}.{kind}": cache for kind in ("key", "value")}
-        cases[f"llama-2-7b {config.num_hidden_layers} layers {phase} B={batch} S={seq} past={past}"] = shapes
-    return cases
+        return shapes
+
+
+#: The most telling first: a run may end before the last.
+CASES = (
+    Case("decode", 1, 1, CONTEXT),
+    Case("prefill", 1, PROMPT, 0),
+    Case("decode", 16, 1, CONTEXT),
+    Case("decode", 4, 1, CONTEXT),
+    Case("decode", 64, 1, CONTEXT),
+)
+#: In place of the prefill where TensorRT takes no empty cache.
+PREFILL_AFTER_16 = Case("prefill", 1, PROMPT, 16)
 
 
 def time_case(plan: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Any], np.ndarray]:
@@ -183,11 +199,11 @@ def time_case(plan: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str,
         return times, logits
 
 
-def rows_of(case: str, phase: str, shapes: dict[str, tuple[int, ...]], plans: dict[str, Path]) -> list[dict[str, Any]]:
-    batch, seq = shapes["input_ids"]
+def rows_of(case: Case, config: LlamaConfig, plans: dict[str, Path]) -> list[dict[str, Any]]:
+    name, shapes = case.name(config), case.shapes(config)
     measured: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
     for scheme, plan in plans.items():
-        if result := attempt(f"{case} {scheme}", lambda p=plan: time_case(p, shapes)):
+        if result := attempt(f"{name} {scheme}", lambda p=plan: time_case(p, shapes)):
             measured[scheme] = result
     best = {s: (m["graph"] or m["eager"])["median_us"] for s, (m, _) in measured.items()}
     reference = measured.get("tensorrt_fp16")
@@ -195,14 +211,31 @@ def rows_of(case: str, phase: str, shapes: dict[str, tuple[int, ...]], plans: di
     for scheme, (m, logits) in measured.items():
         peers = {s: us for s, us in best.items() if s != scheme}
         agreement = None if reference is None else error_of(logits, reference[1])
-        row = {"suite": "engine", "case": case, "scheme": scheme, "phase": phase.partition("-")[0]}
-        row |= {"B": batch, "M": batch * seq, "bits": 16 if scheme.endswith("fp16") else 8, "us": best[scheme]}
+        row = {"suite": "engine", "case": name, "scheme": scheme, "phase": case.phase}
+        row |= {
+            "B": case.batch,
+            "M": case.batch * case.seq,
+            "bits": 16 if scheme.endswith("fp16") else 8,
+            "us": best[scheme],
+        }
         rows.append({**row, "peers": peers, "measured": m, "logits_error_to_fp16": agreement})
-        log(f"  {case} {scheme}: {best[scheme]:.0f} us, logits error {agreement}, "
+        log(f"  {name} {scheme}: {best[scheme]:.0f} us, logits error {agreement}, "
             + ", ".join(f"{o['op']} {o['us']:.0f}" for o in m["ops"][:6]))  # fmt: skip
     if len(best) == len(SCHEMES):
-        log(f"  {case}: MixQ is {best['tensorrt_fp16'] / best['mixq-w8a8']:.2f} times as fast")
+        log(f"  {name}: MixQ is {best['tensorrt_fp16'] / best['mixq-w8a8']:.2f} times as fast")
     return rows
+
+
+def plans_for(case: Case, config: LlamaConfig, work: Path) -> dict[str, Path]:
+    """Build the plans of ``case``; one per case, so that each has its own kernels and no profile's weights twice."""
+    plans = {}
+    for scheme in SCHEMES:
+        plan = work / f"{scheme}.plan"
+        log(f"build {case.name(config)} {scheme}")
+        action = partial(build_static, work / f"{scheme}.onnx", plan, [case.shapes(config)], work / "timing.cache")
+        if attempt(f"build {scheme}", action) is not None:
+            plans[scheme] = plan
+    return plans
 
 
 def time_engines(arguments: argparse.Namespace) -> bool:
@@ -211,33 +244,24 @@ def time_engines(arguments: argparse.Namespace) -> bool:
     common = {"gpu": device.gpus[0].name, "driver": arguments.driver, "cuda": device.cuda_version, **provenance()}
     if commit := os.environ.get("GRAPHOPT_COMMIT"):
         common["commit"] = commit
-    rows: list[dict[str, Any]] = []
+    kept = arguments.work / "engine.json"
+    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
     deadline = time.monotonic() + arguments.seconds
-    phases = arguments.phases.split(",")
-    for phase in phases:
-        cases = cases_of(phase, config)
-        plans = {}
-        for scheme in SCHEMES:
-            if time.monotonic() > deadline:
-                log(f"out of time before building {phase} {scheme}")
-                return False
-            plan = arguments.work / f"{scheme}.{phase}.plan"
-            model = arguments.work / f"{scheme}.onnx"
-            log(f"build {phase} {scheme}")
-            known = plan.exists() or attempt(
-                f"build {scheme}", lambda m=model, p=plan, c=cases: build_static(m, p, list(c.values()),
-                                                                                 arguments.work / "timing.cache")
-            )  # fmt: skip
-            if known:
-                plans[scheme] = plan
-        if not plans and phase == "prefill":
-            phases.append("prefill-after-16")
-        for case, shapes in cases.items():
-            if time.monotonic() > deadline:
-                log(f"out of time before {case}")
-                return False
-            rows += [{**row, **common} for row in rows_of(case, phase, shapes, plans)]
-            arguments.json.write_text(json.dumps(rows, indent=1))
+    for case in CASES:
+        if any(r["B"] == case.batch and r["phase"] == case.phase for r in rows):
+            log(f"{case.name(config)} was timed before")
+            continue
+        if time.monotonic() > deadline:
+            log(f"out of time before {case.name(config)}")
+            break
+        plans = plans_for(case, config, arguments.work)
+        if not plans and case.phase == "prefill":
+            case = PREFILL_AFTER_16
+            plans = plans_for(case, config, arguments.work)
+        rows += [{**row, **common} for row in rows_of(case, config, plans)]
+        for path in (kept, arguments.json):
+            path.write_text(json.dumps(rows, indent=1))
+    arguments.json.write_text(json.dumps(rows, indent=1))
     return bool(rows)
 
 
@@ -254,7 +278,6 @@ def main() -> None:
         if name == "make":
             verb.add_argument("--layers", type=int, default=4)
         if name == "time":
-            verb.add_argument("--phases", default="decode,prefill")
             verb.add_argument("--seconds", type=float, default=500)
             verb.add_argument("--driver", default="")
     arguments = parser.parse_args()

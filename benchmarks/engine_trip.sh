@@ -3,7 +3,7 @@
 #   bash benchmarks/engine_trip.sh unpack PARTS     rebuild the runtime from the parts in the folder PARTS
 #   bash benchmarks/engine_trip.sh check            small models and every op against their references
 #   bash benchmarks/engine_trip.sh make             random Llama-7B-shaped layers, in fp16 and MixQ (no GPU needed)
-#   bash benchmarks/engine_trip.sh time [PHASES]    build and time both: decode,prefill
+#   bash benchmarks/engine_trip.sh time             build and time both; again: the cases that were left
 # Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
 # plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540).
 cd "$(dirname "$0")/.." || exit 1
@@ -41,8 +41,8 @@ check) cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work
 make) run make --work "$work" --layers "${LAYERS:-4}" ;;
 time)
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
-    run time --work "$work" --json "$out/engine.json" --phases "${1:-decode,prefill}" --driver "$driver" \
-        --seconds $((limit - 60))
+    run time --work "$work" --json "$out/engine.json" --driver "$driver" \
+        --seconds $((limit - 120))
     ;;
 *) echo "unknown verb $verb" >&2; exit 2 ;;
 esac

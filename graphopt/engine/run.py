@@ -261,7 +261,7 @@ class Runner:
         return Memory(self.manifest.plan_bytes, int(scratch), cache, sum(sizes.values()) - cache)
 
     def layer_times(self, runs: int = 10) -> list[LayerTime]:
-        """Mean time of every layer over ``runs`` runs; measure latency before, because profiling stays on afterwards."""
+        """Mean time of every layer over ``runs`` runs; time whole runs before: profiling stays on."""
         self._graph = None
         totals: dict[str, float] = {}
         base = self._flavour.trt.IProfiler
