@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 include="$1"
 arch="${2:-90a}"
-folder="build/trt8-$arch"
+folder="out/trt8-$arch" # not in build/, where graphopt looks for libraries of other TensorRTs
 cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "-DGRAPHOPT_CUDA_ARCHS=$arch" \
     "-DTENSORRT8_INCLUDE_DIR=$include" >/dev/null
 cmake --build "$folder" --target graphopt_plugins_trt8
