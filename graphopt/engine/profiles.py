@@ -4,7 +4,7 @@ Shapes are written as trtexec writes them, ``x:1x4,past.*:1x3x0x64``, with ``*``
 Without any, ranges follow from the inputs' names: those of a language model get a batch, a sequence and a cache length.
 """
 
-__all__ = ["Input", "Limits", "Profile", "Range", "automatic", "explicit", "parse_shapes"]
+__all__ = ["Input", "Limits", "Profile", "Range", "Shape", "automatic", "explicit", "parse_shapes"]
 
 import enum
 import re
