@@ -16,7 +16,7 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.numerics.packing import pack_int4, unpack_int4
+from graphopt.numerics.packing import PACK_STEP, pack_int4, unpack_int4
 from graphopt.passes.mixq import numerics
 from graphopt.passes.mixq.operands import SX, XO, XQ, XQ4, example_indices, example_rows
 
@@ -26,8 +26,8 @@ _BIAS = Param("bias", "(N,) T: zeros if the linear has none")
 _Y = Param("y", "(..., N) T")
 _WQ4 = Param(
     "wq4",
-    "(N, B) int8: codes in -7..7, 0 in outlier columns, two to a byte (graphopt.numerics.packing): byte i holds column "
-    "2i in its low nibble and 2i + 1 in its high one; B = 16 ceil(K / 32), 0 in padding",
+    "(N, B) int8: codes in -7..7, 0 in outlier columns, two to a byte (graphopt.numerics.packing): byte 16v + i "
+    "holds column 32v + i in its low nibble and 32v + 16 + i in its high one; B = 16 ceil(K / 32), 0 in padding",
 )
 _SG = Param("sg", "(G, N) int8: integer scale in 1..18 of each group and output channel; G = ceil(K / group)")
 _GROUP = Attribute("group", 64, "columns that share an integer scale; even; at least K where all of them do (sg is 1)")
@@ -65,11 +65,12 @@ def _unpacked(b: BodyBuilder, packed: str) -> str:
     high = b.op("Floor", b.op("Mul", byte, b.const(1 / 16)))
     nibble = b.op("Sub", byte, b.op("Mul", high, sixteen))
     low = b.op("Sub", nibble, b.op("Mul", b.op("Floor", b.op("Mul", nibble, b.const(1 / 8))), sixteen))
-    pairs = b.op("Concat", b.op("Unsqueeze", low, last), b.op("Unsqueeze", high, last), axis=-1)
     shape = b.op("Shape", byte)
-    lead = b.op("Slice", shape, b.const([0], np.int64), last)
-    width = b.op("Mul", b.op("Gather", shape, last, axis=0), b.const([2], np.int64))
-    return str(b.op("Reshape", pairs, b.op("Concat", lead, width, axis=0)))
+    lead, count = b.op("Slice", shape, b.const([0], np.int64), last), b.op("Gather", shape, last, axis=0)
+    half = b.const([PACK_STEP // 2], np.int64)
+    vectors = b.op("Concat", lead, b.op("Div", count, half), half, axis=0)
+    halves = b.op("Concat", b.op("Reshape", low, vectors), b.op("Reshape", high, vectors), axis=-1)
+    return str(b.op("Reshape", halves, b.op("Concat", lead, b.op("Mul", count, b.const([2], np.int64)), axis=0)))
 
 
 def _w4a8_body(b: BodyBuilder) -> None:

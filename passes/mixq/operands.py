@@ -12,8 +12,8 @@ from graphopt.passes.mixq import numerics
 XQ = Param("xq", "(..., K) int8: codes in -127..127, 0 in outlier channels")
 XQ4 = Param(
     "xq4",
-    "(..., B) int8: codes in -7..7, 0 in outlier channels, two to a byte (graphopt.numerics.packing): byte i holds "
-    "channel 2i in its low nibble and 2i + 1 in its high one; B = 16 ceil(K / 32), 0 in padding",
+    "(..., B) int8: codes in -7..7, 0 in outlier channels, two to a byte (graphopt.numerics.packing): byte 16v + i "
+    "holds channel 32v + i in its low nibble and 32v + 16 + i in its high one; B = 16 ceil(K / 32), 0 in padding",
 )
 SX = Param("sx", "(..., 1) float32: scale of each token")
 XO = Param("xo", "(..., C) T: the outlier channels, 0 in padding")

@@ -81,9 +81,10 @@ def _quantize_rows(b: BodyBuilder, y: str, bits: int) -> None:
 
 def _packed(b: BodyBuilder, codes: str, channels: str) -> str:
     """Return the bytes of `pack_int4` as float32 values in -128..127, from float32 ``codes`` (..., ``channels``)."""
-    step, one, zero = b.const(PACK_STEP, np.int64), b.const(1, np.int64), b.const(0.0)
-    padded = b.op("Mul", b.op("Div", b.op("Add", channels, b.const(PACK_STEP - 1, np.int64)), step), step)
-    even = b.op("Range", b.const(0, np.int64), padded, b.const(2, np.int64))
+    step, half, zero = b.const(PACK_STEP, np.int64), b.const(PACK_STEP // 2, np.int64), b.const(0.0)
+    vectors = b.op("Div", b.op("Add", channels, b.const(PACK_STEP - 1, np.int64)), step)
+    byte = b.op("Range", b.const(0, np.int64), b.op("Mul", vectors, half), b.const(1, np.int64))
+    first = b.op("Add", byte, b.op("Mul", b.op("Div", byte, half), half))
 
     def nibble(index: str) -> str:
         inside = b.op("Less", index, channels)
@@ -91,7 +92,7 @@ def _packed(b: BodyBuilder, codes: str, channels: str) -> str:
         value = b.op("Gather", codes, b.op("Mul", index, b.cast(inside, 7)), axis=-1)
         return str(b.op("Where", inside, value, zero))
 
-    low, high, sixteen = nibble(even), nibble(b.op("Add", even, one)), b.const(16.0)
+    low, high, sixteen = nibble(first), nibble(b.op("Add", first, half)), b.const(16.0)
     borrow = b.op("Mul", b.op("Floor", b.op("Mul", low, b.const(1 / 16))), sixteen)
     return str(b.op("Add", b.op("Mul", high, sixteen), b.op("Sub", low, borrow)))
 

@@ -30,7 +30,7 @@ from graphopt.passes.mixq.numerics import GROUP_SCALE_MAX
 _RATIOS = np.arange(1.0, 0.59, -0.04, dtype=np.float32)
 #: Integer group scales tried: the one of the group's largest weight, and this many below it.
 _LOWER_SCALES = 9
-#: Columns that GPTQ rounds before it updates those after them.
+#: Columns that GPTQ rounds before it updates those after them, and the size of triangles inverted at once.
 _BLOCK = 64
 
 
@@ -100,11 +100,23 @@ class SecondMoment:
                 "a second moment in the statistics is not positive semi-definite; make them again with 'graphopt "
                 "calibrate --second-moment'"
             ) from None
-        return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1].astype(np.float32))
+        return np.ascontiguousarray(_inverse_of_lower(lower)[::-1, ::-1].astype(np.float32))
 
     def squared_error(self, difference: np.ndarray) -> np.ndarray:
         """Return d M dᵀ of every row d of ``difference`` (N, K) as (N,) float64: the mean squared output error."""
         return np.einsum("nk,nk->n", difference @ self._moment, difference, dtype=np.float64)
+
+
+def _inverse_of_lower(a: np.ndarray) -> np.ndarray:
+    """Return the inverse of a lower triangular matrix by halves: a sixth of the work of a general inverse."""
+    if len(a) <= _BLOCK:
+        return np.linalg.inv(a)
+    half = len(a) // 2
+    result = np.zeros_like(a)
+    result[:half, :half] = _inverse_of_lower(a[:half, :half])
+    result[half:, half:] = _inverse_of_lower(a[half:, half:])
+    result[half:, :half] = -result[half:, half:] @ a[half:, :half] @ result[:half, :half]
+    return result
 
 
 def fit(w: np.ndarray, bits: int, group: int, *, clip: bool, importance: np.ndarray | None = None) -> Grid:

@@ -171,6 +171,29 @@ def test_presets() -> None:
         Recipe.preset("toy-w5", SCHEMES)
 
 
+def test_presets_of_layers() -> None:
+    schemes = {
+        "toy": SimpleNamespace(
+            name="toy",
+            config=Config,
+            presets={
+                "toy-mixed": [
+                    {"match": ["*lm_head*", "*no model has this*"], "settings": {"bits": 8}},
+                    {"match": "*", "settings": {"bits": 4}},
+                ]
+            },
+        )
+    }
+    mixed = Recipe.preset("toy-mixed", schemes)
+    assert {name: rule.config.bits for name, rule in mixed.assign(NAMES).items()} == {
+        name: 8 if name == "lm_head" else 4 for name in NAMES
+    }
+    without = Recipe.preset("toy-mixed", schemes, exclude=["lm_head"])
+    assert without.assign(NAMES)["lm_head"].scheme is None
+    with pytest.raises(RecipeError, match="'lm_haed' matches none"):
+        Recipe.preset("toy-mixed", schemes, exclude=["lm_haed"]).assign(NAMES)
+
+
 def test_validate_says_where() -> None:
     assert validate(Inner, {"threshold": 2}, "here").threshold == 2
     with pytest.raises(RecipeError, match=r"^here: unknown key 'x'; known: select, threshold$"):

@@ -17,9 +17,28 @@ def recipe(settings: object) -> Recipe:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_valid(name: str) -> None:
-    config = Recipe.preset(name, SCHEMES).rules[-1].config
-    assert isinstance(config, MixQConfig)
-    assert MixQConfig.model_validate(config.model_dump()) == config
+    configs = [rule.config for rule in Recipe.preset(name, SCHEMES).rules]
+    assert all(MixQConfig.model_validate(config.model_dump()) == config for config in configs)
+    assert f"mixq-{configs[-1].bits}" == name
+
+
+def test_what_is_not_given_follows_from_the_bits() -> None:
+    eight, four = MixQConfig(), MixQConfig(bits="w4a8")
+    assert (eight.group, eight.rounding, eight.clip) == (0, "nearest", False)
+    assert (four.group, four.rounding, four.clip) == (64, "auto", True)
+    assert (four.weight_bits, four.activation_bits) == (4, 8)
+    plain = MixQConfig(bits="w4a4", group=0, rounding="nearest", clip=False)
+    assert (plain.group, plain.rounding, plain.clip, plain.activation_bits) == (0, "nearest", False, 4)
+
+
+def test_the_4_bit_presets_keep_8_bits_where_they_matter() -> None:
+    names = ["layers.0.q_proj", "layers.0.o_proj", "layers.0.up_proj", "layers.0.mlp.down_proj", "lm_head"]
+    bits = {
+        preset: [rule.config.bits for rule in Recipe.preset(preset, SCHEMES).assign(names).values()]
+        for preset in ("mixq-w4a8", "mixq-w4a4")
+    }
+    assert bits["mixq-w4a8"] == ["w4a8", "w4a8", "w4a8", "w4a8", "w8a8"]
+    assert bits["mixq-w4a4"] == ["w4a4", "w8a8", "w4a4", "w8a8", "w8a8"]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +50,11 @@ def test_every_preset_is_valid(name: str) -> None:
         ({"outliers": {"capacity": 0}}, "greater than or equal to 16"),
         ({"outliers": {"multiple": 0}}, "greater than 0"),
         ({"outliers": {"select": "best"}}, "'rms', 'threshold', 'top' or 'none'"),
-        ({"bits": "w2a8"}, "'w8a8'"),
+        ({"bits": "w2a8"}, "'w8a8', 'w4a8' or 'w4a4'"),
+        ({"bits": "w4a8", "group": 32}, "0, 64 or 128"),
+        ({"group": 64}, "group is for 4-bit weights; remove it"),
+        ({"rounding": "best"}, "'nearest', 'gptq' or 'auto'"),
+        ({"bits": "w4a8", "damping": 0}, "greater than 0"),
     ],
 )
 def test_wrong_settings_are_refused(settings: object, message: str) -> None:

@@ -280,3 +280,102 @@ def test_report_carries_sizes_and_error() -> None:
     assert detail["bytes_after"] == K * F + 4 * F + 4 * F * 16
     # Rounding to 1/254 of the maximum (about 3 sigma) leaves 3/254/sqrt(3) of the norm.
     assert 0.002 < detail["weight_error"] < 0.012
+
+
+def test_linears_of_one_tensor_share_its_codes_whatever_their_weights_are() -> None:
+    block = Block()
+    configs = dict.fromkeys(("q_proj", "gate_proj"), MixQConfig())
+    configs |= {"k_proj": MixQConfig(bits="w4a8"), "up_proj": MixQConfig(bits="w4a8", group=0, rounding="nearest")}
+    SCHEME.lower(block.model, configs, block.statistics(), Report(), dry_run=False)
+    nodes = block.ops()
+    assert [nodes[n].op for n in ("q_proj", "k_proj", "up_proj")] == ["MixQLinear", "MixQLinearW4A8", "MixQLinearW4A8"]
+    assert nodes["k_proj"].inputs[0] is nodes["up_proj"].inputs[0] is nodes["q_proj"].inputs[0]
+    assert nodes["k_proj"].attrs["group"] == 64
+    assert nodes["up_proj"].attrs["group"] >= K
+    assert "plugin_namespace" not in nodes["k_proj"].attrs, "there is no plugin yet: the body is what runs"
+
+
+def test_each_width_of_activations_has_its_own_quantizing_op() -> None:
+    block = Block()
+    block.ops()["norm"].outputs[0].shape = block.shape
+    configs = dict.fromkeys(("q_proj", "gate_proj", "up_proj"), MixQConfig(bits="w4a4"))
+    configs |= dict.fromkeys(("k_proj", "down_proj"), MixQConfig())
+    SCHEME.lower(block.model, configs, block.statistics(), Report(), dry_run=False)
+    nodes = block.ops()
+    assert nodes["q_proj"].inputs[0] is nodes["up_proj"].inputs[0]
+    assert nodes["q_proj"].inputs[0].inputs[0].op == "MixQAddRMSNorm4"
+    assert nodes["q_proj"].inputs[0].shape == ["batch", "seq", K // 2]
+    assert nodes["k_proj"].inputs[0].inputs[0].op == "MixQQuantize"
+    for got, want in zip(block.run(), block.reference(), strict=True):
+        assert normalized_error(got, want) < 0.12
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("bits", "group", "bound"),
+    # Rounding to 1/14 of the largest weight (about 2.4 standard deviations) leaves 0.1 of what is not an outlier, which
+    # is about half of the output; rounding activations to 4 bits adds as much again.
+    [("w4a8", 64, 0.06), ("w4a8", 0, 0.06), ("w4a4", 64, 0.12)],
+)
+def test_4_bit_blocks_run_from_their_bodies(bits: str, group: int, bound: float, dtype: Any) -> None:
+    block = Block(dtype)
+    block.lower(config=MixQConfig(bits=bits, group=group, rounding="nearest"))
+    op = "MixQLinearW4A8" if bits == "w4a8" else "MixQLinearW4A4"
+    assert [n.op for n in block.graph.nodes].count(op) == 5
+    for got, want in zip(block.run(), block.reference(), strict=True):
+        assert 0.01 < normalized_error(got, want) < bound
+
+
+def with_moments(statistics: Statistics) -> Statistics:
+    """The same with second moments of inputs that have common directions."""
+    rng, made = np.random.default_rng(5), {}
+    for name, entry in statistics.linears.items():
+        x = rng.standard_normal((256, 6)) @ rng.standard_normal((6, entry.channels))
+        x = (x + rng.standard_normal(x.shape)) * entry.absmax / 4
+        made[name] = LinearStatistics(entry.absmax, (x**2).mean(0), 256, (x.T @ x / 256).astype(np.float32))
+    return Statistics(made)
+
+
+def test_auto_rounds_with_second_moments_where_there_are_some() -> None:
+    reports = [
+        Block().lower(config=MixQConfig(bits="w4a8"), statistics=statistics, dry_run=dry_run)
+        for statistics in (Block().statistics(), with_moments(Block().statistics()))
+        for dry_run in (True, False)
+    ]
+    reasons = [next(f.reason for f in r.findings if f.node == "q_proj") for r in reports]
+    how = "input from MixQAddRMSNorm"
+    assert reasons[:2] == [
+        "MixQLinearW4A8, groups of 64, nearest, clipped",
+        f"MixQLinearW4A8, groups of 64, nearest, clipped, {how}",
+    ]
+    assert reasons[2:] == [
+        "MixQLinearW4A8, groups of 64, gptq, clipped",
+        f"MixQLinearW4A8, groups of 64, gptq, clipped, {how}",
+    ]
+    details = [next(f.detail for f in r.findings if f.node == "q_proj") for r in (reports[1], reports[3])]
+    assert "output_error" not in details[0]
+    assert 0 < details[1]["output_error"] < details[1]["weight_error"]
+
+
+def test_gptq_in_8_bits() -> None:
+    block = Block()
+    block.lower(config=MixQConfig(rounding="gptq"), statistics=with_moments(block.statistics()))
+    assert [n.op for n in block.graph.nodes].count("MixQLinear") == 5
+    for got, want in zip(block.run(), block.reference(), strict=True):
+        assert normalized_error(got, want) < 0.02
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_gptq_without_second_moments_says_how_to_get_them(calibrated: bool, dry_run: bool) -> None:
+    block = Block()
+    statistics = block.statistics() if calibrated else None
+    with pytest.raises(CalibrationError, match=r"'q_proj' needs statistics with second moments; .*--second-moment"):
+        block.lower(config=MixQConfig(rounding="gptq"), statistics=statistics, dry_run=dry_run)
+
+
+def test_long_work_says_what_it_is_at() -> None:
+    block, heard = Block(), []
+    report = Report(on_progress=heard.append)
+    SCHEME.lower(block.model, {"q_proj": MixQConfig()}, None, report, dry_run=False)
+    assert heard == ["lower-mixq: q_proj"]
