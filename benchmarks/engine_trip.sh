@@ -3,6 +3,7 @@
 #   bash benchmarks/engine_trip.sh unpack PARTS     rebuild the runtime from the parts in the folder PARTS
 #   bash benchmarks/engine_trip.sh check            small models and every op against their references
 #   bash benchmarks/engine_trip.sh make             random Llama-7B-shaped layers, in fp16 and MixQ (no GPU needed)
+#   bash benchmarks/engine_trip.sh first PARTS      the three above in one call; `make` runs beside `check`
 #   bash benchmarks/engine_trip.sh time             build and time both; again: the cases that were left
 # Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
 # plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540).
@@ -12,7 +13,7 @@ work="${WORK:-/tmp/engine}"
 runtime="${RUNTIME:-/tmp/trt8}"
 limit="${SECONDS_LIMIT:-540}"
 mkdir -p "$out" "$work"
-verb="${1:?unpack, check, make or time}"
+verb="${1:?unpack, check, make, first or time}"
 shift
 
 # The folders passes/ and models/ are packages of graphopt once installed.
@@ -30,12 +31,23 @@ package() {
 }
 
 run() {
-    package
     timeout "$limit" "$runtime/bin/trt8-python" benchmarks/engine.py "$@" 2>&1 | tee -a "$out/$verb.log"
     return "${PIPESTATUS[0]}"
 }
 
+package
 case "$verb" in
+first)
+    parts="${1:?folder of the parts}"
+    bash carry_trt8/unpack.sh "$parts" "$runtime" || exit 1
+    (verb=make; run make --work "$work" --layers "${LAYERS:-4}") &
+    made=$!
+    verb=check
+    cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json"
+    status=$?
+    wait "$made" || echo "make failed"
+    exit "$status"
+    ;;
 unpack) bash carry_trt8/unpack.sh "${1:?folder of the parts}" "$runtime" ;;
 check) cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json" ;;
 make) run make --work "$work" --layers "${LAYERS:-4}" ;;
