@@ -26,15 +26,18 @@ def test_padding_is_zero_codes(codes: np.ndarray) -> None:
     assert not unpack_int4(packed, 2 * packed.shape[-1])[..., codes.shape[-1] :].any()
 
 
-def test_the_low_nibble_is_the_even_index() -> None:
-    packed = pack_int4(np.array([[1, -1, -7, 7, -8]], np.int8))
-    assert packed[0, :3].view(np.uint8).tolist() == [0xF1, 0x79, 0x08]
+def test_a_vector_holds_its_first_half_in_the_low_nibbles() -> None:
+    codes = np.zeros((1, 70), np.int8)
+    codes[0, [0, 1, 16, 17, 32, 48, 69]] = 1, -7, -1, 7, -8, 5, 3
+    packed = pack_int4(codes).view(np.uint8)[0]
+    assert packed[[0, 1, 16, 37]].tolist() == [0xF1, 0x79, 0x58, 0x03]
 
 
 def test_every_byte_is_two_codes() -> None:
     every = np.arange(-128, 128).astype(np.int8)
     codes = unpack_int4(every[None], 512)[0].astype(np.int64)
-    np.testing.assert_array_equal(codes[0::2] % 16 + 16 * codes[1::2], every)
+    low, high = codes.reshape(-1, 2, PACK_STEP // 2).transpose(1, 0, 2).reshape(2, -1)
+    np.testing.assert_array_equal(low % 16 + 16 * high, every)
 
 
 @pytest.mark.parametrize(("channels", "expected"), [(0, 0), (1, 16), (31, 16), (32, 16), (33, 32), (576, 288)])
