@@ -95,7 +95,7 @@ class MixQ:
 
     def _groups(self, model: Model, assignment: Mapping[str, Any], report: Report) -> list[_Group]:
         """Collect the assigned linears that can be lowered, in graph order; refuse the others with a reason."""
-        groups: dict[tuple[int, Any], _Group] = {}
+        groups: dict[tuple[int, int, OutlierConfig], _Group] = {}
         for linear in linears(model):
             if linear.name not in assignment:
                 continue
