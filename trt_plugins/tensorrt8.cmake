@@ -16,7 +16,8 @@ add_library(graphopt_plugins_trt8 SHARED
   capi.cpp
   registry_v2.cpp
   common/plugin_v2.cpp
-  "$<FILTER:$<TARGET_OBJECTS:graphopt_plugins>,EXCLUDE,/(capi|registry|plugin_v3)[.]cpp>")
+  "$<FILTER:$<TARGET_OBJECTS:graphopt_plugins>,EXCLUDE,/(capi|registry|plugin_v3)[.]cpp>"
+  "$<$<TARGET_EXISTS:graphopt_sm90>:$<TARGET_OBJECTS:graphopt_sm90>>")
 # The objects' CUDA code decides the linker's language, which CMake cannot see in a list of objects.
 get_target_property(runtime graphopt_plugins CUDA_RUNTIME_LIBRARY)
 set_target_properties(graphopt_plugins_trt8 PROPERTIES

@@ -3,8 +3,9 @@
     python3 benchmarks/kernels/mixq_sm90.py run --output DIR
 
 needs PyTorch and the libraries of build_mixq_sm90.sh in carry/. Each family of kernels is checked in a process of its
-own, with the library whose waits trap instead of hanging; the families that passed are then checked again and timed
-beside torch fp16 and torch._int_mm. Results: DIR/mixq_sm90_check.json, DIR/mixq_sm90_time.json; a table comes last.
+own, with the library whose waits trap instead of hanging; if all pass, they are checked again and timed beside torch
+fp16 and torch._int_mm. Results: DIR/mixq_sm90_check.json and DIR/mixq_linear.json, a record for each size of the kernel
+that the library picks, with the times of all; a table comes last.
 """
 
 import argparse
@@ -12,35 +13,33 @@ import ctypes
 import itertools
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from mixq_reference import bound, describe, excess, planted, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "carry/libmixq_sm90.so"
 BOUNDED_LIBRARY = ROOT / "carry/libmixq_sm90_bounded.so"
 
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-UNIT_ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-SMALLEST_STEP = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
-# Of the terms' magnitude, per float32 operation: rounding costs 2^-24, truncation in a tensor core up to 4 times that.
-FLOAT32_ERROR = 2.0**-22
 GUARD = 4096  # elements after y that must not change
+RECORDS = "mixq_linear.json"
 COLD_BYTES = 200e6  # of weights, more than L2 holds
 SAMPLES = 25
 SAMPLE_SECONDS = 1e-3
 
 SHAPES = [(4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672)]  # N, K
 OTHER_SHAPES = [(6144, 4096), (11008, 4096), (4096, 11008), (4096, 14336)]
-TOKENS = [1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+TOKENS = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 CAPACITY = 128
-FAMILIES = {  # prefix of the names, and the largest M that its kernels are for
-    "128x256": math.inf, "128x128": math.inf, "128x64": math.inf, "few16": 16, "few32": 32, "few64": 64, "mma": 16,
-}  # fmt: skip
+FAMILIES = {"small": 16, "128x64": math.inf, "128x128": math.inf, "128x256": math.inf}  # names' start: the largest M
 
 
 class Library:
@@ -48,9 +47,15 @@ class Library:
 
     def __init__(self, path: Path):
         self.c = ctypes.CDLL(str(path))
-        self.c.sm90_name.restype = self.c.sm90_status.restype = ctypes.c_char_p
+        self.c.sm90_name.restype = self.c.sm90_status.restype = self.c.sm90_pick.restype = ctypes.c_char_p
+        self.c.sm90_pick.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_int]
         self.c.sm90_linear.argtypes = [ctypes.c_int] * 2 + [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 9
         self.names = [self.c.sm90_name(i).decode() for i in range(self.c.sm90_variants())]
+
+    def pick(self, m: int, n: int, k: int, capacity: int) -> str:
+        """The kernel that the library runs on this device."""
+        multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+        return self.c.sm90_pick(m, n, k, capacity, multiprocessors).decode()
 
     def linear(self, name: str, x: dict, w: dict, y: torch.Tensor) -> None:
         """Enqueue y [M, N] on the current stream; operands as named by LinearParams."""
@@ -64,40 +69,6 @@ class Library:
             raise RuntimeError(f"{name} M={m} N={n} K={k} C={capacity}: {self.c.sm90_status(status).decode()}")
 
 
-def quantize(values: torch.Tensor, channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes int8 [R, K], 0 in `channels`, and scales float32 [R] of float32 `values` [R, K]."""
-    kept = values.clone()
-    kept[:, channels] = 0
-    amax = kept.abs().amax(dim=1)
-    inverse = torch.where(amax > 0, 127 / amax, torch.zeros_like(amax))
-    return torch.round(kept * inverse[:, None]).to(torch.int8), amax / 127
-
-
-def planted(m: int, n: int, k: int, capacity: int, dtype: torch.dtype, seed: int) -> tuple[dict, dict]:
-    """Operands of a layer whose activations are 20 times larger in min(capacity, K) - 3 random channels."""
-    torch.manual_seed(seed)
-    channels = torch.randperm(k, device="cuda")[: max(1, min(capacity, k) - 3)].sort().values
-    x = torch.randn(m, k, device="cuda") * (0.1 + torch.rand(m, 1, device="cuda"))
-    x[:, channels] *= 20
-    weight = torch.randn(n, k, device="cuda") / math.sqrt(k) * (0.1 + torch.rand(n, 1, device="cuda"))
-    xq, sx = quantize(x, channels)
-    wq, sw = quantize(weight, channels)
-    xo, wo = (torch.zeros(rows, capacity, device="cuda", dtype=dtype) for rows in (m, n))
-    xo[:, : len(channels)] = x[:, channels].to(dtype)
-    wo[:, : len(channels)] = weight[:, channels].to(dtype)
-    bias = torch.randn(n, device="cuda").to(dtype)
-    return {"xq": xq, "sx": sx, "xo": xo}, {"wq": wq, "sw": sw, "wo": wo, "bias": bias}
-
-
-def reference(x: dict, w: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """y in float64 (the integer sums are exact in it) and the sum of its terms' magnitudes, both [M, N]."""
-    sums = x["xq"].double() @ w["wq"].double().T
-    codes = x["sx"].double()[:, None] * w["sw"].double() * sums
-    bias = w["bias"].double()
-    y = codes + x["xo"].double() @ w["wo"].double().T + bias
-    return y, codes.abs() + x["xo"].double().abs() @ w["wo"].double().abs().T + bias.abs()
-
-
 def run_guarded(library: Library, name: str, x: dict, w: dict) -> torch.Tensor:
     """y from a poisoned buffer; fails if an element was left unwritten or the guard after y was touched."""
     m, n, dtype = x["xq"].shape[0], w["wq"].shape[0], w["wo"].dtype
@@ -109,30 +80,18 @@ def run_guarded(library: Library, name: str, x: dict, w: dict) -> torch.Tensor:
     return buffer[: m * n].view(m, n)
 
 
-def bound(exact: torch.Tensor, magnitude: torch.Tensor, w: dict) -> torch.Tensor:
-    """What rounding to T, and a conversion, two scalings, C/16 additions and a bias in float32, may change."""
-    capacity, dtype = w["wo"].shape[1], w["wo"].dtype
-    return UNIT_ROUNDOFF[dtype] * exact.abs() + (4 + capacity / 16) * FLOAT32_ERROR * magnitude + SMALLEST_STEP[dtype]
-
-
-def excess(y: torch.Tensor, x: dict, w: dict) -> float:
-    """Largest error of y as a multiple of its bound; NaN counts as infinite."""
-    exact, magnitude = reference(x, w)
-    return ((y.double() - exact).abs() / bound(exact, magnitude, w)).nan_to_num(nan=math.inf).max().item()
-
-
 def max_tokens(name: str) -> float:
     return next(most for family, most in FAMILIES.items() if name.startswith(family))
 
 
-def check_shapes(name: str, few: bool) -> list[tuple[int, int, int, int]]:
+def check_shapes(name: str, quick: bool) -> list[tuple[int, int, int, int]]:
     """(M, N, K, C): every tail of the tiles, rings shorter and longer than the stages, and several tiles per block.
 
-    A `few` of them where a sanitizer makes all too slow.
+    Three of them if `quick`, for a sanitizer that makes all too slow.
     """
     most = max_tokens(name)
     tokens = (1, 63, 129, 300) if most == math.inf else (1, int(most) // 2 - 1, int(most))
-    if few:
+    if quick:
         return [(tokens[0], 72, 144, 16), (tokens[-2], 264, 1040, 128), (tokens[-1], 520, 2048, 112)]
     longer = [
         (1, 4096, 4096, 128), (3, 1000, 4096, 48), (16, 8192, 1024, 64), (17, 264, 11008, 112), (64, 256, 128, 64),
@@ -162,11 +121,11 @@ def check_nonfinite(library: Library, name: str, dtype: torch.dtype) -> None:
         raise AssertionError("a non-finite row of X changed another row")
 
 
-def check(library: Library, names: list[str], few: bool) -> dict:
+def check(library: Library, names: list[str], quick: bool) -> dict:
     """All shapes in both types against the reference, twice for bitwise equality."""
     worst = 0.0
     for name, (type_name, dtype) in itertools.product(names, TYPES.items()):
-        for seed, (m, n, k, capacity) in enumerate(check_shapes(name, few)):
+        for seed, (m, n, k, capacity) in enumerate(check_shapes(name, quick)):
             case = f"{name} {type_name} M={m} N={n} K={k} C={capacity}"
             x, w = planted(m, n, k, capacity, dtype, seed)
             y = run_guarded(library, name, x, w)
@@ -178,27 +137,6 @@ def check(library: Library, names: list[str], few: bool) -> dict:
             worst = max(worst, found)
         check_nonfinite(library, name, dtype)
     return {"name": names[0], "passed": True, "excess": worst}
-
-
-def describe(y: torch.Tensor, x: dict, w: dict) -> str:
-    """Which rows, columns and values of y are wrong, and whether one of its two products alone explains them."""
-    exact, magnitude = reference(x, w)
-    allowed = bound(exact, magnitude, w)
-    wrong = ~((y.double() - exact).abs() <= allowed)
-    rows, columns = wrong.any(1).nonzero().flatten().tolist(), wrong.any(0).nonzero().flatten().tolist()
-    parts = {
-        "without outliers": exact - x["xo"].double() @ w["wo"].double().T,
-        "outliers and bias only": x["xo"].double() @ w["wo"].double().T + w["bias"].double(),
-        "without bias": exact - w["bias"].double(),
-    }
-    loose = 4 * allowed + 1e-3
-    alike = [label for label, part in parts.items() if ((y.double() - part).abs() <= loose).double().mean() > 0.9]
-    r, c = wrong.nonzero()[0].tolist()
-    return (
-        f"{int(wrong.sum())} of {wrong.numel()} wrong, {int(y.isnan().sum())} NaN; rows {rows[:12]}..{rows[-1]} "
-        f"({len(rows)}), columns {columns[:12]}..{columns[-1]} ({len(columns)}); y[{r},{c}]={y[r, c].item():.6g} "
-        f"not {exact[r, c].item():.6g}; looks like: {alike}"
-    )
 
 
 def time_graph(launches: list, seconds_each: float) -> tuple[float, float]:
@@ -279,32 +217,69 @@ class Layer:
 
 def is_sensible(name: str, m: int) -> bool:
     """Leave out kernels that can only lose."""
-    if name.startswith(("few16", "mma")):
+    if name == "small":
         return m <= 16
-    if name.startswith("few"):
-        return max_tokens(name) / 2 < m <= max_tokens(name) or (m == 128 and name.startswith("few64"))
     if name.startswith("128x64"):
-        return 16 <= m <= 512
-    return m >= 128
+        return m <= 512
+    return m >= 128 or name.startswith("128x128")
 
 
-def time_all(library: Library, names: list[str], save) -> list[dict]:
-    results: list[dict] = []
+def copy_bandwidth() -> float:
+    """Bytes read and written per second by a device-to-device copy of 1 GiB."""
+    source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    us, _ = time_graph([lambda: target.copy_(source)], 2 * source.numel() / 3e12)
+    return 2 * source.numel() / (us * 1e-6)
+
+
+def environment() -> dict[str, str | None]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip(),
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "commit": os.environ.get("GRAPHOPT_COMMIT", ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def time_layer(library: Library, names: list[str], m: int, n: int, k: int) -> dict:
+    """Every sensible kernel among `names`, and the peers, at one size."""
+    layer = Layer(m, n, k)
+    peers = layer.time_peers() if (n, k) in SHAPES or m <= 64 else {}
+    timed = {}
+    for name in names:
+        if is_sensible(name, m):
+            layer.check(library, name)
+            timed[name] = time_graph(layer.launches(library, name), layer.seconds)
+    picked = library.pick(m, n, k, CAPACITY)
+    moved = n * k + m * k + 2 * CAPACITY * (m + n) + 4 * (m + n) + 2 * n + 2 * m * n
+    return {
+        "suite": "mixq_linear",
+        "case": f"MixQLinear fp16 M={m} N={n} K={k} C={CAPACITY}",
+        "scheme": "mixq-w8a8",
+        **{"M": m, "N": n, "K": k, "C": CAPACITY},
+        "kernel": picked,
+        "us": round(timed[picked][0], 2),
+        "spread_us": round(timed[picked][1], 3),
+        "peers": {name: round(us, 2) for name, us in peers.items() if not name.endswith("spread")},
+        "variants": {name: round(us, 2) for name, (us, _) in timed.items()},
+        "bytes": moved,
+        "ops": 2 * m * n * (k + CAPACITY),
+    }
+
+
+def time_all(library: Library, names: list[str], path: Path) -> None:
+    bandwidth = copy_bandwidth()
+    common = {"floor_tb_s": round(bandwidth * 1e-12, 3), **environment()}
+    records: list[dict] = []
     for (n, k), m in itertools.product(SHAPES + OTHER_SHAPES, TOKENS):
-        layer = Layer(m, n, k)
-        row = {"M": m, "N": n, "K": k, "C": CAPACITY, "peers": {}, "us": {}, "spread": {}}
-        if (n, k) in SHAPES or m <= 64:
-            row["peers"] = layer.time_peers()
-        for name in names:
-            if is_sensible(name, m):
-                layer.check(library, name)
-                row["us"][name], row["spread"][name] = time_graph(layer.launches(library, name), layer.seconds)
-        results.append(row)
-        save(results)
-        print(json.dumps(row), flush=True)
-        del layer
+        record = time_layer(library, names, m, n, k)
+        records.append({**record, "floor_us": round(record["bytes"] / bandwidth * 1e6, 2), **common})
+        path.write_text(json.dumps(records, indent=1) + "\n")
+        print(json.dumps(records[-1]), flush=True)
         torch.cuda.empty_cache()
-    return results
 
 
 def run(output: Path, limit: float) -> int:
@@ -315,14 +290,13 @@ def run(output: Path, limit: float) -> int:
             verdicts.append(verdict)
             print(json.dumps(verdict), flush=True)
             (output / "mixq_sm90_check.json").write_text(json.dumps(verdicts, indent=1))
-    passed = [family for family, verdict in zip(FAMILIES, verdicts, strict=True) if verdict["passed"]]
-    if passed:
-        timed = in_process(["time", "--output", str(output), "--family", *passed], "time", limit * 2)
-        if not timed["passed"]:
-            print(json.dumps(timed), flush=True)
-        print_table(output)
-    print("passed:", " ".join(passed) or "none", "| failed:", len(verdicts) - len(passed))
-    return 0 if len(passed) == len(verdicts) else 1
+    if not all(verdict["passed"] for verdict in verdicts):
+        return 1
+    timed = in_process(["time", "--output", str(output)], "time", limit * 2)
+    print_table(output)
+    if not timed["passed"]:
+        print(json.dumps(timed), flush=True)
+    return 0 if timed["passed"] else 1
 
 
 def in_process(arguments: list[str], name: str, limit: float) -> dict:
@@ -340,20 +314,20 @@ def in_process(arguments: list[str], name: str, limit: float) -> dict:
 
 
 def print_table(output: Path) -> None:
-    path = output / "mixq_sm90_time.json"
+    path = output / RECORDS
     if not path.exists():
         return
-    saved = json.loads(path.read_text())
-    print(saved["gpu"], "torch", saved["torch"], "CUDA", saved["cuda"])
-    print("N K M | fp16 int_mm | floor of W | each kernel | best: TOPS, x fp16, x int_mm")
-    for row in saved["rows"]:
-        best = min(row["us"].values())
+    records = json.loads(path.read_text())
+    print(records[0]["gpu"], "torch", records[0]["torch"], "CUDA", records[0]["cuda"])
+    print("N K M | fp16 int_mm | floor | each kernel | picked: TOPS, x fp16, x int_mm, of the best")
+    for row in records:
+        us = row["us"]
         peers = [row["peers"].get(peer, math.nan) for peer in ("torch_fp16", "torch_int_mm")]
-        us = " ".join(f"{name}={value:.1f}" for name, value in row["us"].items())
-        weights = row["N"] * row["K"]
+        each = " ".join(f"{name}={value:.1f}" for name, value in row["variants"].items())
         print(
-            f"{row['N']} {row['K']} {row['M']} | {peers[0]:.1f} {peers[1]:.1f} | {weights / 3e6:.1f} | {us} | "
-            f"{2e-6 * row['M'] * weights / best:.0f} {peers[0] / best:.2f} {peers[1] / best:.2f}"
+            f"{row['N']} {row['K']} {row['M']} | {peers[0]:.1f} {peers[1]:.1f} | {row['floor_us']:.1f} | {each} | "
+            f"{row['kernel']}: {1e-6 * row['ops'] / us:.0f} {peers[0] / us:.2f} {peers[1] / us:.2f} "
+            f"{us / min(row['variants'].values()):.3f}"
         )
 
 
@@ -370,7 +344,7 @@ def main() -> int:
     parser.add_argument("action", choices=["run", "check", "time", "profile"])
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder of the results")
     parser.add_argument("--family", nargs="+", default=list(FAMILIES), help="how the kernels' names start")
-    parser.add_argument("--few", action="store_true", help="check only three shapes, for a sanitizer")
+    parser.add_argument("--quick", action="store_true", help="check only three shapes, for a sanitizer")
     parser.add_argument("--kernel", default="128x256-2x1", help="the kernel to profile")
     parser.add_argument("--sizes", default="2048,8192,8192", help="M,N,K to profile")
     parser.add_argument("--limit", type=float, default=60, help="seconds that the check of one family may take")
@@ -383,12 +357,10 @@ def main() -> int:
     library = Library(BOUNDED_LIBRARY if args.action == "check" else LIBRARY)
     names = [name for name in library.names if name.startswith(tuple(args.family))]
     if args.action == "check":
-        verdict = check(library, names, args.few)
+        verdict = check(library, names, args.quick)
         print(json.dumps(verdict))
         return 0 if verdict["passed"] else 1
-    path = args.output / "mixq_sm90_time.json"
-    saved = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    time_all(library, names, lambda rows: path.write_text(json.dumps(saved | {"rows": rows}, indent=1)))
+    time_all(library, names, args.output / RECORDS)
     print(json.dumps({"name": "time", "passed": True}))
     return 0
 

@@ -134,12 +134,6 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-__device__ __forceinline__ uint32_t cluster_size() {
-  uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return size;
-}
-
 /// Barrier over all threads of the cluster; orders their memory accesses.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile(
@@ -156,31 +150,10 @@ __device__ __forceinline__ void cluster_depart() {
           : "memory");
 }
 
-/// The address in the cluster of what lies at `shared` in block `rank`.
-__device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank) {
-  uint32_t address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
-  return address;
-}
-
-/// Two words from the shared memory of any block of the cluster.
-__device__ __forceinline__ uint2 cluster_load(uint32_t address) {
-  uint2 v;
-  asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
-  return v;
-}
-
-/// Barrier `id` (0 is __syncthreads) over `kWarpgroups` warpgroups.
-template <int kWarpgroups = 1>
+/// Barrier `id` (0 is __syncthreads) over a warpgroup.
 __device__ __forceinline__ void warpgroup_sync(int id) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kWarpgroups * kWarpgroup) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kWarpgroup) : "memory");
 }
-
-/// Where the launch allowed this grid to start before the previous one in the stream has ended: wait for that end.
-__device__ __forceinline__ void await_previous_grid() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-/// Let the next grid of the stream start once every block has come here, if its launch allows that.
-__device__ __forceinline__ void allow_next_grid() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {

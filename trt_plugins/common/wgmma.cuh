@@ -104,8 +104,6 @@ struct Wgmma;
     }                                                                                                                \
   };
 
-GRAPHOPT_WGMMA(16, 8, "%8", "%9", "%10")
-GRAPHOPT_WGMMA(32, 16, "%16", "%17", "%18")
 GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34")
 GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66")
 GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130")

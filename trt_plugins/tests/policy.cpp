@@ -1,12 +1,15 @@
 // Prints what the host-side policies choose, one line per line of standard input; tests/trt_plugins/test_policy.py
 // asks.
-//   linear M N VECTORS MULTIPROCESSORS             -> kernel groups
-//   quantize M K PER_VECTOR ALIGNED MULTIPROCESSORS -> kernel threads rows_per_block blocks
+//   linear M N VECTORS MULTIPROCESSORS              -> kernel
+//   sm90 M N K C MULTIPROCESSORS                    -> kernel
+//   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
+//                                                  -> kernel threads rows_per_block blocks stages shared_bytes
 #include "mixq/linear/policy.h"
 
 #include <iostream>
 #include <string>
 
+#include "mixq/linear/sm90_policy.h"
 #include "mixq/quantize/policy.h"
 
 int main() {
@@ -17,15 +20,20 @@ int main() {
     if (kind == "linear") {
       bool vectors = false;
       std::cin >> m >> size >> vectors >> multiprocessors;
-      std::cout << static_cast<int>(pick_linear(m, size, vectors, multiprocessors)) << ' '
-                << pick_small_groups(size, multiprocessors) << '\n';
+      std::cout << static_cast<int>(pick_linear(m, size, vectors, multiprocessors)) << '\n';
+    } else if (kind == "sm90") {
+      int64_t k = 0, capacity = 0;
+      std::cin >> m >> size >> k >> capacity >> multiprocessors;
+      std::cout << static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors)) << '\n';
     } else {
-      int per_vector = 0;
-      bool aligned = false;
-      std::cin >> m >> size >> per_vector >> aligned >> multiprocessors;
-      QuantizePlan const plan = plan_quantize(m, size, per_vector, aligned, multiprocessors);
+      QuantizeProblem problem{m, size, 0, 0, 0, 0, false};
+      int64_t shared_kib = 0;
+      std::cin >> problem.capacity >> problem.element_size >> problem.inputs >> problem.parameters >> problem.aligned >>
+          multiprocessors >> shared_kib;
+      int64_t const shared = shared_kib * 1024;
+      QuantizePlan const plan = plan_quantize(problem, {multiprocessors, shared - 1024, shared});
       std::cout << static_cast<int>(plan.kernel) << ' ' << plan.threads << ' ' << plan.rows_per_block << ' '
-                << plan.blocks << '\n';
+                << plan.blocks << ' ' << plan.stages << ' ' << plan.shared_bytes << '\n';
     }
   }
 }

@@ -5,14 +5,19 @@
 #include "common/launch.h"
 #include "mixq/linear/params.h"
 #include "mixq/linear/policy.h"
+#include "mixq/linear/sm90.h"
 
 namespace graphopt::mixq {
 
 template <class T>
-Status launch_linear_typed(LinearParams const& p, LinearKernel kernel, int multiprocessors, cudaStream_t stream);
-extern template Status launch_linear_typed<float>(LinearParams const&, LinearKernel, int, cudaStream_t);
-extern template Status launch_linear_typed<__half>(LinearParams const&, LinearKernel, int, cudaStream_t);
-extern template Status launch_linear_typed<__nv_bfloat16>(LinearParams const&, LinearKernel, int, cudaStream_t);
+Status launch_linear_typed(LinearParams const& p, LinearKernel kernel, cudaStream_t stream);
+extern template Status launch_linear_typed<float>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_typed<__half>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_typed<__nv_bfloat16>(LinearParams const&, LinearKernel, cudaStream_t);
+#ifdef GRAPHOPT_SM90A
+extern template Status launch_linear_sm90<__half>(LinearParams const&, Sm90Kernel, int, cudaStream_t);
+extern template Status launch_linear_sm90<__nv_bfloat16>(LinearParams const&, Sm90Kernel, int, cudaStream_t);
+#endif
 
 namespace {
 
@@ -43,6 +48,18 @@ bool products_vector_aligned(LinearParams const& p) {
   return p.k % static_cast<int64_t>(kVector) == 0;
 }
 
+#ifdef GRAPHOPT_SM90A
+/// Whether the current device is a Hopper GPU, the only one that runs sm_90a code.
+Status is_sm90(bool* found) {
+  int device = 0, major = 0, minor = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  *found = major == 9 && minor == 0;
+  return Status::kOk;
+}
+#endif
+
 }  // namespace
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream) {
@@ -50,14 +67,24 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
   if (params.m == 0) return Status::kOk;
   int multiprocessors = 0;
   GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
+#ifdef GRAPHOPT_SM90A
+  bool sm90 = false;
+  GRAPHOPT_TRY(is_sm90(&sm90));
+  if (sm90 && supports_sm90(params)) {
+    Sm90Kernel const kernel = pick_sm90(params.m, params.n, params.k, params.capacity, multiprocessors);
+    auto const launch_typed =
+        params.dtype == DType::kFloat16 ? launch_linear_sm90<__half> : launch_linear_sm90<__nv_bfloat16>;
+    if (kernel != Sm90Kernel::kSmallM) return launch_typed(params, kernel, multiprocessors, stream);
+  }
+#endif
   LinearKernel const kernel = pick_linear(params.m, params.n, products_vector_aligned(params), multiprocessors);
   switch (params.dtype) {
     case DType::kFloat32:
-      return launch_linear_typed<float>(params, kernel, multiprocessors, stream);
+      return launch_linear_typed<float>(params, kernel, stream);
     case DType::kFloat16:
-      return launch_linear_typed<__half>(params, kernel, multiprocessors, stream);
+      return launch_linear_typed<__half>(params, kernel, stream);
     case DType::kBFloat16:
-      return launch_linear_typed<__nv_bfloat16>(params, kernel, multiprocessors, stream);
+      return launch_linear_typed<__nv_bfloat16>(params, kernel, stream);
     default:
       return Status::kBadType;
   }

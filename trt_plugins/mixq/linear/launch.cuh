@@ -23,12 +23,12 @@ Status launch_tile(LinearArgs<T> const& args, cudaStream_t stream) {
   return launch(linear_tile<T, Tile>, grid, dim3(Traits::kThreads), Traits::kSharedBytes, stream, args);
 }
 
-template <class T, int kGroups>
+template <class T>
 Status launch_small(LinearArgs<T> const& args, cudaStream_t stream) {
-  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(args.n, 8 * kGroups)));
+  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(args.n, kSmallColumns)));
   dim3 const block(32 * kSmallWarps);
-  if (args.m > 8) return launch(linear_small<T, kGroups, true>, grid, block, 0, stream, args);
-  return launch(linear_small<T, kGroups, false>, grid, block, 0, stream, args);
+  if (args.m > 8) return launch(linear_small<T, true>, grid, block, 0, stream, args);
+  return launch(linear_small<T, false>, grid, block, 0, stream, args);
 }
 
 template <class T>
@@ -40,31 +40,29 @@ Status launch_generic(LinearArgs<T> const& args, cudaStream_t stream) {
 }
 
 template <class T>
-Status launch_linear_typed(LinearParams const& p, LinearKernel kernel, int multiprocessors, cudaStream_t stream) {
-  LinearArgs<T> const args{p.m,
-                           p.n,
-                           static_cast<int32_t>(p.k),
-                           static_cast<int32_t>(p.capacity),
-                           p.xq,
-                           p.sx,
-                           static_cast<T const*>(p.xo),
-                           p.wq,
-                           p.sw,
-                           static_cast<T const*>(p.wo),
-                           static_cast<T const*>(p.bias),
-                           static_cast<T*>(p.y)};
+LinearArgs<T> linear_args(LinearParams const& p) {
+  return {p.m,
+          p.n,
+          static_cast<int32_t>(p.k),
+          static_cast<int32_t>(p.capacity),
+          p.xq,
+          p.sx,
+          static_cast<T const*>(p.xo),
+          p.wq,
+          p.sw,
+          static_cast<T const*>(p.wo),
+          static_cast<T const*>(p.bias),
+          static_cast<T*>(p.y)};
+}
+
+template <class T>
+Status launch_linear_typed(LinearParams const& p, LinearKernel kernel, cudaStream_t stream) {
+  LinearArgs<T> const args = linear_args<T>(p);
   switch (kernel) {
     case LinearKernel::kGeneric:
       return launch_generic(args, stream);
     case LinearKernel::kSmallM:
-      switch (pick_small_groups(p.n, multiprocessors)) {
-        case 4:
-          return launch_small<T, 4>(args, stream);
-        case 2:
-          return launch_small<T, 2>(args, stream);
-        default:
-          return launch_small<T, 1>(args, stream);
-      }
+      return launch_small(args, stream);
     case LinearKernel::kTile256x128:
       return launch_tile<T, Tile256x128>(args, stream);
     case LinearKernel::kTile128x128:

@@ -2,6 +2,6 @@
 
 namespace graphopt::mixq {
 
-template Status launch_linear_typed<__nv_bfloat16>(LinearParams const&, LinearKernel, int, cudaStream_t);
+template Status launch_linear_typed<__nv_bfloat16>(LinearParams const&, LinearKernel, cudaStream_t);
 
 }  // namespace graphopt::mixq

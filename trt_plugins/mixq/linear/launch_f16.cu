@@ -2,6 +2,6 @@
 
 namespace graphopt::mixq {
 
-template Status launch_linear_typed<__half>(LinearParams const&, LinearKernel, int, cudaStream_t);
+template Status launch_linear_typed<__half>(LinearParams const&, LinearKernel, cudaStream_t);
 
 }  // namespace graphopt::mixq

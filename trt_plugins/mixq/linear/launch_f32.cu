@@ -2,6 +2,6 @@
 
 namespace graphopt::mixq {
 
-template Status launch_linear_typed<float>(LinearParams const&, LinearKernel, int, cudaStream_t);
+template Status launch_linear_typed<float>(LinearParams const&, LinearKernel, cudaStream_t);
 
 }  // namespace graphopt::mixq

@@ -29,7 +29,7 @@ using Tile64x64 = TileShape<64, 64, 32, 32, 6>;
 
 constexpr int64_t kSmallM = 16;  // the rows of one mma: W is read once, straight into registers
 
-/// A kernel for wgmma joins here, chosen for compute capability 9.0 before the mma.sync tiles.
+/// Kernels of mma.sync; those of Hopper come first where they run (sm90_policy.h).
 enum class LinearKernel { kGeneric, kSmallM, kTile256x128, kTile128x128, kTile64x64 };
 
 /// The largest tile that still gives every multiprocessor a block: a larger tile reads less, an idle one does nothing.
@@ -44,13 +44,6 @@ constexpr LinearKernel pick_linear(int64_t m, int64_t n, bool vectors, int multi
   if (Tile256x128::blocks(m, n) >= multiprocessors) return LinearKernel::kTile256x128;
   if (Tile128x128::blocks(m, n) >= multiprocessors) return LinearKernel::kTile128x128;
   return LinearKernel::kTile64x64;
-}
-
-/// Groups of 8 rows of W that one block of the small-M kernel takes: more share each read of X, fewer fill the device.
-constexpr int pick_small_groups(int64_t n, int multiprocessors) {
-  if (n >= int64_t{multiprocessors} * 32) return 4;
-  if (n >= int64_t{multiprocessors} * 16) return 2;
-  return 1;
 }
 
 }  // namespace graphopt::mixq

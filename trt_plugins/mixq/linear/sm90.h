@@ -1,4 +1,4 @@
-// MixQ linear for Hopper: what it takes, its kernels and their launch. See sm90_policy.h for the choice among them.
+// MixQ linear by the wgmma of Hopper: what it takes, and its launch. See sm90_policy.h for the choice of kernel.
 #pragma once
 
 #include "common/launch.h"
@@ -19,8 +19,8 @@ inline bool supports_sm90(LinearParams const& p) {
          sm90_blocks_fit(p.m, p.n);
 }
 
-/// Enqueue y. `p` must be supported, and have passed the checks of launch_linear.
+/// Enqueue y by one of the wgmma kernels. `p` must be supported, and have passed the checks of launch_linear.
 template <class T>
-Status launch_linear_sm90(LinearParams const& p, Sm90Choice choice, int multiprocessors, cudaStream_t stream);
+Status launch_linear_sm90(LinearParams const& p, Sm90Kernel kernel, int multiprocessors, cudaStream_t stream);
 
 }  // namespace graphopt::mixq

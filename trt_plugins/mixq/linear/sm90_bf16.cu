@@ -2,6 +2,6 @@
 
 namespace graphopt::mixq {
 
-template Status launch_linear_sm90<__nv_bfloat16>(LinearParams const&, Sm90Choice, int, cudaStream_t);
+template Status launch_linear_sm90<__nv_bfloat16>(LinearParams const&, Sm90Kernel, int, cudaStream_t);
 
 }  // namespace graphopt::mixq

@@ -27,23 +27,10 @@ __device__ __forceinline__ float2 unpack(uint32_t word, __nv_bfloat16) {
   return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 const&>(word));
 }
 
-// Loads of constants for the epilogue. Volatile, so that they start where they are written and end under the products.
-
+/// Load what the epilogue needs. Volatile, so that it starts where it is written and ends under the products.
 __device__ __forceinline__ float load_early(float const* pointer) {
   float value;
   asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(value) : "l"(pointer));
-  return value;
-}
-
-__device__ __forceinline__ float2 load_early(float2 const* pointer) {
-  float2 value;
-  asm volatile("ld.global.nc.v2.f32 {%0, %1}, [%2];" : "=f"(value.x), "=f"(value.y) : "l"(pointer));
-  return value;
-}
-
-__device__ __forceinline__ uint32_t load_early(uint32_t const* pointer) {
-  uint32_t value;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(pointer));
   return value;
 }
 

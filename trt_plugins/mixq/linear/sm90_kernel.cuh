@@ -267,7 +267,6 @@ class Sm90Consumer {
 template <class T, class Tile>
 __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
     linear_sm90(__grid_constant__ Sm90Args<T> const args) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Traits = Sm90Traits<T, Tile>;
   extern __shared__ __align__(1024) uint8_t memory[];
   Sm90Shared<Traits> const shared{shared_address(memory)};
@@ -298,9 +297,6 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
   }
   // A block's shared memory must outlive the arrivals of its peers.
   if constexpr (Tile::kCluster > 1) cluster_depart();
-#else
-  __trap();  // not launched: compiled along with the library's other architectures
-#endif
 }
 
 }  // namespace graphopt::mixq

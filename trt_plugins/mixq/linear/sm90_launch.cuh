@@ -1,4 +1,4 @@
-// Launch of the Hopper linear kernels for one type. sm90_<type>.cu instantiate it, so that the types compile in parallel.
+// Launch of the Hopper linear kernel for one type. sm90_<type>.cu instantiate it: the types compile in parallel.
 #pragma once
 
 #include <algorithm>
@@ -6,7 +6,6 @@
 
 #include "common/tensor_map.h"
 #include "mixq/linear/sm90.h"
-#include "mixq/linear/sm90_few.cuh"
 #include "mixq/linear/sm90_kernel.cuh"
 
 namespace graphopt::mixq {
@@ -26,9 +25,9 @@ StageOrder<T> stage_order(LinearParams const& p) {
           static_cast<int32_t>(ceil_div<int64_t>(p.capacity, kOutliers))};
 }
 
-/// Encode the products' operands in boxes of the rows that a block brings in, and fill what both kernels' Args share.
-template <class T, class Args>
-Status encode_operands(LinearParams const& p, int x_rows, int w_rows, Args* args) {
+/// Encode the products' operands in boxes of the rows that a block brings in; fill all but `y` and `grid`.
+template <class T>
+Status encode_operands(LinearParams const& p, int x_rows, int w_rows, Sm90Args<T>* args) {
   GRAPHOPT_TRY(encode_tensor_map(&args->xq, p.xq, DType::kInt8, p.m, p.k, x_rows));
   GRAPHOPT_TRY(encode_tensor_map(&args->wq, p.wq, DType::kInt8, p.n, p.k, w_rows));
   GRAPHOPT_TRY(encode_tensor_map(&args->xo, p.xo, p.dtype, p.m, p.capacity, x_rows));
@@ -43,31 +42,21 @@ Status encode_operands(LinearParams const& p, int x_rows, int w_rows, Args* args
   return Status::kOk;
 }
 
-/// Launch `kernel` on blocks that form clusters along x. See await_previous_grid for `overlap`.
+/// Launch `kernel` on `blocks` blocks in clusters of `cluster`.
 template <class Args>
-Status launch_clusters(void (*kernel)(Args), Args const& args, dim3 grid, int threads, int shared_bytes, int cluster,
-                       bool overlap, cudaStream_t stream) {
+Status launch_clusters(void (*kernel)(Args), Args const& args, int blocks, int threads, int shared_bytes, int cluster,
+                       cudaStream_t stream) {
   GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  // Or the runtime may leave room for a single block of those meant to share a multiprocessor.
-  GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                         cudaSharedmemCarveoutMaxShared));
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = attributes;
-  if (cluster > 1) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  }
-  if (overlap) {
-    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-  }
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
   return cuda_status(cudaLaunchKernelEx(&config, kernel, args));
 }
 
@@ -82,38 +71,21 @@ Status launch_sm90_tile(LinearParams const& p, int multiprocessors, cudaStream_t
   args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, Tile::kRowsN));
   args.grid.group = square_group<Tile>(args.grid.down, multiprocessors / Tile::kCluster);
   int const clusters = std::min(multiprocessors / Tile::kCluster, args.grid.clusters());
-  return launch_clusters(linear_sm90<T, Tile>, args, dim3(static_cast<unsigned>(clusters * Tile::kCluster)),
-                         Traits::kThreads, Traits::kSharedBytes, Tile::kCluster, /*overlap=*/false, stream);
-}
-
-template <class T, int kTokens>
-Status launch_sm90_few(LinearParams const& p, Sm90Choice choice, cudaStream_t stream) {
-  using Traits = Sm90FewTraits<T, kTokens>;
-  Sm90FewArgs<T> args;
-  int const x_rows = static_cast<int>(std::min<int64_t>(p.m, kTokens));
-  GRAPHOPT_TRY(encode_operands<T>(p, x_rows, Traits::kRowsN, &args));
-  args.y = static_cast<T*>(p.y);
-  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(p.n, Traits::kRowsN) * choice.split),
-                  static_cast<unsigned>(ceil_div<int64_t>(p.m, kTokens)));
-  return launch_clusters(linear_sm90_few<T, kTokens>, args, grid, Traits::kThreads, Traits::kSharedBytes, choice.split,
-                         choice.overlap, stream);
+  return launch_clusters(linear_sm90<T, Tile>, args, clusters * Tile::kCluster, Traits::kThreads, Traits::kSharedBytes,
+                         Tile::kCluster, stream);
 }
 
 template <class T>
-Status launch_linear_sm90(LinearParams const& p, Sm90Choice choice, int multiprocessors, cudaStream_t stream) {
-  switch (choice.kernel) {
-    case Sm90Kernel::kTile128x256x2:
-      return launch_sm90_tile<T, Sm90Tile<128, 256, 2>>(p, multiprocessors, stream);
-    case Sm90Kernel::kTile128x128:
-      return launch_sm90_tile<T, Sm90Tile<128, 128, 1>>(p, multiprocessors, stream);
+Status launch_linear_sm90(LinearParams const& p, Sm90Kernel kernel, int multiprocessors, cudaStream_t stream) {
+  switch (kernel) {
+    case Sm90Kernel::kSmallM:
+      break;
     case Sm90Kernel::kTile128x64:
       return launch_sm90_tile<T, Sm90Tile<128, 64, 1>>(p, multiprocessors, stream);
-    case Sm90Kernel::kFew16:
-      return launch_sm90_few<T, 16>(p, choice, stream);
-    case Sm90Kernel::kFew32:
-      return launch_sm90_few<T, 32>(p, choice, stream);
-    case Sm90Kernel::kFew64:
-      return launch_sm90_few<T, 64>(p, choice, stream);
+    case Sm90Kernel::kTile128x128:
+      return launch_sm90_tile<T, Sm90Tile<128, 128, 1>>(p, multiprocessors, stream);
+    case Sm90Kernel::kTile128x256x2:
+      return launch_sm90_tile<T, Sm90Tile<128, 256, 2>>(p, multiprocessors, stream);
   }
   return Status::kBadOperation;
 }

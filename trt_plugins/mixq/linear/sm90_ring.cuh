@@ -1,4 +1,4 @@
-// The ring of stages of the Hopper linear kernels: one thread fills it through the copy engine, warpgroups multiply
+// The ring of stages of the Hopper linear kernel: one thread fills it through the copy engine, warpgroups multiply
 // what is in it. A stage holds 128 bytes of K, be it 128 int8 codes or 64 outlier channels, of rows of X and of W.
 #pragma once
 
@@ -67,8 +67,8 @@ struct StageOrder {
   }
 };
 
-/// Add the products of `tiles` >= 1 stages to `sum`, blocks of 64 rows of A. One group of products stays in flight while the
-/// next is issued.
+/// Add the products of `tiles` >= 1 stages to `sum`, blocks of 64 rows of A. One group of products stays in flight
+/// while the next is issued.
 ///
 /// Args:
 ///   operands: a(stage), b(stage): addresses of A and B; release(stage): called by all lanes when it has been read.

@@ -61,34 +61,6 @@ struct Sm90Traits {
   static_assert(kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "a swizzled tile starts at a multiple of 1024");
 };
 
-/// Sizes of the kernel for few tokens, whose tile is kRowsN rows of W by kTokens rows of X.
-template <class T, int kTokens>
-struct Sm90FewTraits {
-  static_assert(sizeof(T) == 2);
-  static constexpr int kConsumers = 2;  // warpgroups: 64 rows of W each
-  static constexpr int kReaderWarps = 4 * kConsumers;
-  static constexpr int kRowsN = 64 * kConsumers;
-  static constexpr int kThreads = 128 * kConsumers + 32;
-  static constexpr int kSums = kTokens / 2;     // registers
-  static constexpr int kBlocksPerSm = 2;        // one fills its ring while the other adds up and stores
-
-  static constexpr int kXBytes = kTokens * kStageRowBytes;
-  static constexpr int kWBytes = kRowsN * kStageRowBytes;
-  static constexpr int kStageBytes = kXBytes + kWBytes;
-  static constexpr int kBarrierBytes = 128;
-  static constexpr int kMaxSharedBytes = (228 / kBlocksPerSm - 1) * 1024;  // the system keeps 1 KB per block
-  static constexpr int kStages = (kMaxSharedBytes - kBarrierBytes) / kStageBytes;
-  static constexpr int kBarrierOffset = kStages * kStageBytes;
-  static constexpr int kSharedBytes = kBarrierOffset + kBarrierBytes;
-  static_assert(kStages >= 3 && 8 * 2 * kStages <= kBarrierBytes && kXBytes % 1024 == 0);
-
-  // A block's sums, [kTokens, kPitch] twice, lie where the ring was. Lanes of a warp differ in 8 columns and 4 pairs of
-  // tokens: with 4 more words per row they fall into different banks.
-  static constexpr int kPitch = kRowsN + 4;
-  static constexpr int kPartBytes = kTokens * kPitch * 4;
-  static_assert(2 * kPartBytes <= kBarrierOffset);
-};
-
 /// Order of the clusters of tiles: `group` rows of them are walked column by column before the next rows, so that the
 /// tiles in flight together form about a square and share most of X and W in L2.
 struct Sm90Grid {
