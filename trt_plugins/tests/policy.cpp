@@ -2,8 +2,7 @@
 // asks.
 //   linear M N VECTORS MULTIPROCESSORS              -> kernel
 //   sm90 M N K C MULTIPROCESSORS                    -> kernel
-//   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
-//                                                  -> kernel threads rows_per_block blocks stages shared_bytes
+//   quantize M K PER_VECTOR ALIGNED MULTIPROCESSORS -> kernel threads rows_per_block blocks
 #include "mixq/linear/policy.h"
 
 #include <iostream>
@@ -26,14 +25,12 @@ int main() {
       std::cin >> m >> size >> k >> capacity >> multiprocessors;
       std::cout << static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors)) << '\n';
     } else {
-      QuantizeProblem problem{m, size, 0, 0, 0, 0, false};
-      int64_t shared_kib = 0;
-      std::cin >> problem.capacity >> problem.element_size >> problem.inputs >> problem.parameters >> problem.aligned >>
-          multiprocessors >> shared_kib;
-      int64_t const shared = shared_kib * 1024;
-      QuantizePlan const plan = plan_quantize(problem, {multiprocessors, shared - 1024, shared});
+      int per_vector = 0;
+      bool aligned = false;
+      std::cin >> m >> size >> per_vector >> aligned >> multiprocessors;
+      QuantizePlan const plan = plan_quantize(m, size, per_vector, aligned, multiprocessors);
       std::cout << static_cast<int>(plan.kernel) << ' ' << plan.threads << ' ' << plan.rows_per_block << ' '
-                << plan.blocks << ' ' << plan.stages << ' ' << plan.shared_bytes << '\n';
+                << plan.blocks << '\n';
     }
   }
 }
