@@ -15,8 +15,8 @@ H100_MULTIPROCESSORS = 132
 SM90_KERNELS = ("small", "128x64-1x1", "128x128-1x1", "128x256-2x1")
 SM90_TIMED_FROM = {"small": 1, "128x64-1x1": 9, "128x128-1x1": 65, "128x256-2x1": 65}
 GENERIC, SMALL_M, TILE_256, TILE_128, TILE_64 = range(5)
-WARP_ROW, BLOCK_ROW, LONG_ROW, REREAD = range(4)
-VECTORS_PER_THREAD = {WARP_ROW: 4, BLOCK_ROW: 4, LONG_ROW: 8}
+WARP_ROW, FEW_ROW, BLOCK_ROW, REREAD = range(4)
+REGISTER_WARPS = 32  # per multiprocessor, at the 64 registers that the kernels are compiled for
 TILES = {TILE_256: (256, 128), TILE_128: (128, 128), TILE_64: (64, 64)}
 
 
@@ -82,30 +82,49 @@ def test_hopper_kernels_run_only_where_they_can(program: Path, rng: np.random.Ge
     assert set(chosen) == set(SM90_KERNELS)
 
 
-def test_a_quantize_plan_covers_the_row(program: Path, rng: np.random.Generator) -> None:
+def test_a_quantize_plan_covers_the_row_and_fits_the_device(program: Path, rng: np.random.Generator) -> None:
+    count = 3000
+    columns = np.exp(rng.uniform(0, 11, count)) // 8 * 8 + (rng.random(count) < 0.1) + 1 - (rng.random(count) < 0.85)
     sizes = [
-        (int(m), int(k), int(v), int(a), 132)
-        for m, k, v, a in zip(
-            np.exp(rng.uniform(0, 12, 2000)),
-            np.exp(rng.uniform(0, 11, 2000)) // 8 * 8 + (rng.random(2000) < 0.1) + 1 - (rng.random(2000) < 0.85),
-            rng.choice([4, 8], 2000),
-            rng.random(2000) < 0.9,
+        tuple(map(int, size))
+        for size in zip(
+            np.exp(rng.uniform(0, 12, count)),  # M
+            columns,  # K
+            16 * np.exp(rng.uniform(0, 6, count)).astype(int),  # C
+            rng.choice([2, 4], count),  # bytes of T
+            rng.choice([1, 2], count),  # inputs
+            rng.choice([0, 1, 2], count),  # gamma, beta
+            rng.random(count) < 0.9,  # aligned
+            rng.choice([20, 84, 108, 132, 170], count),  # multiprocessors
+            rng.choice([100, 164, 228], count),  # KiB of shared memory
             strict=True,
         )
-        if k >= 1
+        if size[1] >= 1
     ]
     plans = _ask(program, ["quantize " + " ".join(map(str, size)) for size in sizes])
-    for (m, k, per_vector, aligned, multiprocessors), (kernel, threads, rows, blocks) in zip(sizes, plans, strict=True):
+    for size, (kernel, threads, rows, blocks, stages, shared) in zip(sizes, plans, strict=True):
+        m, k, c, element, inputs, _, aligned, multiprocessors, kib = size
+        vectors = k * element // 16
         assert 1 <= blocks <= -(-m // rows)
-        assert blocks <= multiprocessors * 64
         assert threads % 32 == 0
-        assert threads * rows <= 512
+        assert (stages == 0) or kernel == BLOCK_ROW
+        assert 0 <= stages <= 2
         if kernel == REREAD:
-            assert not aligned or k % per_vector or k > 512 * 8 * per_vector
+            outliers = 16 * (5 if vectors <= 128 else 3) * c + 4 * (c + vectors)
+            assert not aligned or k * element % 16 or vectors > 4096 or outliers > (kib - 4) * 1024
+            assert shared == 0
             continue
         assert aligned
-        assert k % per_vector == 0
-        assert threads * VECTORS_PER_THREAD[kernel] * per_vector >= k
-        assert (threads - 32) * VECTORS_PER_THREAD[kernel] * per_vector < k
+        assert k * element % 16 == 0
+        per_thread = 2 if kernel == FEW_ROW or (m <= 2 * multiprocessors and vectors <= 2048) else 4
+        assert (threads - 32) * per_thread < vectors <= threads * per_thread
         assert (kernel == WARP_ROW) == (threads == 32)
-    assert {plan[0] for plan in plans} == {WARP_ROW, BLOCK_ROW, LONG_ROW, REREAD}
+        assert shared <= (kib - 1) * 1024
+        resident = -(-blocks // multiprocessors)
+        assert resident * threads * rows <= REGISTER_WARPS * 32
+        assert resident * (shared + 1024) <= kib * 1024
+        staged = 16 * inputs * 4 * threads * stages
+        assert shared - staged >= 16 * 3 * c + 4 * (c + vectors)
+        assert stages < max(2, -(-m // blocks))
+    assert {plan[0] for plan in plans} == {WARP_ROW, FEW_ROW, BLOCK_ROW, REREAD}
+    assert {plan[4] for plan in plans} == {0, 1, 2}

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace graphopt {
 
@@ -25,6 +26,19 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+/// Two floats rounded to a 16-bit T, `low` in the low half. In assembly, because the compiler otherwise takes the word
+/// apart again for every later use of a half.
+template <class T>
+__device__ __forceinline__ uint32_t round_pair(float low, float high) {
+  uint32_t word;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  }
+  return word;
 }
 
 /// Sixteen bytes of T held as four 32-bit words, so that the compiler keeps them in registers.
@@ -74,8 +88,7 @@ struct Vec {
       if constexpr (sizeof(T) == 4) {
         word[w] = __float_as_uint(value[w]);
       } else {
-        T const pair[2] = {from_float<T>(value[2 * w]), from_float<T>(value[2 * w + 1])};
-        memcpy(&word[w], pair, 4);
+        word[w] = round_pair<T>(value[2 * w], value[2 * w + 1]);
       }
     }
   }

@@ -2,7 +2,8 @@
 // asks.
 //   linear M N VECTORS MULTIPROCESSORS              -> kernel
 //   sm90 M N K C MULTIPROCESSORS                    -> kernel
-//   quantize M K PER_VECTOR ALIGNED MULTIPROCESSORS -> kernel threads rows_per_block blocks
+//   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
+//                                                  -> kernel threads rows_per_block blocks stages shared_bytes
 #include "mixq/linear/policy.h"
 
 #include <iostream>
@@ -25,12 +26,14 @@ int main() {
       std::cin >> m >> size >> k >> capacity >> multiprocessors;
       std::cout << static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors)) << '\n';
     } else {
-      int per_vector = 0;
-      bool aligned = false;
-      std::cin >> m >> size >> per_vector >> aligned >> multiprocessors;
-      QuantizePlan const plan = plan_quantize(m, size, per_vector, aligned, multiprocessors);
+      QuantizeProblem problem{};
+      int64_t shared_kib = 0;
+      std::cin >> problem.rows >> problem.cols >> problem.capacity >> problem.element_size >> problem.inputs >>
+          problem.parameters >> problem.aligned >> multiprocessors >> shared_kib;
+      int64_t const shared = shared_kib * 1024;
+      QuantizePlan const plan = plan_quantize(problem, {multiprocessors, shared - 1024, shared});
       std::cout << static_cast<int>(plan.kernel) << ' ' << plan.threads << ' ' << plan.rows_per_block << ' '
-                << plan.blocks << '\n';
+                << plan.blocks << ' ' << plan.stages << ' ' << plan.shared_bytes << '\n';
     }
   }
 }

@@ -48,16 +48,35 @@ bool all_vector_aligned(QuantizeParams const& p) {
   return true;
 }
 
+QuantizeProblem describe(QuantizeParams const& p) {
+  return {p.rows,
+          p.cols,
+          p.capacity,
+          static_cast<int>(element_size(p.dtype)),
+          /*inputs=*/is_add(p.producer) || is_gated(p.producer) ? 2 : 1,
+          /*parameters=*/(is_norm(p.producer) ? 1 : 0) + (is_layer_norm(p.producer) ? 1 : 0),
+          all_vector_aligned(p)};
+}
+
+Status describe_device(QuantizeDevice* result) {
+  int device = 0, per_block = 0, per_multiprocessor = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&result->multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+  result->shared_per_block = per_block;
+  result->shared_per_multiprocessor = per_multiprocessor;
+  return Status::kOk;
+}
+
 }  // namespace
 
 Status launch_quantize(QuantizeParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check(params));
   if (params.rows == 0) return Status::kOk;
-  int multiprocessors = 0;
-  GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
-  int const per_vector = static_cast<int>(16 / element_size(params.dtype));
-  QuantizePlan const plan =
-      plan_quantize(params.rows, params.cols, per_vector, all_vector_aligned(params), multiprocessors);
+  QuantizeDevice device{};
+  GRAPHOPT_TRY(describe_device(&device));
+  QuantizePlan const plan = plan_quantize(describe(params), device);
   switch (params.dtype) {
     case DType::kFloat32:
       return launch_quantize_typed<float>(params, plan, stream);

@@ -12,16 +12,16 @@ template <class T, class Producer>
 Status launch_producer(QuantizePlan const& plan, QuantizeArgs<T> const& args, cudaStream_t stream) {
   dim3 const grid(static_cast<unsigned>(plan.blocks));
   dim3 const block(static_cast<unsigned>(plan.threads), static_cast<unsigned>(plan.rows_per_block));
-  size_t const mask_bytes = OutlierMask::bytes_for(args.cols);
+  size_t const shared = static_cast<size_t>(plan.shared_bytes);
   switch (plan.kernel) {
     case QuantizeKernel::kWarpRow:
-      return launch(quantize_register_rows<T, Producer, true, kVecs>, grid, block, mask_bytes, stream, args);
+      return launch(quantize_register_rows<T, Producer, true, kVecs, false>, grid, block, shared, stream, args);
+    case QuantizeKernel::kFewRow:
+      return launch(quantize_register_rows<T, Producer, false, kFewVecs, false>, grid, block, shared, stream, args);
     case QuantizeKernel::kBlockRow:
-      return launch(quantize_register_rows<T, Producer, false, kVecs>, grid, block, mask_bytes, stream, args);
-    case QuantizeKernel::kLongRow:
-      return launch(quantize_register_rows<T, Producer, false, kLongVecs>, grid, block, mask_bytes, stream, args);
+      return launch(quantize_register_rows<T, Producer, false, kVecs, true>, grid, block, shared, stream, args);
     case QuantizeKernel::kReread:
-      return launch(quantize_reread_rows<T, Producer>, grid, block, 0, stream, args);
+      return launch(quantize_reread_rows<T, Producer>, grid, block, shared, stream, args);
   }
   return Status::kBadOperation;
 }
@@ -38,6 +38,7 @@ Status launch_quantize_typed(QuantizeParams const& p, QuantizePlan const& plan, 
                              static_cast<T const*>(p.beta),
                              p.idx,
                              p.epsilon,
+                             plan.stages,
                              p.xq,
                              p.sx,
                              static_cast<T*>(p.xo),

@@ -1,0 +1,41 @@
+// QuantizeParams with its element type known, and the arithmetic that every kernel shares.
+#pragma once
+
+#include <cstdint>
+
+#include "mixq/quantize/producer.cuh"
+
+namespace graphopt::mixq {
+
+template <class T>
+struct QuantizeArgs {
+  int64_t rows;                     // M
+  int32_t cols;                     // K
+  int32_t capacity;                 // C
+  T const* __restrict__ x;          // [M, K]
+  T const* __restrict__ other;      // [M, K]
+  T const* __restrict__ gamma;      // [K]
+  T const* __restrict__ beta;       // [K]
+  int32_t const* __restrict__ idx;  // [C]
+  float epsilon;
+  int32_t stages;           // rows that a block reads ahead
+  int8_t* __restrict__ xq;  // [M, K]
+  float* __restrict__ sx;   // [M]
+  T* __restrict__ xo;       // [M, C]
+  T* __restrict__ sum;      // [M, K] or null
+  T* __restrict__ y;        // [M, K] or null
+};
+
+/// Statistics of a norm: y = (v - mean) * scale * gamma + beta.
+struct Moments {
+  float mean;
+  float scale;
+};
+
+template <class Producer>
+__device__ __forceinline__ float normalize(float v, Moments m, float gamma, float beta) {
+  if constexpr (Producer::kNorm == Norm::kRms) return v * m.scale * gamma;
+  return (v - m.mean) * m.scale * gamma + beta;
+}
+
+}  // namespace graphopt::mixq
