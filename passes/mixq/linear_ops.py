@@ -30,7 +30,9 @@ _WQ4 = Param(
     "holds column 32v + i in its low nibble and 32v + 16 + i in its high one; B = 16 ceil(K / 32), 0 in padding",
 )
 _SG = Param("sg", "(G, N) int8: integer scale in 1..18 of each group and output channel; G = ceil(K / group)")
-_GROUP = Attribute("group", 64, "columns that share an integer scale; even; at least K where all of them do (sg is 1)")
+_GROUP = Attribute(
+    "group", 64, "columns that share an integer scale, a multiple of 32; at least K where all do (sg is 1)"
+)
 
 _SUM = "int8 products in int32, outlier products in float32, one rounding to T at the end (MixQ, SC'24)"
 

@@ -181,20 +181,23 @@ def nearest(w: np.ndarray, grid: Grid) -> np.ndarray:
     return _codes(w, grid.rows(w.shape[1]), grid.bits).astype(np.int8)
 
 
-def gptq(w: np.ndarray, grid: Grid, moment: SecondMoment) -> np.ndarray:
-    """Return codes (N, K) int8 whose output error is small; of each row, never larger than that of `nearest`.
+def gptq(w: np.ndarray, grid: Grid, moment: SecondMoment) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes whose output error is small, and that error, which in no row is larger than that of `nearest`.
 
     Args:
         w: (N, K) float32, 0 in outlier columns.
         grid: fitted to w.
         moment: of the input.
+
+    Returns:
+        codes (N, K) int8, and (N,) float64 as `SecondMoment.squared_error` gives it.
     """
     simple = nearest(w, grid)
     codes = np.zeros_like(simple)
     codes[:, moment.order] = _second_order(w, grid, moment).T
-    error = moment.squared_error(w - grid.values(codes))
-    better = error < moment.squared_error(w - grid.values(simple))
-    return np.where(better[:, None], codes, simple)
+    error, simple_error = (moment.squared_error(w - grid.values(c)) for c in (codes, simple))
+    better = error < simple_error
+    return np.where(better[:, None], codes, simple), np.where(better, error, simple_error)
 
 
 def _second_order(w: np.ndarray, grid: Grid, moment: SecondMoment) -> np.ndarray:

@@ -75,7 +75,7 @@ def quantize_weight(
     scale, outliers = np.empty(n, np.float32), np.empty((n, indices.size), dtype)
     groups = np.empty((-(-k // config.group) if config.group else 1, n), np.int8)
     inner = ~numerics.outlier_mask(indices, k)
-    errors = _Errors(moment)
+    errors = _Errors()
     step = max(1, _CHUNK_BYTES // (4 * k))
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
@@ -87,11 +87,15 @@ def quantize_weight(
             )
         bulk = exact * inner
         grid = rounding.fit(bulk, config.weight_bits, config.group, clip=config.clip, importance=importance)
-        rounded = rounding.nearest(bulk, grid) if moment is None else rounding.gptq(bulk, grid, moment)
+        if moment is None:
+            rounded = rounding.nearest(bulk, grid)
+        else:
+            rounded, output_error = rounding.gptq(bulk, grid, moment)
+            errors.add_output(moment.squared_error(exact), output_error)
         codes[rows] = pack_int4(rounded) if four else rounded
         scale[rows], groups[:, rows] = grid.scale, grid.groups
         outliers[rows] = numerics.gather_outliers(w, indices)
-        errors.add(exact, bulk - grid.values(rounded))
+        errors.add_weight(exact, bulk - grid.values(rounded))
     return QuantizedWeight(
         codes=codes,
         groups=groups if four else None,
@@ -99,29 +103,28 @@ def quantize_weight(
         scale=scale,
         outliers=outliers,
         error=errors.of_weight(),
-        output_error=errors.of_output(),
+        output_error=None if moment is None else errors.of_output(),
     )
 
 
 class _Errors:
     """Sums of squares over the rows of a weight, and their ratios."""
 
-    def __init__(self, moment: SecondMoment | None) -> None:
-        self._moment = moment
+    def __init__(self) -> None:
         self._weight = self._weight_error = self._output = self._output_error = 0.0
 
-    def add(self, exact: np.ndarray, difference: np.ndarray) -> None:
+    def add_weight(self, exact: np.ndarray, difference: np.ndarray) -> None:
         """Add rows of the weight and of the difference that quantization makes; both (rows, K) float32."""
         self._weight += float(np.einsum("nk,nk->", exact, exact, dtype=np.float64))
         self._weight_error += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
-        if self._moment is not None:
-            self._output += float(self._moment.squared_error(exact).sum())
-            self._output_error += float(self._moment.squared_error(difference).sum())
+
+    def add_output(self, squares: np.ndarray, squared_errors: np.ndarray) -> None:
+        """Add the mean square of some outputs and of their errors; both (rows,) float64."""
+        self._output += float(squares.sum())
+        self._output_error += float(squared_errors.sum())
 
     def of_weight(self) -> float:
         return float(np.sqrt(self._weight_error / self._weight)) if self._weight else 0.0
 
-    def of_output(self) -> float | None:
-        if self._moment is None:
-            return None
+    def of_output(self) -> float:
         return float(np.sqrt(max(self._output_error, 0.0) / self._output)) if self._output > 0 else 0.0

@@ -109,12 +109,13 @@ def test_gptq_is_never_worse_than_nearest(seed: int, n: int, k: int, bits: int, 
     w = heavy_tailed(rng, n, k) * inner
     moment = SecondMoment(correlated(rng, k), inner, 0.01)
     grid = rounding.fit(w, bits, group if bits == 4 else 0, clip=True)
-    codes = rounding.gptq(w, grid, moment)
+    codes, error = rounding.gptq(w, grid, moment)
     assert codes.shape == (n, k)
     assert not codes[:, ~inner].any()
     assert np.abs(codes).max(initial=0) <= Q_MAX[bits]
     errors = [moment.squared_error(w - grid.values(c)) for c in (codes, rounding.nearest(w, grid))]
     assert (errors[0] <= errors[1] * ROUNDING).all()
+    np.testing.assert_allclose(error, errors[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("bits", "group"), [(4, 0), (4, 64), (8, 0)])
@@ -125,10 +126,8 @@ def test_gptq_is_far_better_than_nearest_on_correlated_inputs(bits: int, group: 
     w *= inner
     moment = SecondMoment(correlated(rng, 256), inner, 0.01)
     grid = rounding.fit(w, bits, group, clip=False)
-    second, first = (
-        moment.squared_error(w - grid.values(f)).sum()
-        for f in (rounding.gptq(w, grid, moment), rounding.nearest(w, grid))
-    )
+    nearest, (second_order, _) = rounding.nearest(w, grid), rounding.gptq(w, grid, moment)
+    first, second = (moment.squared_error(w - grid.values(codes)).sum() for codes in (nearest, second_order))
     assert second < 0.5 * first
 
 
@@ -164,7 +163,7 @@ def test_few_tokens_and_dead_channels_are_no_obstacle() -> None:
     grid = rounding.fit(w, 4, 0, clip=False)
     for moment in (x.T @ x / 3, np.zeros((40, 40), np.float32)):
         prepared = SecondMoment(moment, np.ones(40, bool), 0.01)
-        codes = rounding.gptq(w, grid, prepared)
+        codes, _ = rounding.gptq(w, grid, prepared)
         np.testing.assert_array_equal(codes[:, :10], rounding.nearest(w, grid)[:, :10])
         assert np.isfinite(prepared.squared_error(w - grid.values(codes))).all()
 
