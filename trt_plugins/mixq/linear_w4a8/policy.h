@@ -1,0 +1,76 @@
+// Which w4a8 kernel runs, and its tile. Host code only.
+#pragma once
+
+#include <cstdint>
+
+namespace graphopt::mixq {
+
+/// A block's share of Y in the kernel for few tokens: 16 kRowTiles rows of W and 8 kTokenTiles tokens.
+///   kDepth: steps of 128 columns that a warp has on their way. kWarps: that split K.
+template <int kRowTiles_, int kTokenTiles_, int kDepth_, int kWarps_ = 8>
+struct SmallShape {
+  static constexpr int kRowTiles = kRowTiles_;
+  static constexpr int kTokenTiles = kTokenTiles_;
+  static constexpr int kDepth = kDepth_;
+  static constexpr int kWarps = kWarps_;
+};
+
+using Small8 = SmallShape<1, 1, 3>;
+using Small16 = SmallShape<1, 2, 2>;
+using Small32 = SmallShape<1, 4, 2>;
+
+/// A block's share of Y in the tile kernel and how its warps split it.
+///   kRowsM, kRowsN: tokens and rows of W in a block; kWarpM, kWarpN: in a warp.
+///   kStages: tiles of 64 columns in flight.
+template <int kRowsM_, int kRowsN_, int kWarpM_, int kWarpN_, int kStages_>
+struct W4TileShape {
+  static constexpr int kRowsM = kRowsM_;
+  static constexpr int kRowsN = kRowsN_;
+  static constexpr int kWarpM = kWarpM_;
+  static constexpr int kWarpN = kWarpN_;
+  static constexpr int kStages = kStages_;
+
+  static constexpr int64_t blocks(int64_t m, int64_t n) {
+    return ((m + kRowsM - 1) / kRowsM) * ((n + kRowsN - 1) / kRowsN);
+  }
+};
+
+// 96 KB of stages is the most that sm_86, 89 and 120 can hold.
+using W4Tile256x128 = W4TileShape<256, 128, 64, 64, 4>;
+using W4Tile128x128 = W4TileShape<128, 128, 64, 64, 5>;
+using W4Tile128x128Narrow = W4TileShape<128, 128, 64, 32, 5>;
+using W4Tile64x64 = W4TileShape<64, 64, 32, 32, 6>;
+
+enum class LinearW4A8Kernel { kGeneric, kSmall8, kSmall16, kSmall32, kTile64x64, kTile128x128, kTile256x128 };
+
+constexpr int64_t kTileColumns = 64;  // a tile's columns lie in one group
+
+/// Logarithm of `group`; that of a group that no K reaches where all `k` columns share one; -1 where the fast kernels
+/// do not take it.
+constexpr int w4a8_group_shift(int64_t group, int64_t k) {
+  constexpr int kOneGroup = 30;
+  if (group >= k) return kOneGroup;
+  if (group < kTileColumns) return -1;
+  for (int shift = 0; shift < kOneGroup; ++shift) {
+    if (group == int64_t{1} << shift) return shift;
+  }
+  return -1;
+}
+
+/// The kernel for few tokens where they are few, else the largest tile that still gives every multiprocessor a block.
+///
+/// Args:
+///   m, n: sizes of Y.
+///   vectors: K is a multiple of 16, every operand of the products is aligned to 16 bytes, and the group has a shift.
+///   multiprocessors: of the device.
+constexpr LinearW4A8Kernel pick_linear_w4a8(int64_t m, int64_t n, bool vectors, int multiprocessors) {
+  if (!vectors) return LinearW4A8Kernel::kGeneric;
+  if (m <= 8) return LinearW4A8Kernel::kSmall8;
+  if (m <= 16) return LinearW4A8Kernel::kSmall16;
+  if (m <= 32) return LinearW4A8Kernel::kSmall32;
+  if (W4Tile256x128::blocks(m, n) >= multiprocessors) return LinearW4A8Kernel::kTile256x128;
+  if (W4Tile128x128::blocks(m, n) >= multiprocessors) return LinearW4A8Kernel::kTile128x128;
+  return LinearW4A8Kernel::kTile64x64;
+}
+
+}  // namespace graphopt::mixq
