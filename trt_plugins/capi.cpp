@@ -3,6 +3,7 @@
 #include "common/export.h"
 #include "common/tensor.h"
 #include "mixq/linear/params.h"
+#include "mixq/linear_w4a8/params.h"
 #include "mixq/quantize/params.h"
 
 using graphopt::DType;
@@ -38,6 +39,15 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n
   graphopt::mixq::LinearParams const params{
       static_cast<DType>(dtype), m, n, k, capacity, xq, sx, xo, wq, sw, wo, bias, y};
   return static_cast<int32_t>(graphopt::mixq::launch_linear(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a8(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
+                                                  int64_t group, int8_t const* xq, float const* sx, void const* xo,
+                                                  int8_t const* wq4, int8_t const* sg, float const* sw, void const* wo,
+                                                  void const* bias, void* y, void* stream) {
+  graphopt::mixq::LinearW4A8Params const params{
+      static_cast<DType>(dtype), m, n, k, capacity, group, xq, sx, xo, wq4, sg, sw, wo, bias, y};
+  return static_cast<int32_t>(graphopt::mixq::launch_linear_w4a8(params, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT char const* graphopt_status_string(int32_t status) {

@@ -46,6 +46,15 @@ int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int
                              float const* sx, void const* xo, int8_t const* wq, float const* sw, void const* wo,
                              void const* bias, void* y, void* stream);
 
+// y = T(sx sw (xq wc^T) + xo wo^T + bias), wc[n, k] = sg[k / group, n] wq4[n, k].
+//   wq4  [N, 16 ceil(K / 32)] int8   codes in -7..7; byte 16 v + i: column 32 v + i low, 32 v + 16 + i high; 0 in padding
+//   sg   [ceil(K / group), N] int8   in 1..18; group even
+//   the others as above
+int32_t graphopt_mixq_linear_w4a8(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int64_t group,
+                                  int8_t const* xq, float const* sx, void const* xo, int8_t const* wq4,
+                                  int8_t const* sg, float const* sw, void const* wo, void const* bias, void* y,
+                                  void* stream);
+
 // One sentence; never null, owned by the library.
 char const* graphopt_status_string(int32_t status);
 

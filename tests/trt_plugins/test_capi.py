@@ -56,6 +56,18 @@ def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
     return int(lib.graphopt_mixq_linear(*converted, None))
 
 
+def _linear_w4a8(lib: ctypes.CDLL, **changes: int | None) -> int:
+    arguments: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16, "group": 64}
+    arguments |= dict.fromkeys(("xq", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y"), POINTER)
+    arguments |= changes
+    longs = ("m", "n", "k", "capacity", "group")
+    converted = [
+        (ctypes.c_int32 if name == "dtype" else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
+        for name, value in arguments.items()
+    ]
+    return int(lib.graphopt_mixq_linear_w4a8(*converted, None))
+
+
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
@@ -107,6 +119,27 @@ def test_quantize_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int 
 )
 def test_linear_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
     assert _linear(lib, **changes) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"m": 0}, OK),
+        ({"m": -1}, BAD_SHAPE),
+        ({"n": 0}, BAD_SHAPE),
+        ({"k": 0}, BAD_SHAPE),
+        ({"k": 133145}, TOO_LARGE),
+        ({"capacity": 8}, BAD_SHAPE),
+        ({"group": 0}, BAD_SHAPE),
+        ({"group": 33}, BAD_SHAPE),
+        ({"dtype": INT8}, BAD_TYPE),
+        *(({name: None}, NULL) for name in ("xq", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y")),
+        *(({name: POINTER + 1}, MISALIGNED) for name in ("sx", "xo", "sw", "wo", "bias", "y")),
+    ],
+    ids=str,
+)
+def test_linear_w4a8_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _linear_w4a8(lib, **changes) == status
 
 
 def test_every_status_has_its_own_sentence(lib: ctypes.CDLL) -> None:

@@ -9,5 +9,6 @@ namespace graphopt::mixq {
 
 std::vector<OpClass> quantize_ops();
 OpClass linear_op();
+OpClass linear_w4a8_op();
 
 }  // namespace graphopt::mixq
