@@ -22,11 +22,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import capi
 import numpy as np
 import torch
 import v3_cases
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
+from v3_cases import TYPES
+
+from graphopt.bench.capi import PRODUCERS, Library
+from graphopt.bench.record import environment
 
 ROWS = (0, 1, 3, 16, 17, 128, 300, 1000)
 COLS = (64, 576, 1536, 4096, 4100, 11008)
@@ -86,7 +89,7 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.astype(np.float64), b.astype(np.float64), equal_nan=True))
 
 
-def check_quantize(lib: capi.Library, case: QuantizeCase, offset: int = 0) -> float:
+def check_quantize(lib: Library, case: QuantizeCase, offset: int = 0) -> float:
     """Return the worst row error of y.
 
     Raises:
@@ -94,7 +97,7 @@ def check_quantize(lib: capi.Library, case: QuantizeCase, offset: int = 0) -> fl
     """
     inputs = case.inputs(rng_for(case))
     want, want_sum = case.produced(inputs)
-    t = capi.TYPES[case.dtype]
+    t = TYPES[case.dtype]
     m, k, c = case.rows, case.cols, case.capacity
 
     def run(emit: bool) -> dict[str, np.ndarray]:
@@ -126,7 +129,7 @@ def check_quantize(lib: capi.Library, case: QuantizeCase, offset: int = 0) -> fl
     return row_error(got["y"], want)
 
 
-def check_linear(lib: capi.Library, case: LinearCase, offset: int = 0) -> float:
+def check_linear(lib: Library, case: LinearCase, offset: int = 0) -> float:
     """Return the worst row error.
 
     Raises:
@@ -140,7 +143,7 @@ def check_linear(lib: capi.Library, case: LinearCase, offset: int = 0) -> float:
         device = [upload(operands[name], offset if name in ("xq", "wo") else 0) for name in order]
         runs = []
         for _ in range(2):
-            y = Output((case.m, case.n), capi.TYPES[case.dtype], offset)
+            y = Output((case.m, case.n), TYPES[case.dtype], offset)
             lib.linear(*device, y.tensor)
             torch.cuda.synchronize()
             runs.append(y.read())
@@ -151,22 +154,28 @@ def check_linear(lib: capi.Library, case: LinearCase, offset: int = 0) -> float:
 def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
     capacities = itertools.cycle(CAPACITIES)
     rows = (0, 3, 17, 300) if quick else ROWS
-    for dtype, producer, k, m in itertools.product(capi.TYPES, capi.PRODUCERS, COLS, rows):
+    for dtype, producer, k, m in itertools.product(TYPES, PRODUCERS, COLS, rows):
         if producer in SLOW_EVALUATORS and m * k > SLOW_ELEMENTS:
             m = SLOW_ELEMENTS // k
         yield QuantizeCase(producer, dtype, m, k, next(capacities), special=True)
     # Rows of every kernel's limits: one warp, one block, long rows, and rows read again.
-    for dtype, producer in itertools.product(capi.TYPES, ("MixQQuantize", "MixQAddLayerNorm", "MixQGatedSilu")):
+    for dtype, producer in itertools.product(TYPES, ("MixQQuantize", "MixQAddLayerNorm", "MixQGatedSilu")):
         for k in (1, 7, 8, 512, 1024, 1032, 8192, 16384, 16392, 28672, 32768, 40000):
             yield QuantizeCase(producer, dtype, 9, k, 32, special=k > 16)
+    # Rows enough for blocks to read one and two of them ahead.
+    for dtype, producer in itertools.product(TYPES, PRODUCERS):
+        if producer not in SLOW_EVALUATORS:
+            longest = 16384 if dtype == "float32" else 32768
+            for m, k in ((300, longest), (700, longest // 4)):
+                yield QuantizeCase(producer, dtype, m, k, 128, special=True)
 
 
 def linear_cases(quick: bool) -> Iterator[LinearCase]:
     capacities = itertools.cycle(CAPACITIES)
     rows = (0, 3, 17, 300) if quick else ROWS
-    for dtype, k, n, m in itertools.product(capi.TYPES, COLS, COLUMNS_OUT, rows):
+    for dtype, k, n, m in itertools.product(TYPES, COLS, COLUMNS_OUT, rows):
         yield LinearCase(dtype, m, n, k, next(capacities), special=True)
-    for dtype in capi.TYPES:  # enough blocks for the large tiles, ragged edges, one K tile, one row
+    for dtype in TYPES:  # enough blocks for the large tiles, ragged edges, one K tile, one row
         for m, n, k in ((1024, 2176, 64), (3072, 1408, 80), (2100, 4104, 272), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
             yield LinearCase(dtype, m, n, k, 48, special=True)
 
@@ -213,14 +222,14 @@ def sweep(tasks: list[tuple[str, str, str, Callable[[], float]]]) -> Tally:
     return tally
 
 
-def through_capi(lib: capi.Library, quick: bool) -> list[dict[str, object]]:
+def through_capi(lib: Library, quick: bool) -> list[dict[str, object]]:
     tasks = []
     for case in quantize_cases(quick):
         tasks.append((case.producer, case.dtype, str(case), lambda c=case: check_quantize(lib, c)))
     for case in linear_cases(quick):
         tasks.append(("MixQLinear", case.dtype, str(case), lambda c=case: check_linear(lib, c)))
-    for dtype in capi.TYPES:  # pointers that no 16-byte access may use
-        for producer in capi.PRODUCERS:
+    for dtype in TYPES:  # pointers that no 16-byte access may use
+        for producer in PRODUCERS:
             case = QuantizeCase(producer, dtype, 9, 576, 32, special=True)
             tasks.append((producer, dtype, f"{case} misaligned", lambda c=case: check_quantize(lib, c, offset=1)))
         for m in (5, 70):
@@ -229,7 +238,7 @@ def through_capi(lib: capi.Library, quick: bool) -> list[dict[str, object]]:
     return sweep(tasks).report("capi")
 
 
-def chain_error(lib: capi.Library) -> float:
+def chain_error(lib: Library) -> float:
     """||y - x W^T|| / ||x W^T|| of quantize + linear, int8 error included: the two kernels fit together."""
     rng = np.random.default_rng(7)
     case = QuantizeCase("MixQQuantize", "float16", 200, 1024, 64)
@@ -256,10 +265,13 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
     shapes = [(0, 64), (9, 64), (5, 100)] if quick else [(0, 64), (9, 64), (33, 1024), (9, 4096), (9, 20480), (5, 100)]
     cases: list[QuantizeCase | LinearCase] = [
         QuantizeCase(producer, dtype, m, k, 32, special=True)
-        for dtype, producer, (m, k) in itertools.product(capi.TYPES, capi.PRODUCERS, shapes)
+        for dtype, producer, (m, k) in itertools.product(TYPES, PRODUCERS, shapes)
     ]
+    # One kernel of each kind that reads rows ahead.
+    ahead = ("MixQQuantize", "MixQAddLayerNorm", "MixQGatedSilu")
+    cases += [QuantizeCase(producer, "float16", 300, 32768, 32) for producer in ahead]
     linear = [(0, 8, 64), (1, 40, 64), (12, 4300, 80), (40, 72, 160), (1024, 2176, 64), (3072, 1408, 64), (20, 33, 100)]
-    cases += [LinearCase(dtype, *shape, 32, special=True) for dtype in capi.TYPES for shape in linear]
+    cases += [LinearCase(dtype, *shape, 32, special=True) for dtype in TYPES for shape in linear]
     return cases
 
 
@@ -281,24 +293,6 @@ def through_plugins(library: Path, host: Path, quick: bool) -> list[dict[str, ob
     return tally.report("plugin_v3")
 
 
-def environment(lib: capi.Library) -> dict[str, object]:
-    properties = torch.cuda.get_device_properties(0)
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "gpu": properties.name,
-        "driver": driver,
-        "cuda": torch.version.cuda,
-        "library": f"{lib.version} {lib.build_info}",
-        "commit": os.environ.get("GRAPHOPT_COMMIT", ""),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path)
@@ -311,7 +305,7 @@ def main() -> None:
         options.write_cases.mkdir(parents=True, exist_ok=True)
         v3_cases.write(options.write_cases, plugin_cases(options.quick), rng_for)
         return
-    lib = capi.Library(options.library)
+    lib = Library(options.library)
     start = time.time()
     entries = through_capi(lib, options.quick) + through_plugins(options.library, options.host, options.quick)
     chain = chain_error(lib)

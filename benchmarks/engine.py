@@ -23,7 +23,6 @@ from typing import Any
 import engine_models
 import numpy as np
 
-from graphopt.compare.results import provenance
 from graphopt.engine import gpu
 from graphopt.engine.build import BuildOptions, build
 from graphopt.engine.measure import by_op, latency
@@ -31,6 +30,7 @@ from graphopt.engine.run import Runner
 from graphopt.errors import GraphOptError
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.presets import llama_config
+from graphopt.results import provenance
 
 #: Share of int8 codes that may differ by one step (see tests/contract/test_ops.py).
 BOUNDARY_CODES = 0.01

@@ -1,23 +1,33 @@
 #!/bin/bash
-# Everything that needs a GPU, in one run of at most ten minutes: correctness, compute-sanitizer, first timings.
-#   bash benchmarks/gpu_trip.sh [correctness|sanitizer|timing ...]     results under $OUT (default out/gpu)
-# Needs carry/ (benchmarks/gpu_carry.sh) and a python3 with torch, numpy and ml_dtypes. Every stage has its own limit, so
-# that one that fails or hangs does not take the others with it.
+# Everything that needs a GPU, by stages; each has a limit of its own, so that one that fails or hangs does not take the
+# others with it.
+#   bash benchmarks/gpu_trip.sh [STAGE ...]     results under $OUT (default out/gpu)
+#     correctness  every kernel against its numpy evaluator, through the C API and TensorRT's plugin interface (1 min)
+#     quick        the same on fewer sizes
+#     sanitizer    compute-sanitizer over every kernel
+#     timing       graphopt bench kernels, all suites (2 min)
+#     counters     hardware counters of the quantize kernels
+#     all          correctness sanitizer timing counters (default)
+#     mixq         quick timing counters
+# Needs carry/ (benchmarks/gpu_carry.sh) and a python3 with torch, numpy, ml_dtypes, typer and rich.
 cd "$(dirname "$0")/.." || exit 1
-out="${OUT:-out/gpu}"
+out="$(realpath -m "${OUT:-out/gpu}")"
 mkdir -p "$out"
-export PYTHONPATH="$PWD/benchmarks" PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=2 OMP_NUM_THREADS=2
+export PYTHONPATH="$PWD:$PWD/benchmarks:$PWD/carry" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export OPENBLAS_NUM_THREADS=2 OMP_NUM_THREADS=2
 export GRAPHOPT_COMMIT="$(cat carry/commit 2>/dev/null)"
-library="$PWD/carry/libgraphopt_plugins.so"
+export GRAPHOPT_PLUGIN_LIBRARY="$PWD/carry/libgraphopt_plugins.so"
 host="$PWD/carry/host_v3"
 chmod +x "$host"
 status=0
 
-correctness() {
-    timeout 240 python3 benchmarks/correctness.py --library "$library" --host "$host" \
-        --json "$out/correctness.json" 2>&1 | tee "$out/correctness.log"
+check() {
+    timeout 240 python3 benchmarks/correctness.py --library "$GRAPHOPT_PLUGIN_LIBRARY" --host "$host" \
+        --json "$out/correctness.json" "$@" 2>&1 | tee "$out/correctness.log"
     return "${PIPESTATUS[0]}"
 }
+correctness() { check; }
+quick() { check --quick; }
 
 # Cases of every kernel, small, through the C++ host: no framework's own kernels are in the way.
 sanitizer() {
@@ -27,8 +37,8 @@ sanitizer() {
     : > "$out/sanitizer.log"
     for tool in memcheck racecheck initcheck synccheck; do
         echo "== $tool" >> "$out/sanitizer.log"
-        timeout 45 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-            "$host" "$library" "$cases" >> "$out/sanitizer.log" 2>&1
+        timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+            "$host" "$GRAPHOPT_PLUGIN_LIBRARY" "$cases" >> "$out/sanitizer.log" 2>&1
         code=$?
         echo "== $tool exit $code" >> "$out/sanitizer.log"
         [ "$code" = 0 ] || failed=1
@@ -38,13 +48,40 @@ sanitizer() {
 }
 
 timing() {
-    timeout 150 python3 benchmarks/mixq_first.py --library "$library" --json "$out/mixq_first.json" 2>&1 |
-        tee "$out/mixq_first.log"
-    return "${PIPESTATUS[0]}"
+    local failed=0 suite
+    for suite in mixq_quantize mixq; do
+        timeout 150 python3 -m graphopt bench kernels --suite "$suite" --json "$out/$suite.json" 2>&1 |
+            tee "$out/$suite.log"
+        [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    done
+    return "$failed"
 }
 
-[ $# -gt 0 ] || set -- correctness sanitizer timing
-for stage in "$@"; do
+# What each quantize kernel is limited by: issue slots, memory, or neither (latency).
+counters() {
+    timeout 100 ncu --clock-control none --kernel-name regex:quantize --csv --page raw --metrics \
+gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__inst_issued.avg.pct_of_peak_sustained_active,\
+smsp__inst_executed.sum,sm__warps_active.avg.pct_of_peak_sustained_active,smsp__inst_executed_pipe_xu.sum,\
+launch__registers_per_thread,launch__occupancy_limit_shared_mem,launch__grid_size,launch__block_size,\
+smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio,\
+smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio,\
+l1tex__data_bank_conflicts_pipe_lsu.sum,dram__bytes.sum \
+        python3 benchmarks/counters.py > "$out/counters.csv" 2> "$out/counters.log"
+    local code=$?
+    python3 benchmarks/counters.py --read "$out/counters.csv" | tee "$out/counters.txt"
+    return "$code"
+}
+
+[ $# -gt 0 ] || set -- all
+stages=()
+for name in "$@"; do
+    case "$name" in
+    all) stages+=(correctness sanitizer timing counters) ;;
+    mixq) stages+=(quick timing counters) ;;
+    *) stages+=("$name") ;;
+    esac
+done
+for stage in "${stages[@]}"; do
     echo "===== $stage"
     start=$SECONDS
     "$stage" || { echo "===== $stage FAILED"; status=1; }

@@ -17,6 +17,9 @@ _NAMES = {
     np.dtype(np.int8): "i8",
     np.dtype(np.int32): "i32",
 }
+#: Activation types by name.
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 _TORCH = {
     np.dtype(np.float32): torch.float32,
     np.dtype(np.float16): torch.float16,

@@ -6,6 +6,7 @@ An `InternalError` is a bug of ours and always comes with its traceback.
 """
 
 __all__ = [
+    "BenchError",
     "CalibrationError",
     "ComparisonFailed",
     "EngineError",
@@ -50,6 +51,10 @@ class PluginError(GraphOptError):
 
 class EngineError(GraphOptError):
     """TensorRT is missing, or refused to parse, build or load."""
+
+
+class BenchError(GraphOptError):
+    """What is to be timed cannot run on this machine."""
 
 
 class ComparisonFailed(Exception):  # noqa: N818 (an outcome, not an error)

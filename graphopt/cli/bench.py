@@ -1,4 +1,4 @@
-"""`graphopt bench`: how fast an engine is."""
+"""`graphopt bench`: how fast an engine is, and how fast the kernels are."""
 
 __all__ = ["app"]
 
@@ -10,14 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from graphopt.cli.console import JsonFlag, emit, guard
+from graphopt.cli.console import JsonFlag, emit, guard, stdout
 
 app = typer.Typer(no_args_is_help=True, help="Measure how fast things are on the GPU of this machine.")
-
-
-@app.callback()
-def _group() -> None:
-    """A callback keeps `engine` a verb of its own while it is the only one."""
 
 
 @app.command()
@@ -49,6 +44,53 @@ def engine(
         for name, path in plans.items()
     }
     emit({**results, "cuda_graph": cuda_graph}, json, lambda out: _render(out, results))
+
+
+@app.command()
+@guard
+def kernels(
+    json: Annotated[
+        Path | None, typer.Option(help="Write the rows to this file, as benchmarks/results/<gpu>/<suite>.json.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="Which kernels: mixq, mixq_quantize.")] = "mixq",
+    plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
+) -> None:
+    """Time the kernels beside torch and bitsandbytes, after checking them on the same buffers.
+
+    Needs torch with CUDA, but neither TensorRT nor the packages that models need.
+
+    Examples:
+
+      graphopt bench kernels
+
+      graphopt bench kernels --suite mixq_quantize --json quantize.json
+    """
+    from graphopt.bench.capi import Library
+    from graphopt.bench.ceilings import Ceilings
+    from graphopt.bench.record import environment, write
+    from graphopt.bench.suites import suite as suite_of
+    from graphopt.engine.plugins import locate
+
+    chosen = suite_of(suite)
+    library = Library(locate(plugins))
+    ceilings = Ceilings.measure()
+    shared = {**environment(library), **ceilings.fields()}
+    stdout.print(
+        f"{shared['gpu']}: copies {shared['copy_tb_s']} TB/s, fp16 {shared['fp16_tflop_s']} TFLOP/s", highlight=False
+    )
+    rows = []
+    for row in chosen.run(library, ceilings):
+        rows.append(row)
+        stdout.print(_line(row), highlight=False, soft_wrap=True)
+        if json is not None:  # after every row, as a run that is cut off has still measured something
+            write(json, rows, shared)
+
+
+def _line(row: Any) -> str:
+    """One measurement as text: sizes, time, share of the floor, speed over each peer."""
+    size = " ".join(f"{name}={value}" for name in "MNK" if (value := getattr(row, name)) is not None)
+    peers = "  ".join(f"{us / row.us:.2f}x {name}" for name, us in row.peers.items())
+    return f"{row.case:18} {size:24} {row.us:9.2f} us  {row.share:4.0%} of floor  {peers}".rstrip()
 
 
 def _measure(

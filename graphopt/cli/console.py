@@ -4,7 +4,7 @@ Everything for people goes to standard error, so that standard output holds only
 the verb's result.
 """
 
-__all__ = ["JsonFlag", "console", "emit", "guard", "progress"]
+__all__ = ["JsonFlag", "console", "emit", "guard", "progress", "stdout"]
 
 import functools
 import json as jsonlib

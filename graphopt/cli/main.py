@@ -2,13 +2,53 @@
 
 __all__ = ["app", "main"]
 
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from graphopt import __version__
-from graphopt.cli import bench, build, calibrate, compare, doctor, eval, inspect, model, optimize, run
+
+#: In the order of the help. Each is the function or the group `app` of the module of its name in graphopt.cli.
+_VERBS = (
+    "optimize", "calibrate", "inspect", "compare", "build", "run", "doctor", "bench", "eval", "model",
+)  # fmt: skip
+
+
+class _Verbs(Mapping[str, Any]):
+    """Commands by name. A module is imported when its verb is asked for: a verb needs what it uses itself, no more, so
+    that `bench` runs on a GPU host without the compiler's packages."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in _VERBS:
+            raise KeyError(name)
+        module = importlib.import_module(f"graphopt.cli.{name}")
+        if hasattr(module, "app"):
+            group = typer.main.get_group(module.app)
+            group.name = name
+            return group
+        single = typer.Typer(add_completion=False)
+        single.command(name)(getattr(module, name))
+        return typer.main.get_command(single)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_VERBS)
+
+    def __len__(self) -> int:
+        return len(_VERBS)
+
+
+class _Group(TyperGroup):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.commands = _Verbs()  # type: ignore[assignment]
+
 
 app = typer.Typer(
     name="graphopt",
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,21 +73,6 @@ def _main(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     pass
-
-
-for verb in (
-    optimize.optimize,
-    calibrate.calibrate,
-    inspect.inspect,
-    compare.compare,
-    build.build,
-    run.run,
-    doctor.doctor,
-):
-    app.command()(verb)
-app.add_typer(bench.app, name="bench")
-app.add_typer(eval.app, name="eval")
-app.add_typer(model.app, name="model")
 
 
 def main() -> None:

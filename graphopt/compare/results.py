@@ -1,18 +1,15 @@
 """Result files: lists of rows in JSON, in which a new measurement replaces the old one of the same thing."""
 
-__all__ = ["accuracy_row", "provenance", "record"]
+__all__ = ["accuracy_row", "record"]
 
-import datetime
 import json
-import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import graphopt
 from graphopt.compare.perplexity import PerplexityResult
 from graphopt.errors import OutputError
+from graphopt.results import provenance, write_rows
 
 #: Fields that say what an accuracy row measured; all others are the measurement.
 ACCURACY_KEY = ("scheme", "kv", "tokens", "chunks")
@@ -34,18 +31,6 @@ def accuracy_row(result: PerplexityResult, *, scheme: str, kv: str, bits_per_wei
     }
 
 
-def provenance() -> dict[str, str]:
-    """Return the commit of the source (the version, for an installed package) and today's date (UTC)."""
-    command = ["git", "-C", str(Path(graphopt.__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        commit = done.stdout.strip()
-    except OSError:  # no git here
-        commit = ""
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return {"commit": commit or f"v{graphopt.__version__}", "date": date}
-
-
 def record(path: Path, row: dict[str, Any], key: Sequence[str] = ACCURACY_KEY) -> None:
     """Put ``row`` into the list in the JSON file ``path``, in place of the row with the same ``key`` fields.
 
@@ -61,12 +46,4 @@ def record(path: Path, row: dict[str, Any], key: Sequence[str] = ACCURACY_KEY) -
     same = [i for i, r in enumerate(rows) if all(r.get(k) == row[k] for k in key)]
     kept = [r for i, r in enumerate(rows) if i not in same]
     kept.insert(same[0] if same else len(kept), row)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as e:
-        raise OutputError(f"cannot write results to {path}: {e.strerror or e}; nothing was written") from e
-    finally:
-        partial.unlink(missing_ok=True)
+    write_rows(path, kept)

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import graphopt
-from graphopt.compare import results
 from graphopt.compare.perplexity import PerplexityResult
 from graphopt.compare.results import accuracy_row, record
 from graphopt.errors import OutputError
@@ -27,14 +25,6 @@ def test_a_row_has_the_agreed_fields() -> None:
     assert re.fullmatch(r"[0-9a-f]{12}|v.+", row["commit"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"])
     assert (row["ppl"], row["ppl_fp32"], row["tokens"], row["bits_per_weight"]) == (20.5, 20.0, 2044, 8.5)
-
-
-def test_without_git_the_version_stands_for_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_git(*_: object, **__: object) -> None:
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(results.subprocess, "run", no_git)
-    assert results.provenance()["commit"] == f"v{graphopt.__version__}"
 
 
 def test_rows_replace_their_own_kind_only(tmp_path: Path) -> None:

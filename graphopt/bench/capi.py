@@ -1,0 +1,147 @@
+"""The C API of the plugin library over torch tensors. Needs torch with CUDA, not TensorRT."""
+
+__all__ = ["PRODUCERS", "Library", "torch_with_cuda"]
+
+import ctypes
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.errors import BenchError, PluginError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Quantizing ops by plugin name, in the order of their numbers in the C API.
+PRODUCERS = (
+    "MixQQuantize",
+    "MixQRMSNorm",
+    "MixQAddRMSNorm",
+    "MixQLayerNorm",
+    "MixQAddLayerNorm",
+    "MixQGatedSilu",
+    "MixQGatedGelu",
+    "MixQGatedGeluTanh",
+    "MixQGelu",
+    "MixQGeluTanh",
+)
+
+_TYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
+
+
+def torch_with_cuda() -> Any:
+    """Import torch.
+
+    Raises:
+        BenchError: there is no torch, or none that sees a GPU.
+    """
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as e:
+        raise BenchError("kernels are timed through torch, which is not installed here; pip install torch") from e
+    if not torch.cuda.is_available():
+        raise BenchError("torch sees no CUDA GPU here; run this on a machine that has one")
+    return torch
+
+
+class Library:
+    """libgraphopt_plugins.so.
+
+    Args:
+        path: the library file.
+
+    Raises:
+        PluginError: it cannot be loaded, or is not one of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._torch = torch_with_cuda()
+        pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+        try:
+            self._lib = ctypes.CDLL(str(path))
+            for name in ("graphopt_status_string", "graphopt_plugins_version", "graphopt_plugins_build_info"):
+                getattr(self._lib, name).restype = ctypes.c_char_p
+            self._lib.graphopt_mixq_quantize.argtypes = (
+                [number, number, long, long, long] + [pointer] * 5 + [ctypes.c_float] + [pointer] * 6
+            )
+            self._lib.graphopt_mixq_linear.argtypes = [number] + [long] * 4 + [pointer] * 9
+        except (OSError, AttributeError) as e:
+            raise PluginError(f"{path} is not a plugin library that can be loaded here ({e}); build it again") from e
+
+    @property
+    def build_info(self) -> str:
+        """Toolkit, architectures and headers that the library was built with."""
+        return str(self._lib.graphopt_plugins_build_info().decode())
+
+    @property
+    def version(self) -> str:
+        """Version of the library."""
+        return str(self._lib.graphopt_plugins_version().decode())
+
+    def _require(self, status: int) -> None:
+        if status:
+            raise RuntimeError(self._lib.graphopt_status_string(status).decode())
+
+    def _stream(self) -> int:
+        return int(self._torch.cuda.current_stream().cuda_stream)
+
+    def quantize(
+        self,
+        producer: str,
+        x: "Tensor",
+        idx: "Tensor",
+        outputs: "dict[str, Tensor]",
+        *,
+        other: "Tensor | None" = None,
+        gamma: "Tensor | None" = None,
+        beta: "Tensor | None" = None,
+        epsilon: float = 0.0,
+    ) -> None:
+        """Enqueue a quantizing op on the current stream.
+
+        Args:
+            producer: one of PRODUCERS.
+            x: [M, K] input, or the gate.
+            idx: [C] int32, ascending, padded with -1.
+            outputs: xq, sx, xo and, where wanted, sum and y.
+            other: [M, K] residual or up.
+            gamma: [K], of a norm.
+            beta: [K], of a layer norm.
+            epsilon: of a norm.
+        """
+        rows, cols = x.shape
+        self._require(
+            self._lib.graphopt_mixq_quantize(
+                PRODUCERS.index(producer),
+                _TYPES[str(x.dtype)],
+                rows,
+                cols,
+                len(idx),
+                *map(_pointer, (x, other, gamma, beta, idx)),
+                epsilon,
+                *map(_pointer, (outputs.get(name) for name in ("xq", "sx", "xo", "sum", "y"))),
+                self._stream(),
+            )
+        )
+
+    def linear(
+        self,
+        xq: "Tensor",
+        sx: "Tensor",
+        xo: "Tensor",
+        wq: "Tensor",
+        sw: "Tensor",
+        wo: "Tensor",
+        bias: "Tensor",
+        y: "Tensor",
+    ) -> None:
+        """Enqueue y = T(sx sw (xq wq^T) + xo wo^T + bias) on the current stream; shapes as in params.h."""
+        m, k = xq.shape
+        operands = (xq, sx, xo, wq, sw, wo, bias, y)
+        shape = (m, wq.shape[0], k, xo.shape[1])
+        status = self._lib.graphopt_mixq_linear(_TYPES[str(xo.dtype)], *shape, *map(_pointer, operands), self._stream())
+        self._require(status)
+
+
+def _pointer(tensor: "Tensor | None") -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,144 @@
+"""Suite "mixq_quantize": the quantizing ops of MixQ, rated by the bandwidth of a copy."""
+
+__all__ = ["QuantizeCase", "measure_quantize", "quantize_cases"]
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from graphopt.bench.capi import PRODUCERS, Library, torch_with_cuda
+from graphopt.bench.ceilings import Ceilings
+from graphopt.bench.record import Row
+from graphopt.bench.timer import copies_for, median_us
+from graphopt.errors import InternalError
+
+SUITE = "mixq_quantize"
+COLS = (4096, 8192, 11008, 28672)
+ROWS = (16, 4096)
+CAPACITY = 128
+EPSILON = 1e-5
+_ROW_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class QuantizeCase:
+    """A producer on [M, K] float16 with C outlier channels."""
+
+    producer: str
+    m: int
+    k: int
+    capacity: int = CAPACITY
+
+    @property
+    def adds(self) -> bool:
+        """Whether it adds a residual, and writes the sum."""
+        return "Add" in self.producer
+
+    @property
+    def inputs(self) -> int:
+        """How many [M, K] inputs it reads."""
+        return 2 if self.adds or "Gated" in self.producer else 1
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that must be moved: inputs, sum, codes, scales, outliers; parameters are read from caches."""
+        return self.m * (self.k * (2 * self.inputs + 2 * self.adds + 1) + 4 + 2 * self.capacity)
+
+
+def quantize_cases() -> Iterator[QuantizeCase]:
+    """Every op and size of the suite."""
+    for producer in PRODUCERS:
+        for k in COLS:
+            for m in ROWS:
+                yield QuantizeCase(producer, m, k)
+
+
+class _Operands:
+    """Inputs and outputs of one call, parameters shared with its other copies."""
+
+    def __init__(self, case: QuantizeCase, idx: Any, parameters: dict[str, Any]) -> None:
+        torch = torch_with_cuda()
+        m, k, c = case.m, case.k, case.capacity
+        self.case, self.idx, self.parameters = case, idx, parameters
+        self.x = torch.randn(m, k, dtype=torch.float16, device="cuda")
+        self.other = {"other": torch.randn_like(self.x)} if case.inputs == 2 else {}
+        self.outputs = {
+            "xq": torch.empty(m, k, dtype=torch.int8, device="cuda"),
+            "sx": torch.empty(m, 1, device="cuda"),
+            "xo": torch.empty(m, c, dtype=torch.float16, device="cuda"),
+        }
+        if case.adds:
+            self.outputs["sum"] = torch.empty_like(self.x)
+
+    def run(self, library: Library, outputs: dict[str, Any] | None = None) -> None:
+        library.quantize(
+            self.case.producer, self.x, self.idx, outputs or self.outputs, epsilon=EPSILON, **self.other,
+            **self.parameters,
+        )  # fmt: skip
+
+    def produced(self) -> Any:
+        """y [M, K] in float64, before rounding."""
+        torch = torch_with_cuda()
+        functional, kind = torch.nn.functional, self.case.producer.removeprefix("MixQ")
+        x = self.x.double()
+        if kind.endswith("Norm"):
+            v = (self.x + self.other["other"]).double() if self.case.adds else x
+            gamma = self.parameters["gamma"].double()
+            if kind.endswith("RMSNorm"):
+                return v * torch.rsqrt((v * v).mean(1, keepdim=True) + EPSILON) * gamma
+            return functional.layer_norm(v, v.shape[1:], gamma, self.parameters["beta"].double(), EPSILON)
+        activations: dict[str, Callable[[Any], Any]] = {
+            "Quantize": lambda t: t,
+            "Silu": functional.silu,
+            "Gelu": functional.gelu,
+            "GeluTanh": lambda t: functional.gelu(t, approximate="tanh"),
+        }
+        y = activations[kind.removeprefix("Gated")](x)
+        return y * self.other["other"].double() if "Gated" in kind else y
+
+    def check(self, library: Library) -> None:
+        """Run once on poisoned buffers; y must be right, and everything else exactly what follows from y.
+
+        Raises:
+            InternalError: the kernel is wrong.
+        """
+        torch = torch_with_cuda()
+        for buffer in self.outputs.values():
+            buffer.view(torch.uint8).fill_(0xA5)
+        y = torch.empty_like(self.x)
+        self.run(library, {**self.outputs, "y": y})
+        with_y = {name: t.clone() for name, t in self.outputs.items()}
+        self.run(library)
+        kept = y.float()
+        kept[:, self.idx.long()] = 0
+        amax = kept.abs().amax(1, keepdim=True)
+        limit = torch.full_like(amax, 127.0)  # a tensor: torch divides by or into a number through a reciprocal
+        want = {
+            "xq": torch.round(kept * (limit / amax)).to(torch.int8),
+            "sx": amax / limit,
+            "xo": y[:, self.idx.long()],
+        }
+        if self.case.adds:
+            want["sum"] = self.x + self.other["other"]
+        for name, value in want.items():
+            if not torch.equal(self.outputs[name], value) or not torch.equal(with_y[name], value):
+                raise InternalError(f"{self.case.producer} K={self.case.k}: {name} does not follow from y")
+        exact = self.produced()
+        error = float(((y.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+        if not error <= _ROW_TOLERANCE:
+            raise InternalError(f"{self.case.producer} K={self.case.k}: y has a row error of {error:.2e}")
+
+
+def measure_quantize(case: QuantizeCase, library: Library, ceilings: Ceilings) -> Iterator[Row]:
+    """Check, then time one op."""
+    torch = torch_with_cuda()
+    torch.manual_seed(case.m + case.k)
+    idx = torch.randperm(case.k, device="cuda")[: case.capacity].sort().values.int()
+    names = [*(["gamma"] if "Norm" in case.producer else []), *(["beta"] if "LayerNorm" in case.producer else [])]
+    parameters = {name: torch.randn(case.k, dtype=torch.float16, device="cuda") for name in names}
+    copies = [_Operands(case, idx, parameters) for _ in range(copies_for(case.bytes))]
+    copies[0].check(library)
+    timing = median_us([partial(o.run, library) for o in copies])
+    shape = (case.m, None, case.k, case.capacity)
+    yield Row.of(timing, ceilings.floor_us(case.bytes), suite=SUITE, case=case.producer, shape=shape, moved=case.bytes)

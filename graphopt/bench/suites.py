@@ -1,0 +1,44 @@
+"""The suites by name, and a run of one."""
+
+__all__ = ["SUITES", "Suite", "suite"]
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.bench.capi import Library
+from graphopt.bench.ceilings import Ceilings
+from graphopt.bench.mixq_linear import linear_cases, measure_linear
+from graphopt.bench.mixq_quantize import measure_quantize, quantize_cases
+from graphopt.bench.record import Row
+from graphopt.errors import BenchError, nearest
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases, and how one is measured."""
+
+    cases: Callable[[], Iterator[Any]]
+    measure: Callable[[Any, Library, Ceilings], Iterator[Row]]
+
+    def run(self, library: Library, ceilings: Ceilings) -> Iterator[Row]:
+        """Measure every case."""
+        for case in self.cases():
+            yield from self.measure(case, library, ceilings)
+
+
+SUITES = {
+    "mixq": Suite(linear_cases, measure_linear),
+    "mixq_quantize": Suite(quantize_cases, measure_quantize),
+}
+
+
+def suite(name: str) -> Suite:
+    """Return the suite ``name``.
+
+    Raises:
+        BenchError: there is none of that name.
+    """
+    if name not in SUITES:
+        raise BenchError(f"there is no suite '{name}'{nearest(name, SUITES)}")
+    return SUITES[name]
