@@ -3,7 +3,8 @@
 Four things change on the way, none of them in the file:
 
 * function bodies go; those of other domains are expanded into their calls first;
-* the opset becomes 17 and the IR version 8, where every node can be written in them;
+* the opset becomes 17 and the IR version 8, where every node can be written in them; the start and end of Shape, which
+  TensorRT 8 reads as if they were not there, become a Slice;
 * INT8 operands of our ops become INT32, four bytes to an element: TensorRT 8 takes an INT8 tensor for quantized values
   with a scale, and may convert it (see trt_plugins/common/plugin_v2.h);
 * our nodes get ``type_id``, their activation type, because TensorRT 8 would try FP32 and FP16 and keep the faster one.
@@ -24,6 +25,8 @@ from graphopt.engine.plugins import NAMESPACE
 from graphopt.errors import EngineError
 
 OPSET, IR_VERSION = 17, 8
+#: An end of Slice beyond every shape; TensorRT 8 computes shapes in INT32.
+_TO_THE_END = 2**31 - 1
 #: INT8 values to an INT32 element.
 _PACK = 4
 #: ONNX type of T -> value of ``nvinfer1::DataType``.
@@ -64,6 +67,7 @@ def prepare(proto: onnx.ModelProto) -> Prepared:
         proto = inliner.inline_selected_functions(proto, foreign)
     types = _types(proto)
     _lower_opset(proto)
+    _slice_shapes(proto.graph)
     _pack_int8(proto, types)
     for node in _ours(proto.graph):
         node.attribute.append(helper.make_attribute("type_id", _type_id(node, types)))
@@ -172,6 +176,22 @@ def _lower_opset(proto: onnx.ModelProto) -> None:
         if node.domain in ("", "ai.onnx"):
             _lower_node(node, standard.version, constants)
     standard.version = OPSET
+
+
+def _slice_shapes(graph: onnx.GraphProto) -> None:
+    """Write Shape(x, start, end) as Slice(Shape(x), start, end), in the main graph."""
+    for position, node in reversed(list(enumerate(graph.node))):
+        bounds = {a.name: a.i for a in node.attribute}
+        if node.op_type != "Shape" or node.domain not in ("", "ai.onnx") or not bounds:
+            continue
+        whole, result = f"{node.output[0]}/whole", node.output[0]
+        del node.attribute[:]
+        node.output[0] = whole
+        operands = [whole]
+        for name, value in (("start", bounds.get("start", 0)), ("end", bounds.get("end", _TO_THE_END)), ("axis", 0)):
+            operands.append(f"{result}/{name}")
+            graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), operands[-1]))
+        graph.node.insert(position + 1, helper.make_node("Slice", operands, [result], name=f"{result}/slice"))
 
 
 def _lower_node(node: onnx.NodeProto, opset: int, constants: dict[str, onnx.TensorProto]) -> None:

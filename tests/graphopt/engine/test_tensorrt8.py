@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from graphopt.engine.tensorrt8 import prepare, refine
 from graphopt.errors import EngineError
@@ -156,3 +157,17 @@ def fake_layer(kind: str, output: str) -> SimpleNamespace:
 
 def test_a_model_without_fp16_pins_nothing(rng: np.random.Generator) -> None:
     assert prepare(linear_model(rng, TensorProto.FLOAT)).float32 == frozenset()
+
+
+@pytest.mark.parametrize("bounds", [{"start": 1}, {"end": 2}, {"start": -2, "end": -1}, {"start": 1, "end": 9}, {}])
+def test_shape_without_its_bounds_is_sliced_to_the_same(bounds: dict[str, int]) -> None:
+    nodes = [helper.make_node("Shape", ["x"], ["s"], name="s", **bounds), helper.make_node("Identity", ["s"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", "b", 5])
+    graph = helper.make_graph(nodes, "g", [x], [helper.make_tensor_value_info("y", TensorProto.INT64, [None])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    given = {"x": np.zeros((3, 4, 5), np.float32)}
+    (want,) = ReferenceEvaluator(model).run(None, given)
+    made = prepare(model).proto
+    assert not any(n.attribute for n in made.graph.node if n.op_type == "Shape")
+    np.testing.assert_array_equal(ReferenceEvaluator(made).run(None, given)[0], want)
+    onnx.checker.check_model(made, full_check=True)

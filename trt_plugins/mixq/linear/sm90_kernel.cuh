@@ -156,7 +156,8 @@ class Sm90Consumer {
         Product::outliers(d, x, w, T{});
       });
       store(row, column);
-      if (lane_ == 0) mbarrier_arrive(shared_.vectors_empty());
+      // Every lane, for its own reads: once a tile, and an order that compute-sanitizer can follow.
+      mbarrier_arrive(shared_.vectors_empty());
     }
     if (is_leader()) bulk_wait_read<0>();
   }
@@ -277,7 +278,7 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
     for (CUtensorMap const* map : {&args.xq, &args.wq, &args.xo, &args.wo, &args.y}) prefetch_tensor_map(map);
     shared.stages().init(Tile::kCluster * Traits::kReaderWarps);
     mbarrier_init(shared.vectors_full(), 1);
-    mbarrier_init(shared.vectors_empty(), Traits::kReaderWarps);
+    mbarrier_init(shared.vectors_empty(), 32 * Traits::kReaderWarps);
     mbarrier_init_fence();
   }
   if constexpr (Tile::kCluster > 1) {
