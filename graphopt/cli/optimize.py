@@ -15,7 +15,7 @@ from graphopt.cli.tables import findings_table, size_table
 def optimize(
     model: Annotated[Path, typer.Argument(help="The ONNX file (with its external data beside it).")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: <model>.opt.onnx.")] = None,
-    scheme: Annotated[str, typer.Option(help="A preset for every linear: mixq-w8a8.")] = "mixq-w8a8",
+    scheme: Annotated[str, typer.Option(help="A preset: mixq-w8a8, mixq-w4a8 or mixq-w4a4.")] = "mixq-w8a8",
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe instead of a preset.")] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Glob of linears that stay as they are (repeatable; with a preset).")
@@ -38,7 +38,7 @@ def optimize(
 
       graphopt optimize model.onnx --stats stats.npz -o model.opt.onnx
 
-      graphopt optimize model.onnx --exclude '*lm_head*'
+      graphopt optimize model.onnx --scheme mixq-w4a8 --stats stats.npz --exclude '*lm_head*'
     """
     from graphopt import compile, ir
     from graphopt.core.recipe import Recipe
