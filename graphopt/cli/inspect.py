@@ -13,6 +13,9 @@ from rich.table import Table
 from graphopt.cli.console import JsonFlag, emit, guard
 from graphopt.cli.tables import linear_rows, size_table
 
+#: Input of a lowered linear that holds its codes, behind the quantized activations, their scales and outliers.
+_QUANTIZED_WEIGHT = 3
+
 
 @guard
 def inspect(
@@ -33,6 +36,7 @@ def inspect(
     """
     from graphopt import compile, ir
     from graphopt.cli.plan import plan_report
+    from graphopt.core.canonical import LINEAR_OPS
     from graphopt.core.op import DOMAIN
     from graphopt.engine.inspect import inspect_plan
     from graphopt.ir import text as ir_text
@@ -55,7 +59,7 @@ def inspect(
     if not any(n.domain == DOMAIN for n in loaded.graph.nodes):
         compile.canonicalize(loaded)
     rows = [
-        {"name": n.name, "op": n.op, "weight": n.inputs[-1 if n.op == "Linear" else 1].name}
+        {"name": n.name, "op": n.op, "weight": n.inputs[1 if n.op in LINEAR_OPS else _QUANTIZED_WEIGHT].name}
         for n in linear_rows(loaded)
     ]
     data: dict[str, Any] = {"opset": loaded.opset, **sizes, **io, "ops": dict(counts.most_common()), "linears": rows}

@@ -31,6 +31,15 @@ def test_json() -> None:
     assert any("q_proj" in n for n in names)
 
 
+def test_weights_of_lowered_linears_are_their_codes(tmp_path: Path) -> None:
+    optimized = tmp_path / "opt.onnx"
+    assert CliRunner().invoke(app, ["optimize", str(EXPORTED), "-o", str(optimized)]).exit_code == 0
+    rows = json.loads(inspect(optimized, "--json").stdout)["linears"]
+    codes = {t.name for t in onnx.load(optimized).graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    assert rows
+    assert {row["weight"] for row in rows} <= codes
+
+
 def test_tables_name_the_linears() -> None:
     data = json.loads(inspect(EXPORTED, "--json").stdout)
     shown = inspect(EXPORTED).stdout
