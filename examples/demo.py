@@ -54,7 +54,8 @@ def main() -> None:
         "--scheme", "mixq-w8a8", "--results", results,
     )  # fmt: skip
     engine = graphopt("build", "build", optimized, "-o", plan)
-    show(change, accuracy, engine, [original, optimized, out / "stats.npz", results, plan])
+    data = [p.with_name(f"{p.name}.data") for p in (original, optimized)]
+    show(change, accuracy, engine, [original, data[0], optimized, data[1], out / "stats.npz", results, plan])
 
 
 def show(change: dict[str, Any], accuracy: dict[str, Any], engine: dict[str, Any], files: list[Path]) -> None:

@@ -57,6 +57,6 @@ GRAPHOPT_EXPORT char const* graphopt_status_string(int32_t status) {
 GRAPHOPT_EXPORT char const* graphopt_plugins_version(void) { return GRAPHOPT_VERSION; }
 
 GRAPHOPT_EXPORT char const* graphopt_plugins_build_info(void) {
-  return "cuda=" GRAPHOPT_CUDA_VERSION " archs=" GRAPHOPT_ARCHS " tensorrt_headers=" GRAPHOPT_TENSORRT_VERSION;
+  return "cuda=" GRAPHOPT_CUDA_VERSION " archs=" GRAPHOPT_ARCHS " ptx=" GRAPHOPT_PTX " tensorrt_headers=" GRAPHOPT_TENSORRT_VERSION;
 }
 }

@@ -61,7 +61,7 @@ char const* graphopt_status_string(int32_t status);
 // Version of the library, "major.minor.patch".
 char const* graphopt_plugins_version(void);
 
-// "cuda=13.0 archs=80;86 tensorrt_headers=10.14.1": what the library was built with.
+// "cuda=13.0 archs=80,86 ptx=80 tensorrt_headers=10.14.1": what the library was built with.
 char const* graphopt_plugins_build_info(void);
 
 #ifdef __cplusplus

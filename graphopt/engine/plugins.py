@@ -152,21 +152,27 @@ def load(path: Path, flavour: Flavour) -> PluginLibrary:
 def uncovered(library: PluginLibrary, targets: tuple[str, ...]) -> tuple[str, ...]:
     """Return those of ``targets`` for which the library has no kernels; none if it does not say what it has.
 
-    Machine code for compute capability a.b runs on a.c with c >= b; architecture-specific code (``90a``) on a.b alone.
+    Machine code for compute capability a.b runs on a.c with c >= b; architecture-specific code (``90a``) on a.b alone;
+    PTX on everything from its own capability on, where the driver compiles it.
 
-    >>> some = PluginLibrary(Path("x.so"), "", None, "cuda=13.0 archs=80;90a", ())
+    >>> some = PluginLibrary(Path("x.so"), "", None, "cuda=13.0 archs=80,90a ptx=none", ())
     >>> uncovered(some, ("7.5", "8.6", "9.0", "12.0 and later"))
     ('7.5', '12.0 and later')
+    >>> some = PluginLibrary(Path("x.so"), "", None, "cuda=13.0 archs=80,90a ptx=80", ())
+    >>> uncovered(some, ("7.5", "8.6", "9.0", "12.0 and later"))
+    ('7.5',)
     """
-    listed = re.search(r"\barchs=([\w;-]+)", library.build_info or "")
+    listed = re.search(r"\barchs=([\w,-]+)(?: ptx=(\d+)(\d))?", library.build_info or "")
     if listed is None:
         return ()
-    found = [re.fullmatch(r"(\d+)(\d)([a-z]?)(-\w+)?", arch) for arch in listed.group(1).split(";")]
+    found = [re.fullmatch(r"(\d+)(\d)([a-z]?)(-\w+)?", arch) for arch in listed.group(1).split(",")]
     archs = [(int(m.group(1)), int(m.group(2)), bool(m.group(3))) for m in found if m]
+    ptx = (int(listed.group(2)), int(listed.group(3))) if listed.group(2) else None
 
     def covered(target: str) -> bool:
         major, minor = map(int, target.split()[0].split("."))
-        return any(major == a and (minor == b if exact else minor >= b) for a, b, exact in archs)
+        compiled = ptx is not None and (major, minor) >= ptx
+        return compiled or any(major == a and (minor == b if exact else minor >= b) for a, b, exact in archs)
 
     return tuple(t for t in targets if not covered(t))
 

@@ -152,9 +152,8 @@ def test_every_status_has_its_own_sentence(lib: ctypes.CDLL) -> None:
 
 def test_the_library_says_what_it_is(lib: ctypes.CDLL) -> None:
     assert lib.graphopt_plugins_version().decode() == graphopt.__version__
-    assert re.fullmatch(
-        r"cuda=\d+\.\d+ archs=[\da,]+ tensorrt_headers=\d+\.\d+\.\d+", lib.graphopt_plugins_build_info().decode()
-    )
+    info = lib.graphopt_plugins_build_info().decode()
+    assert re.fullmatch(r"cuda=\d+\.\d+ archs=[\da,]+ ptx=(\d+|none) tensorrt_headers=\d+\.\d+\.\d+", info)
 
 
 def test_only_the_interface_is_exported(library: Path) -> None:
