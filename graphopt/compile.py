@@ -6,9 +6,7 @@ load -> infer shapes -> canonicalize -> lower to schemes -> legalize what is lef
 __all__ = ["canonicalize", "optimize"]
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graphopt.core import pipeline
 from graphopt.core.canonical import linears
@@ -25,27 +23,31 @@ _INFER = Stage("infer-shapes", lambda model, report: infer_shapes(model))
 _ATTACH = Stage("attach-bodies", lambda model, report: attach_bodies(model, OPS))
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What surrounds a run: where to dump the IR, whom to tell about progress."""
-
-    dump_dir: Path | None = None
-    progress: Callable[[str], None] | None = None
-
-
-def canonicalize(model: Model, report: Report | None = None, **options: Any) -> Report:
+def canonicalize(
+    model: Model,
+    report: Report | None = None,
+    *,
+    dump_dir: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
     """Bring ``model`` into canonical form, in place: exporters' spellings become Linear, RMSNorm, Attention, ...
 
     Args:
         model: as loaded.
         report: to add findings to.
-        options: ``dump_dir`` and ``progress``, as `graphopt.core.pipeline.run` takes them.
+        dump_dir, progress: as `graphopt.core.pipeline.run` takes them.
     """
-    return pipeline.run(model, [_INFER, *CANONICALIZE, _ATTACH], report=report, **vars(_Options(**options)))
+    return pipeline.run(model, [_INFER, *CANONICALIZE, _ATTACH], report=report, dump_dir=dump_dir, progress=progress)
 
 
 def optimize(
-    model: Model, recipe: Recipe, statistics: Statistics | None = None, *, dry_run: bool = False, **options: Any
+    model: Model,
+    recipe: Recipe,
+    statistics: Statistics | None = None,
+    *,
+    dry_run: bool = False,
+    dump_dir: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Rewrite ``model`` with the schemes of ``recipe``, in place.
 
@@ -54,7 +56,7 @@ def optimize(
         recipe: which linears get which scheme.
         statistics: of `graphopt calibrate`; None leaves schemes to what they can do without.
         dry_run: report what would be done; only the canonical form is made (in memory).
-        options: ``dump_dir`` and ``progress``, as `graphopt.core.pipeline.run` takes them.
+        dump_dir, progress: as `graphopt.core.pipeline.run` takes them.
 
     Raises:
         GraphOptError: the model, the recipe and the statistics do not fit each other.
@@ -73,4 +75,4 @@ def optimize(
     stages = [_INFER, *CANONICALIZE, Stage("lower", lower)]
     if not dry_run:
         stages += [Stage("legalize", legalize), _ATTACH]
-    return pipeline.run(model, stages, **vars(_Options(**options)))
+    return pipeline.run(model, stages, dump_dir=dump_dir, progress=progress)

@@ -6,8 +6,7 @@ The package ``cuda-python`` is imported when a device is asked for, and not befo
 __all__ = ["Buffer", "Device", "Graph"]
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -145,12 +144,6 @@ class Device:
         self._call("cudaEventRecord", end, self.stream)
         self._call("cudaEventSynchronize", end)
         return float(self._call("cudaEventElapsedTime", start, end))
-
-    @contextmanager
-    def used_memory(self) -> Iterator[Callable[[], int]]:
-        """Yield a function that returns by how many bytes the GPU's free memory has shrunk since the block began."""
-        before = self._call("cudaMemGetInfo")[0]
-        yield lambda: int(before - self._call("cudaMemGetInfo")[0])
 
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self._rt, function)(*arguments)
