@@ -1,0 +1,10 @@
+// The ops of attention over a cache, for the registry.
+#pragma once
+
+#include "common/op.h"
+
+namespace graphopt::attention {
+
+OpClass cached_op();
+
+}  // namespace graphopt::attention
