@@ -22,15 +22,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.errors import CalibrationError
 from graphopt.numerics import affine
+from graphopt.numerics.second_order import inverse_factor
 from graphopt.passes.mixq.numerics import GROUP_SCALE_MAX
 
 #: Steps tried per output channel, as shares of the one of the largest weight.
 _RATIOS = np.arange(1.0, 0.59, -0.04, dtype=np.float32)
 #: Integer group scales tried: the one of the group's largest weight, and this many below it.
 _LOWER_SCALES = 9
-#: Columns that GPTQ rounds before it updates those after them, and the size of triangles inverted at once.
+#: Columns that GPTQ rounds before it updates those after them.
 _BLOCK = 64
 
 
@@ -85,38 +85,11 @@ class SecondMoment:
         diagonal = np.diagonal(moment)
         channels = np.flatnonzero(inner)
         self.order = channels[np.argsort(-diagonal[channels], kind="stable")]
-        self.factor = self._factorize(damping)
-
-    def _factorize(self, damping: float) -> np.ndarray:
-        # With the order reversed, the Cholesky factor of M and the inverse of that factor are what U is made of.
-        backwards = self.order[::-1]
-        m = self._moment[np.ix_(backwards, backwards)].astype(np.float64)
-        added = damping * float(np.trace(m)) / max(1, len(m))
-        m[np.diag_indices_from(m)] += added if added > 0 else 1.0
-        try:
-            lower = np.linalg.cholesky(m)
-        except np.linalg.LinAlgError:
-            raise CalibrationError(
-                "a second moment in the statistics is not positive semi-definite; make them again with 'graphopt "
-                "calibrate --second-moment'"
-            ) from None
-        return np.ascontiguousarray(_inverse_of_lower(lower)[::-1, ::-1].astype(np.float32))
+        self.factor = inverse_factor(moment, self.order, damping)
 
     def squared_error(self, difference: np.ndarray) -> np.ndarray:
         """Return d M dᵀ of every row d of ``difference`` (N, K) as (N,) float64: the mean squared output error."""
         return np.einsum("nk,nk->n", difference @ self._moment, difference, dtype=np.float64)
-
-
-def _inverse_of_lower(a: np.ndarray) -> np.ndarray:
-    """Return the inverse of a lower triangular matrix by halves: a sixth of the work of a general inverse."""
-    if len(a) <= _BLOCK:
-        return np.linalg.inv(a)
-    half = len(a) // 2
-    result = np.zeros_like(a)
-    result[:half, :half] = _inverse_of_lower(a[:half, :half])
-    result[half:, half:] = _inverse_of_lower(a[half:, half:])
-    result[half:, :half] = -result[half:, half:] @ a[half:, :half] @ result[:half, :half]
-    return result
 
 
 def fit(w: np.ndarray, bits: int, group: int, *, clip: bool, importance: np.ndarray | None = None) -> Grid:
