@@ -114,7 +114,7 @@ class GraphBuilder:
 
     def ints(self, *values: int) -> Any:
         """Return the int64 vector of ``values``: axes, shapes, slice bounds."""
-        return self._constant("_".join(["int64", *map(str, values)]), np.array(values, np.int64))
+        return self._constant("_".join(["ints", *map(str, values)]), np.array(values, np.int64))
 
     def scalar(self, value: float, dtype: npt.DTypeLike) -> Any:
         """Return a scalar of ``dtype``."""

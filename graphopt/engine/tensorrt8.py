@@ -4,7 +4,8 @@ Four things change on the way, none of them in the file:
 
 * function bodies go; those of other domains are expanded into their calls first;
 * the opset becomes 17 and the IR version 8, where every node can be written in them; the start and end of Shape, which
-  TensorRT 8 reads as if they were not there, become a Slice;
+  TensorRT 8 reads as if they were not there, become a Slice, and constant operands of Range scalars, without which its
+  parser ends the process;
 * INT8 operands of our ops become INT32, four bytes to an element: TensorRT 8 takes an INT8 tensor for quantized values
   with a scale, and may convert it (see trt_plugins/common/plugin_v2.h);
 * our nodes get ``type_id``, their activation type, because TensorRT 8 would try FP32 and FP16 and keep the faster one.
@@ -68,6 +69,7 @@ def prepare(proto: onnx.ModelProto) -> Prepared:
     types = _types(proto)
     _lower_opset(proto)
     _slice_shapes(proto.graph)
+    _scalar_ranges(proto.graph)
     _pack_int8(proto, types)
     for node in _ours(proto.graph):
         node.attribute.append(helper.make_attribute("type_id", _type_id(node, types)))
@@ -192,6 +194,21 @@ def _slice_shapes(graph: onnx.GraphProto) -> None:
             operands.append(f"{result}/{name}")
             graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), operands[-1]))
         graph.node.insert(position + 1, helper.make_node("Slice", operands, [result], name=f"{result}/slice"))
+
+
+def _scalar_ranges(graph: onnx.GraphProto) -> None:
+    """Give Range, in the main graph, scalars where it has constants of one element."""
+    constants = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Range" or node.domain not in ("", "ai.onnx"):
+            continue
+        for i, name in enumerate(node.input):
+            if name in constants and list(constants[name].dims) == [1]:
+                scalar = numpy_helper.from_array(numpy_helper.to_array(constants[name])[0], f"{name}/scalar")
+                if scalar.name not in constants:
+                    constants[scalar.name] = scalar
+                    graph.initializer.append(scalar)
+                node.input[i] = scalar.name
 
 
 def _lower_node(node: onnx.NodeProto, opset: int, constants: dict[str, onnx.TensorProto]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -207,6 +208,16 @@ def test_every_dtype_and_opset_is_a_valid_model(tmp_path: Path, dtype: str, opse
     assert {(o.domain, o.version) for o in proto.opset_import} == {("", opset)}
     elements = {v.type.tensor_type.elem_type for v in proto.graph.output}
     assert elements == {onnx.TensorProto.DataType.Value({"float32": "FLOAT"}.get(dtype, dtype.upper()))}
+
+
+def test_ranges_begin_end_and_step_at_scalars() -> None:
+    # Shape inference and ONNX Runtime let vectors of one element pass; TensorRT 8.6's parser dies of them.
+    graph = llama_model(SMALL, RandomWeights(SMALL)).graph
+    ranges = [node for node in graph.nodes if node.op == "Range"]
+    assert len(ranges) == 2
+    constants = [t for node in ranges for t in node.inputs if isinstance(t, gs.Constant)]
+    assert len(constants) == 3
+    assert all(tuple(c.shape) == () for c in constants)
 
 
 def test_opsets_agree(tmp_path: Path) -> None:

@@ -171,3 +171,18 @@ def test_shape_without_its_bounds_is_sliced_to_the_same(bounds: dict[str, int]) 
     assert not any(n.attribute for n in made.graph.node if n.op_type == "Shape")
     np.testing.assert_array_equal(ReferenceEvaluator(made).run(None, given)[0], want)
     onnx.checker.check_model(made, full_check=True)
+
+
+def test_ranges_get_scalars() -> None:
+    nodes = [helper.make_node("Range", ["zero", "n", "zero_d"], ["y"], name="r")]
+    n = helper.make_tensor_value_info("n", TensorProto.INT64, [])
+    constants = [numpy_helper.from_array(np.array([2], np.int64), "zero"), numpy_helper.from_array(np.int64(3), "zero_d")]
+    graph = helper.make_graph(
+        nodes, "g", [n], [helper.make_tensor_value_info("y", TensorProto.INT64, [None])], constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = prepare(model).proto
+    dims = {t.name: list(t.dims) for t in made.graph.initializer}
+    assert [dims.get(name, []) for name in made.graph.node[0].input] == [[], [], []]
+    (y,) = ReferenceEvaluator(made).run(None, {"n": np.int64(9)})
+    np.testing.assert_array_equal(y, [2, 5, 8])
