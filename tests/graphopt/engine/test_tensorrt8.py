@@ -176,7 +176,10 @@ def test_shape_without_its_bounds_is_sliced_to_the_same(bounds: dict[str, int]) 
 def test_ranges_get_scalars() -> None:
     nodes = [helper.make_node("Range", ["zero", "n", "zero_d"], ["y"], name="r")]
     n = helper.make_tensor_value_info("n", TensorProto.INT64, [])
-    constants = [numpy_helper.from_array(np.array([2], np.int64), "zero"), numpy_helper.from_array(np.int64(3), "zero_d")]
+    constants = [
+        numpy_helper.from_array(np.array([2], np.int64), "zero"),
+        numpy_helper.from_array(np.int64(3), "zero_d"),
+    ]
     graph = helper.make_graph(
         nodes, "g", [n], [helper.make_tensor_value_info("y", TensorProto.INT64, [None])], constants
     )
