@@ -1,14 +1,22 @@
-"""The catalogue: what brings graphs into canonical form, and the schemes. Adding a scheme is one line in each list."""
+"""The catalogue: what brings graphs into canonical form, the schemes, and the cache formats. Adding one is one line."""
 
-__all__ = ["CANONICALIZE", "OPS", "SCHEMES", "legalize"]
+__all__ = ["CACHES", "CANONICALIZE", "OPS", "SCHEMES", "legalize"]
 
+from graphopt.core.cache import CacheFormat
 from graphopt.core.op import OpSpec
 from graphopt.core.scheme import Scheme
-from graphopt.passes import canonicalize, mixq
+from graphopt.passes import canonicalize, kvcache, mixq
 from graphopt.passes.canonicalize import CANONICALIZE, legalize
 
 #: Schemes by name.
 SCHEMES: dict[str, Scheme] = {s.name: s for s in (mixq.SCHEME,)}
 
-#: Every custom op: the canonical ones, then those of the schemes.
-OPS: tuple[OpSpec, ...] = (*canonicalize.OPS, *(op for scheme in SCHEMES.values() for op in scheme.ops))
+#: Formats of the key-value cache by name.
+CACHES: dict[str, CacheFormat] = {c.name: c for c in (kvcache.STATIC,)}
+
+#: Every custom op: the canonical ones, those of the schemes, those of the cache formats.
+OPS: tuple[OpSpec, ...] = (
+    *canonicalize.OPS,
+    *(op for scheme in SCHEMES.values() for op in scheme.ops),
+    *(op for cache in CACHES.values() for op in cache.ops),
+)

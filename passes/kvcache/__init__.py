@@ -1,0 +1,5 @@
+"""Key-value caches that are updated in place: past ++ new keys -> CachedAttention over a cache of fixed capacity."""
+
+__all__ = ["STATIC"]
+
+from graphopt.passes.kvcache.static import STATIC
