@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from graphopt.numerics.packing import PACK_STEP
+
 
 class BodyBuilder:
     """Collects the nodes of one FunctionProto.
@@ -72,6 +74,41 @@ class BodyBuilder:
         bounds = [self.const([i], np.int64) for i in (0, 1, -1)]
         name: str = self.op("Slice", x, *bounds, outputs=[out] if out else 1)
         return name
+
+    def unpack_int4(self, packed: str, *, signed: bool = True) -> str:
+        """Append what takes `graphopt.numerics.packing.pack_int4` back, padding included, as float32.
+
+        Args:
+            packed: (..., B) int8.
+            signed: whether the codes are -8..7 or 0..15.
+
+        Returns:
+            (..., 2B).
+        """
+        byte = self.op("DequantizeLinear", packed, self.const(1.0), self.const(0, np.int8))
+        sixteen, last = self.const(16.0), self.const([-1], np.int64)
+
+        def floored(x: str, divisor: int) -> str:
+            name: str = self.op("Floor", self.op("Mul", x, self.const(1 / divisor)))
+            return name
+
+        def wrapped(x: str, divisor: int) -> str:
+            name: str = self.op("Sub", x, self.op("Mul", floored(x, divisor), sixteen))
+            return name
+
+        # A byte is -128..127, so its floored sixteenth is the upper nibble with its sign.
+        high, nibble = floored(byte, 16), wrapped(byte, 16)
+        low = wrapped(nibble, 8) if signed else nibble
+        if not signed:
+            high = wrapped(high, 16)
+        shape = self.op("Shape", byte)
+        lead, count = self.op("Slice", shape, self.const([0], np.int64), last), self.op("Gather", shape, last, axis=0)
+        half = self.const([PACK_STEP // 2], np.int64)
+        vectors = self.op("Concat", lead, self.op("Div", count, half), half, axis=0)
+        halves = self.op("Concat", self.op("Reshape", low, vectors), self.op("Reshape", high, vectors), axis=-1)
+        size = self.op("Mul", count, self.const([2], np.int64))
+        codes: str = self.op("Reshape", halves, self.op("Concat", lead, size, axis=0))
+        return codes
 
     def output(self, x: str, name: str) -> None:
         """Give the value ``x`` the function's output name ``name``."""

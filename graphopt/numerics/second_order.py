@@ -6,14 +6,60 @@ the columns j after it, and then costs (e / U[k, k])² of mean squared output. T
 with e U[b, b]⁻¹ in place of e / U[k, k].
 """
 
-__all__ = ["inverse_factor"]
+__all__ = ["SecondMoment", "inverse_factor"]
+
+from collections.abc import Callable
 
 import numpy as np
 
 from graphopt.errors import CalibrationError
 
-#: Size from which on triangles are inverted by halves.
+#: Size from which on triangles are inverted by halves, and columns that are rounded before those after them are updated.
 _BLOCK = 64
+
+
+class SecondMoment:
+    """M of a linear's input, prepared for GPTQ; linears that read the same input share it.
+
+    Args:
+        moment: (K, K) float32, mean over tokens of XᵀX.
+        inner: (K,) bool, False in channels that take no part (outliers).
+        damping: share of the mean of M's diagonal that is added to it.
+
+    Attributes:
+        order: the inner channels by falling second moment, the order in which they are rounded.
+        factor: U of the inner channels in that order, float32, upper triangular.
+
+    Raises:
+        CalibrationError: ``moment`` is no second moment: it is not positive semi-definite.
+    """
+
+    def __init__(self, moment: np.ndarray, inner: np.ndarray, damping: float) -> None:
+        self._moment = moment
+        diagonal = np.diagonal(moment)
+        channels = np.flatnonzero(inner)
+        self.order = channels[np.argsort(-diagonal[channels], kind="stable")]
+        self.factor = inverse_factor(moment, self.order, damping)
+
+    def squared_error(self, difference: np.ndarray) -> np.ndarray:
+        """Return d M dᵀ of every row d of ``difference`` (N, K) as (N,) float64: the mean squared output error."""
+        return np.einsum("nk,nk->n", difference @ self._moment, difference, dtype=np.float64)
+
+    def round_columns(self, w: np.ndarray, rounded: Callable[[int, np.ndarray], np.ndarray]) -> None:
+        """Hand the columns of ``w`` (N, K) float32, as the errors of those before have changed them, to ``rounded``.
+
+        Args:
+            w: not changed; the inner channels are visited in `order`.
+            rounded: takes the position of a column in `order` and its values (N,), returns what they are rounded to.
+        """
+        left, u = np.ascontiguousarray(w.T[self.order]), self.factor
+        for start in range(0, len(left), _BLOCK):
+            stop = min(start + _BLOCK, len(left))
+            errors = np.empty((stop - start, len(w)), np.float32)
+            for k in range(start, stop):
+                errors[k - start] = (left[k] - rounded(k, left[k])) / u[k, k]
+                left[k + 1 : stop] -= u[k, k + 1 : stop, None] * errors[k - start]
+            left[stop:] -= u[start:stop, stop:].T @ errors
 
 
 def inverse_factor(moment: np.ndarray, order: np.ndarray, damping: float) -> np.ndarray:

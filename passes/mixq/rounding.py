@@ -23,15 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.numerics import affine
-from graphopt.numerics.second_order import inverse_factor
+from graphopt.numerics.second_order import SecondMoment
 from graphopt.passes.mixq.numerics import GROUP_SCALE_MAX
 
 #: Steps tried per output channel, as shares of the one of the largest weight.
 _RATIOS = np.arange(1.0, 0.59, -0.04, dtype=np.float32)
 #: Integer group scales tried: the one of the group's largest weight, and this many below it.
 _LOWER_SCALES = 9
-#: Columns that GPTQ rounds before it updates those after them.
-_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -62,34 +60,6 @@ class Grid:
     def values(self, codes: np.ndarray) -> np.ndarray:
         """Return Ŵ (N, K) float32 of ``codes`` (N, K)."""
         return codes * self.rows(codes.shape[1])
-
-
-class SecondMoment:
-    """M of a linear's input, prepared for GPTQ; linears that read the same input share it.
-
-    Args:
-        moment: (K, K) float32, mean over tokens of XᵀX.
-        inner: (K,) bool, False in outlier channels.
-        damping: share of the mean of M's diagonal that is added to it.
-
-    Attributes:
-        order: the inner channels, in the order in which they are rounded.
-        factor: U of the inner channels in that order, float32, upper triangular.
-
-    Raises:
-        CalibrationError: ``moment`` is no second moment: it is not positive semi-definite.
-    """
-
-    def __init__(self, moment: np.ndarray, inner: np.ndarray, damping: float) -> None:
-        self._moment = moment
-        diagonal = np.diagonal(moment)
-        channels = np.flatnonzero(inner)
-        self.order = channels[np.argsort(-diagonal[channels], kind="stable")]
-        self.factor = inverse_factor(moment, self.order, damping)
-
-    def squared_error(self, difference: np.ndarray) -> np.ndarray:
-        """Return d M dᵀ of every row d of ``difference`` (N, K) as (N,) float64: the mean squared output error."""
-        return np.einsum("nk,nk->n", difference @ self._moment, difference, dtype=np.float64)
 
 
 def fit(w: np.ndarray, bits: int, group: int, *, clip: bool, importance: np.ndarray | None = None) -> Grid:
@@ -175,16 +145,12 @@ def gptq(w: np.ndarray, grid: Grid, moment: SecondMoment) -> tuple[np.ndarray, n
 
 def _second_order(w: np.ndarray, grid: Grid, moment: SecondMoment) -> np.ndarray:
     """Return the codes (inner channels, N) float32, in the order of ``moment``."""
-    order, u = moment.order, moment.factor
-    left = np.ascontiguousarray(w.T[order])
-    steps = grid.steps(order)
-    codes = np.empty_like(left)
-    for start in range(0, len(order), _BLOCK):
-        stop = min(start + _BLOCK, len(order))
-        errors = np.empty((stop - start, w.shape[0]), np.float32)
-        for k in range(start, stop):
-            codes[k] = _codes(left[k], steps[k], grid.bits)
-            errors[k - start] = (left[k] - codes[k] * steps[k]) / u[k, k]
-            left[k + 1 : stop] -= u[k, k + 1 : stop, None] * errors[k - start]
-        left[stop:] -= u[start:stop, stop:].T @ errors
+    steps = grid.steps(moment.order)
+    codes = np.empty((len(moment.order), len(w)), np.float32)
+
+    def rounded(k: int, column: np.ndarray) -> np.ndarray:
+        codes[k] = _codes(column, steps[k], grid.bits)
+        return np.asarray(codes[k] * steps[k])
+
+    moment.round_columns(w, rounded)
     return codes
