@@ -17,6 +17,7 @@ from graphopt.ir.model import Model
 
 #: Linear(x, w) and LinearBias(x, w, bias); attribute trans_w: 0 for w [K, N], 1 for w [N, K].
 LINEAR_OPS = ("Linear", "LinearBias")
+_FLOATS = {"float32", "float16", "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ class LinearView:
         """(N, K)."""
         rows, columns = (int(d) for d in self.weight.shape)
         return (rows, columns) if self.transposed else (columns, rows)
+
+    def refusal(self) -> str | None:
+        """Why no scheme can lower the linear, as the end of a sentence; None if one can."""
+        weight = self.weight
+        if not isinstance(weight, gs.Constant):
+            return f"weight '{weight.name}' is not a constant"
+        if len(weight.shape) != 2 or 0 in weight.shape:
+            return f"weight '{weight.name}' has shape {list(weight.shape)}"
+        dtype = str(weights.numpy_dtype(weights.onnx_dtype(weight.dtype)))
+        if dtype not in _FLOATS:
+            return f"weight '{weight.name}' is {dtype}, not a float type"
+        others = [n for n in query.consumers(weight) if n is not self.node]
+        if others:
+            return f"weight '{weight.name}' is shared with node '{others[0].name}' ({others[0].op})"
+        return None
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return output channels ``start`` to ``stop`` of the weight as (stop - start, K), in its own dtype."""

@@ -73,6 +73,25 @@ class Statistics:
     linears: dict[str, LinearStatistics] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
 
+    def of(self, name: str, channels: int) -> LinearStatistics:
+        """Return the statistics of linear ``name``, whose input has ``channels`` channels.
+
+        Raises:
+            CalibrationError: there are none, or they are of another model.
+        """
+        entry = self.linears.get(name)
+        if entry is None:
+            raise CalibrationError(
+                f"the statistics have no linear '{name}' (they have {len(self.linears)} others); "
+                "calibrate this very model"
+            )
+        if entry.channels != channels:
+            raise CalibrationError(
+                f"the statistics of '{name}' have {entry.channels} channels, the weight has {channels}; "
+                "calibrate this very model"
+            )
+        return entry
+
     def save(self, path: Path) -> None:
         """Write an uncompressed .npz, atomically.
 

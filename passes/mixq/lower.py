@@ -32,7 +32,6 @@ from graphopt.passes.mixq.weight import QuantizedWeight, quantize_weight
 
 STAGE = "lower-mixq"
 _LINEARS = {"w8a8": ops.LINEAR, "w4a8": ops.LINEAR_W4A8, "w4a4": ops.LINEAR_W4A4}
-_FLOATS = {"float32", "float16", "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class MixQ:
         for linear in linears(model):
             if linear.name not in assignment:
                 continue
-            if reason := _refusal(linear):
+            if reason := linear.refusal():
                 report.skipped(STAGE, self.name, linear.name, reason)
                 continue
             config = assignment[linear.name]
@@ -112,25 +111,6 @@ class MixQ:
 SCHEME = MixQ()
 
 
-def _refusal(linear: LinearView) -> str | None:
-    """Why a linear cannot be lowered; None if it can."""
-    weight = linear.weight
-    if not isinstance(weight, gs.Constant):
-        return f"weight '{weight.name}' is not a constant"
-    if len(weight.shape) != 2 or 0 in weight.shape:
-        return f"weight '{weight.name}' has shape {list(weight.shape)}"
-    if (dtype := _dtype_name(weight)) not in _FLOATS:
-        return f"weight '{weight.name}' is {dtype}, not a float type"
-    others = [n for n in query.consumers(weight) if n is not linear.node]
-    if others:
-        return f"weight '{weight.name}' is shared with node '{others[0].name}' ({others[0].op})"
-    return None
-
-
-def _dtype_name(constant: gs.Constant) -> str:
-    return str(weights.numpy_dtype(weights.onnx_dtype(constant.dtype)))
-
-
 def _check_statistics(group: _Group, statistics: Statistics | None) -> None:
     for linear, config in group.linears:
         entry = _entry(statistics, linear)
@@ -141,16 +121,7 @@ def _check_statistics(group: _Group, statistics: Statistics | None) -> None:
             )
         if statistics is None or (group.outliers.select == "none" and _choose_rounding(config, entry) == "nearest"):
             continue
-        if entry is None:
-            raise CalibrationError(
-                f"the statistics have no linear '{linear.name}' (they have {len(statistics.linears)} others); "
-                "calibrate this very model"
-            )
-        if entry.channels != linear.shape[1]:
-            raise CalibrationError(
-                f"the statistics of '{linear.name}' have {entry.channels} channels, the weight has {linear.shape[1]}; "
-                "calibrate this very model"
-            )
+        statistics.of(linear.name, linear.shape[1])
 
 
 def _entry(statistics: Statistics | None, linear: LinearView) -> LinearStatistics | None:
