@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.core.emit import Emitter, element_type, place, take_outputs
 from graphopt.core.rule import Refusal, Rule
 from graphopt.ir import query
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize import masks, ops
 from graphopt.passes.canonicalize.attention import no_mask, unrepeated
-from graphopt.passes.canonicalize.emit import Emitter, element_type, place, take_outputs
 from graphopt.passes.canonicalize.naming import canonical_name
 from graphopt.passes.canonicalize.rotary import full_width, positions_gathered
 from graphopt.passes.canonicalize.symbolic import dimension, integers

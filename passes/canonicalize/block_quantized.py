@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.core.emit import Emitter, place, take_outputs
 from graphopt.core.rule import Refusal, Rule
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize import ops
-from graphopt.passes.canonicalize.emit import Emitter, place, take_outputs
 from graphopt.passes.canonicalize.naming import canonical_name
 
 _MICROSOFT = "com.microsoft"

@@ -15,11 +15,11 @@ from collections import Counter
 
 import onnx_graphsurgeon as gs
 
+from graphopt.core.emit import element_type
 from graphopt.core.report import Report
 from graphopt.core.rule import replace_tensor
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
-from graphopt.passes.canonicalize.emit import element_type
 from graphopt.passes.canonicalize.symbolic import dimension, integers
 
 STAGE = "clean-up"

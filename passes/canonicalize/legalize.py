@@ -15,13 +15,13 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
+from graphopt.core.emit import element_type, take_outputs
 from graphopt.core.op import OpSpec
 from graphopt.core.report import Report
 from graphopt.errors import InternalError
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.canonicalize.cleanup import clean_up
-from graphopt.passes.canonicalize.emit import element_type, take_outputs
 from graphopt.passes.canonicalize.fold_constants import fold_constants
 from graphopt.passes.canonicalize.ops import OPS
 from graphopt.passes.canonicalize.share_common import share_common

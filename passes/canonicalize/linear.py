@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.core.emit import place
 from graphopt.core.rule import Refusal, Rule
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize import ops
-from graphopt.passes.canonicalize.emit import place
 from graphopt.passes.canonicalize.naming import canonical_name
 
 _FLOATS = {"float32", "float16", "bfloat16"}

@@ -9,7 +9,7 @@ __all__ = ["additive", "causal", "combine", "shared_length", "step_positions"]
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.passes.canonicalize.emit import Emitter, element_type
+from graphopt.core.emit import Emitter, element_type
 
 
 def shared_length(emitter: Emitter, tensor: gs.Tensor, axis: int) -> gs.Tensor:

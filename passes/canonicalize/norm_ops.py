@@ -15,12 +15,12 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from graphopt.core.emit import Emitter, element_type, place, take_outputs
 from graphopt.core.op import OpSpec
 from graphopt.core.rule import Refusal, Rule
 from graphopt.ir import query
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize import ops
-from graphopt.passes.canonicalize.emit import Emitter, element_type, place, take_outputs
 from graphopt.passes.canonicalize.naming import canonical_name
 from graphopt.passes.canonicalize.norm import vector, zeros_like
 
