@@ -1,44 +1,70 @@
 // Every shape of the w4a8 linear that is worth timing, by number: benchmarks/kernels/mixq_w4a8.py compares them.
 #include "mixq/linear_w4a8/launch.cuh"
+#include "mixq/linear_w4a8/sm90.h"
 
 using namespace graphopt;
 using namespace graphopt::mixq;
 
+namespace graphopt::mixq {
+extern template Status launch_linear_w4a8_sm90<__half>(LinearW4A8Params const&, Sm90W4Kernel, int, cudaStream_t);
+extern template Status launch_linear_w4a8_sm90<__nv_bfloat16>(LinearW4A8Params const&, Sm90W4Kernel, int,
+                                                              cudaStream_t);
+}  // namespace graphopt::mixq
+
 namespace {
 
-using Launcher = Status (*)(LinearW4A8Args<__half> const&, cudaStream_t);
+using Launcher = Status (*)(LinearW4A8Params const&, int, cudaStream_t);
 
 struct Variant {
   char const* name;
-  int most_m;  // tokens above which it makes no sense
+  int least_m, most_m;  // tokens between which it is worth timing; it computes any number
   Launcher launch;
 };
 
+template <auto launch_args>
+Status of_args(LinearW4A8Params const& p, int, cudaStream_t stream) {
+  return launch_args(w4a8_args<__half>(p), stream);
+}
+
 template <int kRowTiles, int kTokenTiles, int kDepth, int kWarps>
-constexpr Launcher kSmall = launch_w4a8_small<__half, SmallShape<kRowTiles, kTokenTiles, kDepth, kWarps>>;
+constexpr Launcher kSmall = of_args<launch_w4a8_small<__half, SmallShape<kRowTiles, kTokenTiles, kDepth, kWarps>>>;
+
+template <class Tile>
+constexpr Launcher kTile = of_args<launch_w4a8_tile<__half, Tile>>;
+
+template <Sm90W4Kernel kernel>
+Status wgmma(LinearW4A8Params const& p, int multiprocessors, cudaStream_t stream) {
+  auto const launch =
+      p.dtype == DType::kFloat16 ? launch_linear_w4a8_sm90<__half> : launch_linear_w4a8_sm90<__nv_bfloat16>;
+  return supports_sm90(p) ? launch(p, kernel, multiprocessors, stream) : Status::kBadShape;
+}
 
 constexpr int kAny = 1 << 30;
 
 constexpr Variant kVariants[] = {
-    {"generic", 64, launch_w4a8_generic<__half>},
-    {"small-r1t1d2w8", 8, kSmall<1, 1, 2, 8>},
-    {"small-r1t1d3w8", 8, kSmall<1, 1, 3, 8>},
-    {"small-r1t1d4w8", 8, kSmall<1, 1, 4, 8>},
-    {"small-r1t1d4w4", 8, kSmall<1, 1, 4, 4>},
-    {"small-r1t1d2w12", 8, kSmall<1, 1, 2, 12>},
-    {"small-r2t1d1w8", 8, kSmall<2, 1, 1, 8>},
-    {"small-r2t1d2w8", 8, kSmall<2, 1, 2, 8>},
-    {"small-r1t2d1w8", 16, kSmall<1, 2, 1, 8>},
-    {"small-r1t2d2w8", 16, kSmall<1, 2, 2, 8>},
-    {"small-r1t2d3w8", 16, kSmall<1, 2, 3, 8>},
-    {"small-r2t2d1w8", 16, kSmall<2, 2, 1, 8>},
-    {"small-r2t2d2w8", 16, kSmall<2, 2, 2, 8>},
-    {"small-r1t4d1w8", 64, kSmall<1, 4, 1, 8>},
-    {"small-r1t4d2w8", 64, kSmall<1, 4, 2, 8>},
-    {"small-r2t4d1w8", 64, kSmall<2, 4, 1, 8>},
-    {"tile-64x64", kAny, launch_w4a8_tile<__half, W4Tile64x64>},
-    {"tile-128x128", kAny, launch_w4a8_tile<__half, W4Tile128x128>},
-    {"tile-256x128", kAny, launch_w4a8_tile<__half, W4Tile256x128>},
+    {"generic", 1, 0, of_args<launch_w4a8_generic<__half>>},
+    {"small-r1t1d2w8", 1, 8, kSmall<1, 1, 2, 8>},
+    {"small-r1t1d2w12", 1, 8, kSmall<1, 1, 2, 12>},
+    {"small-r2t1d1w8", 1, 8, kSmall<2, 1, 1, 8>},
+    {"small-r1t2d2w8", 9, 16, kSmall<1, 2, 2, 8>},
+    {"small-r2t2d1w8", 9, 16, kSmall<2, 2, 1, 8>},
+    {"small-r1t4d1w8", 17, 32, kSmall<1, 4, 1, 8>},
+    {"tile-64x64", 64, 128, kTile<W4Tile64x64>},
+    {"tile-128x128", 4096, kAny, kTile<W4Tile128x128>},
+    {"wgmma-16", 1, 16, wgmma<Sm90W4Kernel::kTile16>},
+    {"wgmma-16s2", 1, 16, wgmma<Sm90W4Kernel::kTile16Split2>},
+    {"wgmma-16s4", 1, 16, wgmma<Sm90W4Kernel::kTile16Split4>},
+    {"wgmma-32", 17, 64, wgmma<Sm90W4Kernel::kTile32>},
+    {"wgmma-32s2", 17, 64, wgmma<Sm90W4Kernel::kTile32Split2>},
+    {"wgmma-32s4", 17, 64, wgmma<Sm90W4Kernel::kTile32Split4>},
+    {"wgmma-64", 33, 256, wgmma<Sm90W4Kernel::kTile64>},
+    {"wgmma-64s2", 33, 128, wgmma<Sm90W4Kernel::kTile64Split2>},
+    {"wgmma-64s4", 33, 128, wgmma<Sm90W4Kernel::kTile64Split4>},
+    {"wgmma-128", 65, kAny, wgmma<Sm90W4Kernel::kTile128>},
+    {"wgmma-128s2", 65, 512, wgmma<Sm90W4Kernel::kTile128Split2>},
+    {"wgmma-128x2", 128, kAny, wgmma<Sm90W4Kernel::kTile128x2>},
+    {"wgmma-256", 129, kAny, wgmma<Sm90W4Kernel::kTile256>},
+    {"wgmma-256x2", 129, kAny, wgmma<Sm90W4Kernel::kTile256x2>},
 };
 
 }  // namespace
@@ -47,10 +73,11 @@ extern "C" {
 
 int w4a8_variants() { return sizeof(kVariants) / sizeof(kVariants[0]); }
 char const* w4a8_name(int variant) { return kVariants[variant].name; }
+int w4a8_least_m(int variant) { return kVariants[variant].least_m; }
 int w4a8_most_m(int variant) { return kVariants[variant].most_m; }
 char const* w4a8_status(int status) { return status_string(static_cast<Status>(status)); }
 
-/// variant: -1 lets the library choose; others are float16 only.
+/// variant: -1 lets the library choose; others are float16 only, but for those of wgmma, which also take bfloat16.
 int w4a8_linear(int variant, int dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int64_t group, void* xq,
                 void* sx, void* xo, void* wq4, void* sg, void* sw, void* wo, void* bias, void* y, void* stream) {
   LinearW4A8Params const p{static_cast<DType>(dtype),
@@ -70,6 +97,10 @@ int w4a8_linear(int variant, int dtype, int64_t m, int64_t n, int64_t k, int64_t
                            y};
   auto const queue = static_cast<cudaStream_t>(stream);
   if (variant < 0) return static_cast<int>(launch_linear_w4a8(p, queue));
-  return static_cast<int>(kVariants[variant].launch(w4a8_args<__half>(p), queue));
+  int multiprocessors = 0;
+  if (Status const status = multiprocessor_count(&multiprocessors); status != Status::kOk) {
+    return static_cast<int>(status);
+  }
+  return static_cast<int>(kVariants[variant].launch(p, multiprocessors, queue));
 }
 }

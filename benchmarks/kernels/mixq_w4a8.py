@@ -2,9 +2,10 @@
 
     python3 benchmarks/kernels/mixq_w4a8.py --output DIR [--check-only] [--quick]
 
-needs PyTorch and carry/libmixq_w4a8.so (build_mixq_w4a8.sh). Every kernel and the library's own choice are compared
-with the exact result, in every type; then all that suit a size are timed beside torch fp16 and torch int4 (tinygemm,
-groups of 128). Results: DIR/mixq_w4a8_check.json and DIR/mixq_w4a8_time.json.
+needs PyTorch and the libraries of build_mixq_w4a8.sh in carry/. Every kernel and the library's own choice are compared
+with the exact result, in every type; the library whose waits trap instead of hanging goes first, with few shapes. Then
+all kernels that suit a size are timed beside torch fp16 and torch int4 (tinygemm, groups of 128).
+Results: DIR/mixq_w4a8_check.json and DIR/mixq_w4a8_time.json.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import ctypes
 import functools
 import json
 import math
+import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +24,10 @@ from pathlib import Path
 import torch
 from mixq_reference import describe, excess, planted
 
-LIBRARY = Path(__file__).resolve().parents[2] / "carry/libmixq_w4a8.so"
+CARRY = Path(__file__).resolve().parents[2] / "carry"
+LIBRARY, BOUNDED_LIBRARY = CARRY / "libmixq_w4a8.so", CARRY / "libmixq_w4a8_bounded.so"
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
+MMA = "mma"  # the family of kernels without wgmma
 GUARD = 4096  # elements after y that must not change
 CODES_PER_VECTOR = 32
 GROUP_SCALE_MAX = 18
@@ -33,7 +38,7 @@ COLD_BYTES = 250e6  # of weights, more than L2 holds
 SAMPLES = 21
 SAMPLE_SECONDS = 1e-3
 SHAPES = [(4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672)]  # N, K
-TOKENS = [1, 8, 16, 32, 64, 128, 512, 2048, 4096]
+TOKENS = [1, 8, 16, 24, 32, 64, 128, 256, 512, 1024, 2048, 4096]
 CAPACITY, GROUP = 128, 128
 
 CHECKS = [  # M, N, K, C, group
@@ -42,11 +47,12 @@ CHECKS = [  # M, N, K, C, group
     *[(m, n, k, c, g) for m in (3, 40, 300) for n, k, c, g in (
         (40, 16, 16, 16), (24, 100, 32, 64), (24, 96, 32, 32), (130, 777, 16, 6), (8, 1, 16, 2))],
     (16, 4096, 4096, 128, 128), (1, 8192, 8192, 128, 64), (8, 512, 28672, 128, 128), (300, 1536, 4096, 128, 64),
-    (1030, 2184, 1024, 128, 128), (3000, 1400, 512, 80, 64),
+    (1030, 2184, 1024, 128, 128), (3000, 1400, 512, 80, 64), (2048, 8192, 640, 128, 128), (600, 4096, 1168, 48, 256),
 ]  # fmt: skip
 
-QUICK_CHECKS = [  # for compute-sanitizer
-    (9, 72, 160, 48, 128), (1, 33, 48, 32, 64), (40, 200, 1040, 128, 64), (3, 24, 100, 32, 64), (270, 130, 80, 16, 128),
+QUICK_CHECKS = [  # for compute-sanitizer, and to see that no kernel hangs
+    (9, 72, 160, 48, 128), (1, 33, 48, 32, 64), (40, 200, 1040, 128, 64), (3, 24, 100, 32, 64),
+    (270, 136, 272, 16, 128),
 ]  # fmt: skip
 
 
@@ -59,7 +65,7 @@ class Library:
         self.c.w4a8_linear.argtypes = [ctypes.c_int] * 2 + [ctypes.c_int64] * 5 + [ctypes.c_void_p] * 10
         count = self.c.w4a8_variants()
         self.names = {self.c.w4a8_name(i).decode(): i for i in range(count)}
-        self.most_m = {name: self.c.w4a8_most_m(i) for name, i in self.names.items()}
+        self.range_m = {name: (self.c.w4a8_least_m(i), self.c.w4a8_most_m(i)) for name, i in self.names.items()}
 
     def linear(self, name: str, x: dict, w: dict, y: torch.Tensor) -> None:
         """Enqueue y [M, N]; ``name``: a kernel, or "auto" for the library's choice."""
@@ -116,17 +122,33 @@ def error_of(y: torch.Tensor, x: dict, w: dict) -> float:
     return error.nan_to_num(nan=math.inf).max().item() / FLOAT32_TOLERANCE
 
 
-def check(library: Library, cases: list[tuple[int, ...]]) -> list[dict]:
+def kernels_for(library: Library, family: str, sizes: tuple[int, int, int, int], dtype: torch.dtype) -> list[str]:
+    """The kernels of ``family`` that take M, N, K and the group; "auto", the library's choice, counts as MMA."""
+    m, n, k, group = sizes
+    names = [name for name in library.names if family_of(name) == family]
+    chosen = ["auto"] if family == MMA else []
+    if k % 16 or (group < k and (group < 64 or group & (group - 1))) or dtype == torch.float32:
+        return chosen
+    if family != MMA:
+        return names if n % 8 == 0 else []
+    if dtype == torch.bfloat16:
+        return chosen
+    return chosen + [name for name in names if name != "generic" or m * n * k <= 1e9]
+
+
+def family_of(name: str) -> str:
+    """Kernels that are checked in one process: a hang or a fault in it says nothing about the others."""
+    wgmma = re.match(r"wgmma-\d+", name)
+    return wgmma.group() if wgmma else MMA
+
+
+def check(library: Library, family: str, cases: list[tuple[int, ...]]) -> list[dict]:
     rows = []
     for seed, (m, n, k, capacity, group) in enumerate(cases):
         for dtype in TYPES:
             x, w = planted(m, n, k, capacity, dtype, seed)
             w = four_bit(w, group)
-            fast = k % 16 == 0 and (group >= k or (group >= 64 and group & (group - 1) == 0))
-            names = ["auto", *library.names] if fast and dtype == torch.float16 else ["auto"]
-            for name in names:
-                if name == "generic" and m * n * k > 1e9:
-                    continue
+            for name in kernels_for(library, family, (m, n, k, group), dtype):
                 row = {"kernel": name, "dtype": str(dtype)[6:], "case": [m, n, k, capacity, group]}
                 try:
                     y = run_guarded(library, name, x, w)
@@ -202,16 +224,7 @@ def our_weights(n: int, k: int) -> dict:
     }
 
 
-def worth_timing(library: Library, name: str, m: int) -> bool:
-    if name == "generic" or m > library.most_m[name]:
-        return False
-    if name.startswith("small"):
-        tokens = 8 * int(name.split("t")[1][0])
-        return tokens // 2 < max(m, 5) and m <= 2 * tokens
-    return m >= (256 if "256" in name else 64 if "128" in name else 16)
-
-
-def timings(library: Library) -> Iterator[dict]:
+def timings(library: Library, broken: set[str]) -> Iterator[dict]:
     for n, k in SHAPES:
         weights = [our_weights(n, k) for _ in range(copies(0.5 * n * k))]
         for m in TOKENS:
@@ -223,7 +236,10 @@ def timings(library: Library) -> Iterator[dict]:
             y = torch.empty(m, n, device="cuda", dtype=torch.float16)
             row: dict = {"M": m, "N": n, "K": k, "C": CAPACITY, "group": GROUP, "us": {}, "spread": {}, "peers": {}}
             few = weights if m <= 128 else weights[:2]
-            for name in ["auto", *(v for v in library.names if worth_timing(library, v, m))]:
+            for name in [
+                "auto",
+                *(v for v, (least, most) in library.range_m.items() if least <= m <= most and v not in broken),
+            ]:
                 calls = [functools.partial(library.linear, name, x, w, y) for w in few]
                 row["us"][name], row["spread"][name] = median_us(calls)
             row["peers"]["torch_fp16"], row["spread"]["torch_fp16"] = median_us(fp16_calls(m, n, k))
@@ -235,27 +251,56 @@ def timings(library: Library) -> Iterator[dict]:
         torch.cuda.empty_cache()
 
 
+def check_family(family: str, quick: bool, path: Path) -> None:
+    """Check one family, first few shapes with waits that trap, and write the rows to ``path``."""
+    rows = check(Library(BOUNDED_LIBRARY), family, QUICK_CHECKS)
+    if not quick and not any("failure" in row for row in rows):
+        rows += check(Library(LIBRARY), family, CHECKS)
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def check_all(library: Library, options: argparse.Namespace) -> list[dict]:
+    """The rows of all families, each checked by a process of its own."""
+    families = {family_of(name): options.output / f"mixq_w4a8_{family_of(name)}.json" for name in library.names}
+    for path in families.values():
+        path.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--output", str(options.output), *(["--quick"] if options.quick else [])]
+    processes = [subprocess.Popen([*command, "--family", family]) for family in families]
+    for process in processes:
+        process.wait()
+    rows = []
+    for family, path in families.items():
+        rows += json.loads(path.read_text()) if path.exists() else [{"kernel": family, "failure": "the process died"}]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--check-only", action="store_true")
     parser.add_argument("--quick", action="store_true", help="check only five shapes, for compute-sanitizer")
+    parser.add_argument("--family", help="check these kernels only, in this process")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    library = Library(LIBRARY)
     start = time.time()
-    rows = check(library, QUICK_CHECKS if options.quick else CHECKS)
+    if options.family:
+        check_family(options.family, options.quick, options.output / f"mixq_w4a8_{options.family}.json")
+        return
+    library = Library(LIBRARY)
+    rows = check_all(library, options)
     (options.output / "mixq_w4a8_check.json").write_text(json.dumps(rows, indent=1) + "\n")
-    failed = [row for row in rows if "failure" in row]
+    broken = {row["kernel"] for row in rows if "failure" in row}
     worst = max((row.get("excess", 0) for row in rows), default=0)
-    print(f"{len(rows)} checks, {len(failed)} failed, worst {worst:.2f} of the bound, {time.time() - start:.0f} s")
+    print(f"{len(rows)} checks, failed kernels: {sorted(broken)}, worst {worst:.2f} of the bound")
+    print(f"{time.time() - start:.0f} s", flush=True)
+    broken |= {name for name in library.names if family_of(name) in broken}
     if not options.check_only:
         about: dict = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
         about["rows"] = []
-        for row in timings(library):
+        for row in timings(library, broken):
             about["rows"].append(row)
             (options.output / "mixq_w4a8_time.json").write_text(json.dumps(about, indent=1) + "\n")
-    sys.exit(bool(failed))
+    sys.exit(bool(broken))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,13 @@ __device__ __forceinline__ void bulk_wait_read() {
 /// Order this thread's stores to shared memory before later reads by the copy engine or the tensor cores.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/// The address of `shared` of this block in block `rank` of the cluster.
+__device__ __forceinline__ uint32_t address_at(uint32_t shared, uint32_t rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(rank));
+  return remote;
+}
+
 // --- threads and registers ------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ uint32_t cluster_rank() {
@@ -134,12 +141,16 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-/// Barrier over all threads of the cluster; orders their memory accesses.
+/// The two halves of a barrier over all threads of the cluster that orders their memory accesses.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
 __device__ __forceinline__ void cluster_sync() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+  cluster_arrive();
+  cluster_wait();
 }
 
 /// The same without the ordering, which costs a fence of the whole GPU: a block may exit when its peers are through.
@@ -169,6 +180,14 @@ __device__ __forceinline__ void claim_registers() {
 __device__ __forceinline__ void stmatrix_x4(uint32_t shared, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(r0), "r"(r1),
                "r"(r2), "r"(r3)
+               : "memory");
+}
+
+/// The same of each matrix's transpose: lane l gives the address of column l % 8.
+__device__ __forceinline__ void stmatrix_x4_transposed(uint32_t shared, uint32_t r0, uint32_t r1, uint32_t r2,
+                                                       uint32_t r3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(r0),
+               "r"(r1), "r"(r2), "r"(r3)
                : "memory");
 }
 

@@ -31,17 +31,18 @@ CUtensorMapDataType map_type(DType type) {
 }  // namespace
 
 Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols,
-                         int32_t box_rows) {
+                         int32_t box_rows, int32_t row_bytes) {
   static PFN_cuTensorMapEncodeTiled_v12000 const encode = find_encoder();
   if (encode == nullptr) return cuda_status(cudaErrorNotSupported);
   size_t const size = element_size(type);
   cuuint64_t const dims[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
-  cuuint64_t const row_bytes[1] = {static_cast<cuuint64_t>(cols) * size};
-  cuuint32_t const box[2] = {static_cast<cuuint32_t>(kTensorMapRowBytes / size), static_cast<cuuint32_t>(box_rows)};
+  cuuint64_t const pitch[1] = {static_cast<cuuint64_t>(cols) * size};
+  cuuint32_t const box[2] = {static_cast<cuuint32_t>(row_bytes / size), static_cast<cuuint32_t>(box_rows)};
   cuuint32_t const steps[2] = {1, 1};
+  auto const swizzle = row_bytes == kTensorMapRowBytes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   CUresult const result =
-      encode(map, map_type(type), /*tensorRank=*/2, const_cast<void*>(base), dims, row_bytes, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      encode(map, map_type(type), /*tensorRank=*/2, const_cast<void*>(base), dims, pitch, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   // The driver's codes and the runtime's agree in value.
   return cuda_status(static_cast<cudaError_t>(result));

@@ -11,7 +11,8 @@ namespace graphopt {
 
 constexpr int32_t kTensorMapRowBytes = 128;  // of a box: one swizzle row
 
-/// Describe row-major [rows, cols] in boxes of `box_rows` x 128 bytes that lie swizzled by 128 bytes in shared memory.
+/// Describe row-major [rows, cols] in boxes of `box_rows` x `row_bytes` that lie swizzled by as many bytes in shared
+/// memory.
 ///
 /// Args:
 ///   map: written.
@@ -19,6 +20,8 @@ constexpr int32_t kTensorMapRowBytes = 128;  // of a box: one swizzle row
 ///   type: kInt8, kFloat16 or kBFloat16.
 ///   rows, cols: of the matrix, in elements; a box reads zeros, and writes nothing, outside it.
 ///   box_rows: 1 to 256.
-Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols, int32_t box_rows);
+///   row_bytes: 128 or 64.
+Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols, int32_t box_rows,
+                         int32_t row_bytes = kTensorMapRowBytes);
 
 }  // namespace graphopt

@@ -1,7 +1,8 @@
 // Warpgroup matrix products of Hopper: D [64, N] += A [64, 32 bytes of K] B [N, 32 bytes of K]^T, all by one warpgroup.
 //
-// A and B lie in shared memory, each row stored along K, in tiles of 128 bytes of K that the copy engine swizzled
-// (CU_TENSOR_MAP_SWIZZLE_128B). D lies in registers and has one layout for int32 and float32: with lane l of warp w,
+// A and B lie in shared memory, each row stored along K, in tiles of 128 (or 64) bytes of K that the copy engine swizzled
+// (CU_TENSOR_MAP_SWIZZLE_128B, _64B). A of int8 may lie in registers instead: with lane l of warp w, a[i] is row
+// 16 w + l / 4 + 8 (i % 2), bytes 16 (i / 2) + 4 (l % 4) and on. D lies in registers and has one layout for int32 and float32: with lane l of warp w,
 // d[4 j + i] is row 16 w + l / 4 + 8 (i / 2), column 8 j + 2 (l % 4) + i % 2.
 // Registers are 32-bit words so that an integer sum can become a float sum in place.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions
@@ -18,13 +19,15 @@ constexpr int kWgmmaRows = 64;        // of A and D
 constexpr int kWgmmaStepBytes = 32;   // of K, whatever the type
 constexpr int kSwizzleBytes = 128;    // of K in a row of a shared tile
 
-/// What wgmma is told about a swizzled tile: address / 16, and 1024 bytes from 8 rows to the next 8. Adding
-/// kWgmmaStepBytes / 16 moves along K inside the 128 bytes.
+/// What wgmma is told about a tile of rows of kRowBytes, swizzled: address / 16, and the bytes from 8 rows to the next
+/// 8. Adding kWgmmaStepBytes / 16 moves along K inside a row.
+template <int kRowBytes = kSwizzleBytes>
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t shared) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
-  constexpr uint64_t kEightRows = uint64_t{1024 / 16} << 32;
+  static_assert(kRowBytes == 128 || kRowBytes == 64);
+  constexpr uint64_t kSwizzle = uint64_t{kRowBytes == 128 ? 1 : 2} << 62;
+  constexpr uint64_t kEightRows = uint64_t{8 * kRowBytes / 16} << 32;
   constexpr uint64_t kUnusedWhenSwizzled = uint64_t{1} << 16;
-  return kSwizzle128 | kEightRows | kUnusedWhenSwizzled | ((shared & 0x3ffff) >> 4);
+  return kSwizzle | kEightRows | kUnusedWhenSwizzled | ((shared & 0x3ffff) >> 4);
 }
 
 /// Order register and shared-memory accesses of the warpgroup before its next products.
@@ -74,11 +77,12 @@ __device__ __forceinline__ void wgmma_pin(uint32_t (&d)[kCount]) {
       GRAPHOPT_D_FROM(96), GRAPHOPT_D_FROM(104), GRAPHOPT_D_FROM(112), GRAPHOPT_D_FROM(120)
 
 /// Products for one N. `s8` starts a new sum where `accumulate` is false; the 16-bit ones always add to floats.
+/// Registers of A must keep their values until the product has been waited for.
 template <int kN>
 struct Wgmma;
 
-// N = 2 x registers; a, b, c: the operands' numbers, which follow those of the registers.
-#define GRAPHOPT_WGMMA(N, REGISTERS, a, b, c)                                                                        \
+// N = 2 x registers; a, b, c, d, e, f: the operands' numbers, which follow those of the registers.
+#define GRAPHOPT_WGMMA(N, REGISTERS, a, b, c, d_, e, f)                                                                        \
   template <>                                                                                                        \
   struct Wgmma<N> {                                                                                                  \
     __device__ __forceinline__ static void s8(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, bool accumulate) {   \
@@ -88,6 +92,15 @@ struct Wgmma;
           ", add;\n}\n"                                                                                              \
           : GRAPHOPT_D_##REGISTERS                                                                                   \
           : "l"(x), "l"(w), "r"(static_cast<int>(accumulate)));                                                      \
+    }                                                                                                                \
+    __device__ __forceinline__ static void s8(uint32_t (&d)[REGISTERS], uint32_t const* x, uint64_t w,               \
+                                              bool accumulate) {                                                     \
+      asm volatile(                                                                                                  \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, " f ", 0;\n"                                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" GRAPHOPT_REGISTERS_##REGISTERS "}, {" a ", " b    \
+          ", " c ", " d_ "}, " e ", add;\n}\n"                                                                       \
+          : GRAPHOPT_D_##REGISTERS                                                                                   \
+          : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "r"(static_cast<int>(accumulate)));                  \
     }                                                                                                                \
     __device__ __forceinline__ static void outliers(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, __half) {      \
       asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" GRAPHOPT_REGISTERS_##REGISTERS "}, " a \
@@ -104,9 +117,11 @@ struct Wgmma;
     }                                                                                                                \
   };
 
-GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34")
-GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66")
-GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130")
+GRAPHOPT_WGMMA(16, 8, "%8", "%9", "%10", "%11", "%12", "%13")
+GRAPHOPT_WGMMA(32, 16, "%16", "%17", "%18", "%19", "%20", "%21")
+GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
+GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
+GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130", "%131", "%132", "%133")
 #undef GRAPHOPT_WGMMA
 #undef GRAPHOPT_REGISTERS_8
 #undef GRAPHOPT_REGISTERS_16

@@ -1,0 +1,482 @@
+// MixQ linear with 4-bit weights on Hopper: wgmma fed by the copy engine, one persistent block per multiprocessor.
+//
+// Y^T = W X^T: wgmma takes its A operand from registers, and packed codes lie there as it wants them, so the rows of its
+// product are rows of W and its columns tokens. Three warpgroups: the first brings tiles in, the other two multiply 64
+// rows of W each:
+//
+//     codes of K     ... | ... | ... |   4-bit -> int8 in registers; int32 sums (wgmma s8)
+//     y = sums sx sw                     in place: int32 and float32 sums have the same register layout
+//     outliers of C  ... |               float32 sums (wgmma f16 or bf16, both operands from shared memory)
+//     T(y + bias) -> transposed in shared memory -> copy engine
+//
+// The codes of a stage are decoded while the products of the stage before run: two sets of registers take turns.
+#pragma once
+
+#include <cstdint>
+
+#include "mixq/linear/sm90_convert.cuh"
+#include "mixq/linear/sm90_ring.cuh"
+#include "mixq/linear_w4a8/codes.cuh"
+#include "mixq/linear_w4a8/sm90_tile.h"
+
+namespace graphopt::mixq {
+
+/// Operands of the kernel; lives in constant memory, where the copy engine wants its tensor maps.
+template <class T>
+struct Sm90W4Args {
+  CUtensorMap xq;  // [M, K] int8, rows of 128 bytes
+  CUtensorMap wq;  // [N, row_bytes] packed, rows of 64 bytes, as the next two
+  CUtensorMap xo;  // [M, C] T
+  CUtensorMap wo;  // [N, C] T
+  CUtensorMap y;   // [M, N] T
+  float const* sx;    // [M]
+  uint8_t const* sg;  // [groups, N]
+  float const* sw;    // [N]
+  T const* bias;      // [N]
+  int32_t m;
+  int32_t n;
+  int32_t x_rows;         // brought into a stage; the rest of a stage belongs to tokens that are not stored
+  int32_t code_stages;    // along K
+  int32_t outlier_stages;  // along C
+  int32_t group_shift;
+  int32_t last_group;
+  Sm90Grid grid;  // down: tiles of tokens; across: clusters of rows of W
+};
+
+/// Offsets into the block's shared memory.
+template <class Traits>
+struct Sm90W4Shared {
+  using Stages = Ring<Traits::kStages, Traits::kXBytes, Traits::kWBytes>;
+
+  uint32_t base;
+
+  __device__ __forceinline__ Stages stages() const { return {base, base + Traits::kBarrierOffset}; }
+  __device__ __forceinline__ uint32_t staging(int warpgroup, int buffer) const {
+    return base + Traits::kStagingOffset + (2 * warpgroup + buffer) * Traits::kStoreBytes;
+  }
+  __device__ __forceinline__ uint32_t part(int rank) const {
+    return base + Traits::kPartsOffset + (rank - 1) * Traits::kPartBytes;
+  }
+  __device__ __forceinline__ uint32_t sx() const { return base + Traits::kSxOffset; }
+  __device__ __forceinline__ uint32_t sx_full() const { return stages().full(2 * Traits::kStages); }
+  __device__ __forceinline__ uint32_t sx_empty() const { return sx_full() + 8; }
+};
+
+/// The tiles of one block, and its part of K: every `clusters`-th tile in the order of Sm90Grid.
+template <class Tile>
+class W4TileWalk {
+ public:
+  __device__ __forceinline__ explicit W4TileWalk(Sm90Grid const& grid)
+      : grid_(grid),
+        rank_(Tile::kCluster == 1 ? 0 : static_cast<int>(cluster_rank())),
+        clusters_(static_cast<int>(gridDim.x) / Tile::kCluster),
+        index_(static_cast<int>(blockIdx.x) / Tile::kCluster) {}
+
+  /// Whether there is another tile; then `token` and `row` are its first token and row of W.
+  __device__ __forceinline__ bool next(int& token, int& row) {
+    if (index_ >= grid_.clusters()) return false;
+    Sm90Grid::Cell const cell = grid_.cell(index_);
+    index_ += clusters_;
+    token = cell.down * Tile::kTokens;
+    row = (cell.across * Tile::kShare + (Tile::kSplit == 1 ? rank_ : 0)) * kSm90W4Rows;
+    return true;
+  }
+
+  __device__ __forceinline__ int rank() const { return rank_; }
+
+  /// The first of this block's stages of codes, out of `stages`; rank() + 1 gives the end.
+  __device__ __forceinline__ int first_stage(int stages, int rank) const { return stages * rank / Tile::kSplit; }
+  __device__ __forceinline__ int begin(int stages) const { return Tile::kSplit == 1 ? 0 : first_stage(stages, rank_); }
+  __device__ __forceinline__ int end(int stages) const {
+    return Tile::kSplit == 1 ? stages : first_stage(stages, rank_ + 1);
+  }
+  /// Whether this block adds up the sums and stores them.
+  __device__ __forceinline__ bool leads() const { return Tile::kSplit == 1 || rank_ == 0; }
+
+ private:
+  Sm90Grid const& grid_;
+  int const rank_;
+  int const clusters_;
+  int index_;
+};
+
+/// One thread: fill the ring for every tile of Y.
+template <class T, class Traits>
+class Sm90W4Producer {
+  using Tile = typename Traits::Tile;
+
+ public:
+  __device__ __forceinline__ Sm90W4Producer(Sm90W4Args<T> const& args, Sm90W4Shared<Traits> const& shared)
+      : args_(args), stages_(shared.stages()) {}
+
+  __device__ __forceinline__ void run() {
+    W4TileWalk<Tile> walk(args_.grid);
+    int token, row;
+    while (walk.next(token, row)) {
+      for (int i = walk.begin(args_.code_stages); i < walk.end(args_.code_stages); ++i) {
+        fill<kStageColumns>(&args_.xq, &args_.wq, i * kStageColumns, i * kCodeRowBytes, token, row, walk.rank());
+      }
+      if (!walk.leads()) continue;
+      for (int i = 0; i < args_.outlier_stages; ++i) {
+        int const channel = i * Traits::kStageOutliers;
+        fill<kCodeRowBytes>(&args_.xo, &args_.wo, channel, channel, token, row, walk.rank());
+      }
+    }
+  }
+
+ private:
+  /// Fill the next stage: columns from `x_column` and `w_column`; rows of X have kXRowBytes in a stage.
+  template <int kXRowBytes>
+  __device__ __forceinline__ void fill(CUtensorMap const* x, CUtensorMap const* w, int x_column, int w_column,
+                                       int token, int row, int rank) {
+    uint32_t const barrier = stages_.full(at_.stage);
+    stages_.acquire(at_, args_.x_rows * Tile::kShare * kXRowBytes + Traits::kWBytes);
+    if constexpr (Tile::kShare == 1) {
+      tma_load(stages_.x(at_.stage), x, barrier, x_column, token);
+    } else {
+      constexpr int kPart = Tile::kTokens / Tile::kShare;
+      constexpr uint16_t kEveryone = (1 << Tile::kShare) - 1;
+      tma_load_multicast(stages_.x(at_.stage) + rank * kPart * kXRowBytes, x, barrier, x_column, token + rank * kPart,
+                         kEveryone);
+    }
+    tma_load(stages_.w(at_.stage), w, barrier, w_column, row);
+    at_.advance();
+  }
+
+  Sm90W4Args<T> const& args_;
+  typename Sm90W4Shared<Traits>::Stages const stages_;
+  RingPosition<Traits::kStages> at_;
+};
+
+/// One warp: bring sx of every tile's tokens.
+template <class T, class Traits>
+__device__ __forceinline__ void produce_sx(Sm90W4Args<T> const& args, Sm90W4Shared<Traits> const& shared) {
+  using Tile = typename Traits::Tile;
+  W4TileWalk<Tile> walk(args.grid);
+  if (!walk.leads()) return;
+  int token, row;
+  for (uint32_t parity = 0; walk.next(token, row); parity ^= 1) {
+    mbarrier_wait(shared.sx_empty(), parity ^ 1);
+    for (int i = static_cast<int>(threadIdx.x) % 32; i < Tile::kTokens; i += 32) {
+      float const scale = token + i < args.m ? __ldg(args.sx + token + i) : 0.0f;
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared.sx() + 4 * i), "f"(scale) : "memory");
+    }
+    mbarrier_arrive(shared.sx_full());
+  }
+}
+
+/// One warpgroup that multiplies: 64 rows of W of every tile of Y.
+template <class T, class Traits>
+class Sm90W4Consumer {
+ public:
+  using Tile = typename Traits::Tile;
+  using Product = Wgmma<Tile::kTokens>;
+
+  __device__ __forceinline__ Sm90W4Consumer(Sm90W4Args<T> const& args, Sm90W4Shared<Traits> const& shared,
+                                            int warpgroup)
+      : args_(args),
+        shared_(shared),
+        stages_(shared.stages()),
+        warpgroup_(warpgroup),
+        lane_row_(warp_ * 16 + lane_ / 4),
+        word_(warpgroup * kWgmmaRows * kCodeRowBytes + lane_row_ * kCodeRowBytes + lane_row_ / 2 % 4 * 16 +
+              lane_ % 4 * 4) {}
+
+  __device__ __forceinline__ void run() {
+    W4TileWalk<Tile> walk(args_.grid);
+    int token, row;
+    while (walk.next(token, row)) {
+      row += warpgroup_ * kWgmmaRows;
+      load_row_values(row);
+      multiply_codes(walk.begin(args_.code_stages), walk.end(args_.code_stages), row);
+      if constexpr (Tile::kSplit > 1) {
+        if (!walk.leads()) send_sums(walk.rank());
+        cluster_sync();
+        if (!walk.leads()) return;
+        add_sums();
+      }
+      mbarrier_wait(shared_.sx_full(), sx_parity_);
+      sx_parity_ ^= 1;
+      scale();
+      // Every lane, for its own reads: once a tile, and an order that compute-sanitizer can follow.
+      mbarrier_arrive(shared_.sx_empty());
+      multiply_outliers();
+      store(token, row);
+    }
+    if (is_leader()) bulk_wait_read<0>();
+  }
+
+ private:
+  static constexpr int kHalfSteps = kStageColumns / 2 / kWgmmaStepBytes;  // products of half a stage
+
+  /// Registers of A for half a stage.
+  using Half = uint32_t[4 * kHalfSteps];
+
+  __device__ __forceinline__ bool is_leader() const { return threadIdx.x % kWarpgroup == 0; }
+  __device__ __forceinline__ int clamped(int row) const { return min(row, args_.n - 1); }
+
+  /// Scales and biases of this lane's rows. Volatile, so that the loads start here and end under the products.
+  __device__ __forceinline__ void load_row_values(int row) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      int const at = clamped(row + lane_row_ + 8 * h);
+      sw_[h] = load_early(args_.sw + at);
+      asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(bias_[h]) : "l"(args_.bias + at));
+    }
+  }
+
+  /// sums = xq wc^T over stages begin..end of K. Halves of a stage take turns with two sets of registers: one is decoded
+  /// while the products of the other run.
+  __device__ __forceinline__ void multiply_codes(int begin, int end, int row) {
+    scale_rows_[0] = args_.sg + clamped(row + lane_row_);
+    scale_rows_[1] = args_.sg + clamped(row + lane_row_ + 8);
+    Half first, second;
+    uint32_t scales[2][2];  // [half][row]
+    load_scales(scales[0], 2 * begin);
+    load_scales(scales[1], 2 * begin + 1);
+    int previous = -1;
+    if (Tile::kSplit > 1 && begin == end) clear_sums();
+    wgmma_pin(sum_);
+#pragma unroll 1
+    for (int i = begin; i < end; ++i) {
+      mbarrier_wait(stages_.full(at_.stage), at_.parity);
+      uint32_t const codes = stages_.w(at_.stage) + word_;
+      uint64_t const x = wgmma_descriptor(stages_.x(at_.stage));
+      decode<0>(first, scales[0], codes);
+      load_scales(scales[0], 2 * i + 2);
+      start_products(first, x, i > begin);
+      if (previous >= 0) release(previous);
+      decode<1>(second, scales[1], codes);
+      load_scales(scales[1], 2 * i + 3);
+      start_products(second, x + kHalfSteps * (kWgmmaStepBytes / 16), true);
+      previous = at_.stage;
+      at_.advance();
+    }
+    wgmma_wait<0>();
+    wgmma_pin(sum_);
+    if (previous >= 0) release(previous);
+  }
+
+  __device__ __forceinline__ void clear_sums() {
+#pragma unroll
+    for (uint32_t& sum : sum_) sum = 0;
+  }
+
+  /// Integer scales of this lane's two rows of W in a half of a stage.
+  __device__ __forceinline__ void load_scales(uint32_t (&scales)[2], int half) const {
+    int const group = (half * (kStageColumns / 2)) >> args_.group_shift;
+    int64_t const offset = int64_t{min(group, args_.last_group)} * args_.n;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) scales[r] = load_byte(scale_rows_[r] + offset);
+  }
+
+  /// The int8 codes of half a stage: 32 bytes of two rows, of which this lane takes the word of every 16 that feeds it.
+  template <int kHalf>
+  __device__ __forceinline__ void decode(Half& a, uint32_t const (&scales)[2], uint32_t shared) const {
+    uint32_t word[kHalfSteps][2];
+#pragma unroll
+    for (int s = 0; s < kHalfSteps; ++s) {
+      // The chunk of 16 bytes is swizzled: its number ^ (row / 2 % 4), the latter being part of `shared`.
+      uint32_t const at = shared ^ (16 * (kHalf * kHalfSteps + s));
+      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word[s][0]) : "r"(at) : "memory");
+      asm volatile("ld.shared.u32 %0, [%1+%2];" : "=r"(word[s][1]) : "r"(at), "n"(8 * kCodeRowBytes) : "memory");
+    }
+    GroupScale const upper(scales[0]), lower(scales[1]);
+#pragma unroll
+    for (int s = 0; s < kHalfSteps; ++s) {
+      a[4 * s] = upper.low(word[s][0]);
+      a[4 * s + 1] = lower.low(word[s][1]);
+      a[4 * s + 2] = upper.high(word[s][0]);
+      a[4 * s + 3] = lower.high(word[s][1]);
+    }
+  }
+
+  /// Start the products of half a stage and wait for those of the half before.
+  __device__ __forceinline__ void start_products(Half& a, uint64_t x, bool accumulate) {
+    wgmma_pin(a);  // decoded before the fence
+    wgmma_fence();
+#pragma unroll
+    for (int s = 0; s < kHalfSteps; ++s) {
+      Product::s8(sum_, a + 4 * s, x + s * (kWgmmaStepBytes / 16), accumulate || s > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();
+  }
+
+  /// Tell every block that writes to this stage that this warp has read it.
+  __device__ __forceinline__ void release(int stage) const {
+    __syncwarp();
+    if constexpr (Tile::kShare == 1) {
+      if (lane_ == 0) mbarrier_arrive(stages_.empty(stage));
+    } else {
+      if (lane_ < Tile::kShare) mbarrier_arrive_at(stages_.empty(stage), lane_);
+    }
+  }
+
+  /// Where the other blocks of a split leave the sums of this thread, four by four.
+  __device__ __forceinline__ uint32_t part(int rank, int i) const {
+    constexpr int kPerRow = kWarpgroup * Traits::kConsumers;
+    return shared_.part(rank) + 16 * (i * kPerRow + warpgroup_ * kWarpgroup + static_cast<int>(threadIdx.x) % kWarpgroup);
+  }
+
+  __device__ __forceinline__ void send_sums(int rank) const {
+#pragma unroll
+    for (int i = 0; i < Traits::kSums / 4; ++i) {
+      asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address_at(part(rank, i), 0)),
+                   "r"(sum_[4 * i]), "r"(sum_[4 * i + 1]), "r"(sum_[4 * i + 2]), "r"(sum_[4 * i + 3])
+                   : "memory");
+    }
+  }
+
+  __device__ __forceinline__ void add_sums() {
+#pragma unroll
+    for (int rank = 1; rank < Tile::kSplit; ++rank) {
+#pragma unroll
+      for (int i = 0; i < Traits::kSums / 4; ++i) {
+        uint32_t word[4];
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                     : "r"(part(rank, i))
+                     : "memory");
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum_[4 * i + e] += word[e];
+      }
+    }
+  }
+
+  /// int32 sums -> float32 sums times sx sw, in place.
+  __device__ __forceinline__ void scale() {
+#pragma unroll
+    for (int j = 0; j < Tile::kTokens / 8; ++j) {
+      float sx[2];
+      uint32_t const at = shared_.sx() + (8 * j + 2 * (lane_ % 4)) * sizeof(float);
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(sx[0]), "=f"(sx[1]) : "r"(at) : "memory");
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t& sum = sum_[4 * j + i];
+        sum = __float_as_uint(__int2float_rn(static_cast<int32_t>(sum)) * (sx[i % 2] * sw_[i / 2]));
+      }
+    }
+  }
+
+  /// sums += xo wo^T.
+  __device__ __forceinline__ void multiply_outliers() {
+    int previous = -1;
+    wgmma_pin(sum_);
+#pragma unroll 1
+    for (int i = 0; i < args_.outlier_stages; ++i) {
+      mbarrier_wait(stages_.full(at_.stage), at_.parity);
+      uint32_t const rows = stages_.w(at_.stage) + warpgroup_ * kWgmmaRows * kCodeRowBytes;
+      uint64_t const w = wgmma_descriptor<kCodeRowBytes>(rows);
+      uint64_t const x = wgmma_descriptor<kCodeRowBytes>(stages_.x(at_.stage));
+      wgmma_fence();
+#pragma unroll
+      for (int s = 0; s < kCodeRowBytes / kWgmmaStepBytes; ++s) {
+        Product::outliers(sum_, w + s * (kWgmmaStepBytes / 16), x + s * (kWgmmaStepBytes / 16), T{});
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (previous >= 0) release(previous);
+      previous = at_.stage;
+      at_.advance();
+    }
+    wgmma_wait<0>();
+    wgmma_pin(sum_);
+    release(previous);
+  }
+
+  /// y = T(sums + bias), kStoreTokens tokens of 64 rows of W at a time, through two buffers of shared memory.
+  __device__ __forceinline__ void store(int token, int row) {
+    T bias[2];
+    memcpy(bias, bias_, sizeof(bias));
+#pragma unroll
+    for (int c = 0; c < Tile::kTokens / Traits::kStoreTokens; ++c) {
+      int const first = token + c * Traits::kStoreTokens;
+      if (first >= args_.m) break;
+      if (is_leader()) bulk_wait_read<1>();
+      warpgroup_sync(1 + warpgroup_);
+      uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
+      stage_tokens(c, to_float(bias[0]), to_float(bias[1]), buffer);
+      async_proxy_fence();
+      warpgroup_sync(1 + warpgroup_);
+      if (is_leader()) {
+        tma_store(&args_.y, buffer, row, first);
+        bulk_commit();
+      }
+      buffer_ ^= 1;
+    }
+  }
+
+  /// Tokens kStoreTokens c.. of 64 rows of W, swizzled as the copy engine expects: chunk of 16 bytes ^ (token % 8).
+  __device__ __forceinline__ void stage_tokens(int c, float upper_bias, float lower_bias, uint32_t buffer) const {
+    int const chunk = 2 * warp_ + lane_ / 8 % 2;
+#pragma unroll
+    for (int q = 0; q < Traits::kStoreTokens / 16; ++q) {
+      uint32_t word[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        uint32_t const* sum = sum_ + 4 * (c * Traits::kStoreTokens / 8 + 2 * q + i);
+        word[2 * i] = pack(__uint_as_float(sum[0]) + upper_bias, __uint_as_float(sum[1]) + upper_bias, T{});
+        word[2 * i + 1] = pack(__uint_as_float(sum[2]) + lower_bias, __uint_as_float(sum[3]) + lower_bias, T{});
+      }
+      int const token = 16 * q + lane_ / 16 * 8 + lane_ % 8;
+      stmatrix_x4_transposed(buffer + token * 128 + ((chunk ^ (lane_ % 8)) * 16), word[0], word[1], word[2], word[3]);
+    }
+  }
+
+  Sm90W4Args<T> const& args_;
+  Sm90W4Shared<Traits> const shared_;
+  typename Sm90W4Shared<Traits>::Stages const stages_;
+  int const warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
+  int const lane_ = static_cast<int>(threadIdx.x) % 32;
+  int const warpgroup_;
+  int const lane_row_;   // of the 64
+  uint32_t const word_;  // offset of the lane's word of the first chunk of its first row in a stage's W
+  RingPosition<Traits::kStages> at_;
+  uint32_t sx_parity_ = 0;
+  int buffer_ = 0;
+  uint8_t const* scale_rows_[2];  // of group 0
+  float sw_[2];
+  uint16_t bias_[2];
+  uint32_t sum_[Traits::kSums];
+};
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
+    linear_w4a8_sm90(__grid_constant__ Sm90W4Args<T> const args) {
+  using Traits = Sm90W4Traits<T, Tile>;
+  extern __shared__ __align__(1024) uint8_t memory[];
+  Sm90W4Shared<Traits> const shared{shared_address(memory)};
+  int const warp = static_cast<int>(threadIdx.x) / 32;
+  bool const first_lane = threadIdx.x % 32 == 0;
+
+  if (threadIdx.x == 0) {
+    for (CUtensorMap const* map : {&args.xq, &args.wq, &args.xo, &args.wo, &args.y}) prefetch_tensor_map(map);
+    shared.stages().init(Tile::kShare * Traits::kReaderWarps);
+    mbarrier_init(shared.sx_full(), 32);
+    mbarrier_init(shared.sx_empty(), 32 * Traits::kReaderWarps);
+    mbarrier_init_fence();
+  }
+  if constexpr (Tile::kCluster > 1) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+
+  if (warp < kWarpgroup / 32) {
+    release_registers<Traits::kProducerRegisters>();
+    // The consumers' exchange of sums waits for all threads, and this warpgroup for the consumers.
+    if constexpr (Tile::kSplit > 1) cluster_arrive();
+    if (warp == 0 && first_lane) Sm90W4Producer<T, Traits>(args, shared).run();
+    if (warp == 1) produce_sx(args, shared);
+    __syncwarp();
+    if constexpr (Tile::kSplit > 1) cluster_wait();
+  } else {
+    claim_registers<Traits::kConsumerRegisters>();
+    Sm90W4Consumer<T, Traits>(args, shared, warp / 4 - 1).run();
+  }
+  // A block's shared memory must outlive the arrivals of its peers.
+  if constexpr (Tile::kShare > 1) cluster_depart();
+}
+
+}  // namespace graphopt::mixq

@@ -1,0 +1,66 @@
+// Tiles of the Hopper w4a8 kernel: sizes and shared memory. Host and device.
+#pragma once
+
+#include <cstdint>
+
+namespace graphopt::mixq {
+
+/// A block's share of Y [M, N]: kTokens tokens and kSm90W4Rows rows of W.
+///   kShare: blocks of a cluster that multiply the same tokens, each bringing its part of them to all.
+///   kSplit: blocks of a cluster that split K; the first one adds their sums. One of the two is 1.
+template <int kTokens_, int kShare_ = 1, int kSplit_ = 1>
+struct Sm90W4Tile {
+  static constexpr int kTokens = kTokens_;
+  static constexpr int kShare = kShare_;
+  static constexpr int kSplit = kSplit_;
+  static constexpr int kCluster = kShare * kSplit;
+  static_assert(kTokens <= 256, "the rows of a box of the copy engine");
+  static_assert(kShare == 1 || kSplit == 1);
+};
+
+constexpr int kSm90W4Rows = 128;       // of W, in a block
+constexpr int kCodeRowBytes = 64;      // of W in a stage: 128 codes, or 32 outlier channels
+constexpr int kStageColumns = 128;     // codes of a row in a stage
+
+/// Sizes that follow from a tile and the 2-byte type T.
+template <class T, class Tile_>
+struct Sm90W4Traits {
+  using Tile = Tile_;
+  static_assert(sizeof(T) == 2);
+  static constexpr int kConsumers = 2;  // warpgroups: the halves of a tile's rows of W
+  static constexpr int kReaderWarps = 4 * kConsumers;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kSums = Tile::kTokens / 2;  // registers
+  static constexpr int kStageOutliers = kCodeRowBytes / int{sizeof(T)};
+
+  // 40 + 2 x 232 registers for 128 threads each fit the 64 K of a multiprocessor.
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
+
+  static constexpr int kXBytes = Tile::kTokens * kStageColumns;
+  static constexpr int kWBytes = kSm90W4Rows * kCodeRowBytes;
+  static constexpr int kStageBytes = kXBytes + kWBytes;
+  static constexpr int kStoreTokens = Tile::kTokens < 32 ? Tile::kTokens : 32;
+  static constexpr int kStoreBytes = kStoreTokens * 128;  // of 64 rows of W
+  static constexpr int kStagingBytes = 2 * kConsumers * kStoreBytes;
+  static constexpr int kPartBytes = kSm90W4Rows * Tile::kTokens * 4;  // int32 sums of one other block of the split
+  static constexpr int kPartsBytes = (Tile::kSplit - 1) * kPartBytes;
+  static constexpr int kSxBytes = Tile::kTokens * 4;
+  static constexpr int kBarrierBytes = 256;
+  static constexpr int kMaxSharedBytes = 227 * 1024;
+  static constexpr int kMostStages = 12;
+  static constexpr int kFittingStages =
+      (kMaxSharedBytes - kStagingBytes - kPartsBytes - kSxBytes - kBarrierBytes) / kStageBytes;
+  static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
+  static_assert(kStages >= 3 && 8 * 2 * (kStages + 1) <= kBarrierBytes);
+
+  static constexpr int kStagingOffset = kStages * kStageBytes;
+  static constexpr int kPartsOffset = kStagingOffset + kStagingBytes;
+  static constexpr int kSxOffset = kPartsOffset + kPartsBytes;
+  static constexpr int kBarrierOffset = kSxOffset + kSxBytes;
+  static constexpr int kSharedBytes = kBarrierOffset + kBarrierBytes;
+  static_assert(kXBytes % 1024 == 0 && kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0,
+                "a swizzled tile starts at a multiple of 1024");
+};
+
+}  // namespace graphopt::mixq
