@@ -10,7 +10,7 @@ from graphopt.core.recipe import Recipe
 from graphopt.core.report import Report
 from graphopt.core.statistics import Statistics
 from graphopt.ir import Model, load, save
-from graphopt.passes import SCHEMES
+from graphopt.passes import CACHES, SCHEMES
 
 PathLike = str | os.PathLike[str]
 
@@ -37,7 +37,7 @@ def optimize(
         GraphOptError: model, recipe and statistics do not fit each other.
     """
     if isinstance(recipe, Path):
-        recipe = Recipe.load(recipe, SCHEMES)
+        recipe = Recipe.load(recipe, SCHEMES, CACHES)
     elif isinstance(recipe, str):
         recipe = Recipe.preset(recipe, SCHEMES)
     if statistics is not None and not isinstance(statistics, Statistics):

@@ -1,6 +1,6 @@
 """The compiler on one screen: the ordered stages that turn an ONNX model into an optimized one.
 
-load -> infer shapes -> canonicalize -> lower to schemes -> legalize what is left -> attach bodies -> save
+load -> infer shapes -> canonicalize -> key-value cache -> schemes -> legalize what is left -> attach bodies -> save
 """
 
 __all__ = ["canonicalize", "optimize"]
@@ -17,7 +17,7 @@ from graphopt.core.report import Report
 from graphopt.core.statistics import Statistics
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
-from graphopt.passes import CANONICALIZE, OPS, SCHEMES, legalize
+from graphopt.passes import CACHES, CANONICALIZE, OPS, SCHEMES, kvcache, legalize
 
 _INFER = Stage("infer-shapes", lambda model, report: infer_shapes(model))
 _ATTACH = Stage("attach-bodies", lambda model, report: attach_bodies(model, OPS))
@@ -72,7 +72,11 @@ def optimize(
             if mine:
                 scheme.lower(model, mine, statistics, report, dry_run=dry_run)
 
-    stages = [_INFER, *CANONICALIZE, Stage("lower", lower)]
+    def lower_cache(model: Model, report: Report) -> None:
+        if recipe.cache is not None:
+            kvcache.lower(model, CACHES[recipe.cache.format], recipe.cache.config, statistics, report, dry_run=dry_run)
+
+    stages = [_INFER, *CANONICALIZE, Stage("kv-cache", lower_cache), Stage("lower", lower)]
     if not dry_run:
         stages += [Stage("legalize", legalize), _ATTACH]
     return pipeline.run(model, stages, dump_dir=dump_dir, progress=progress)

@@ -21,6 +21,12 @@ def optimize(
         list[str] | None, typer.Option(help="Glob of linears that stay as they are (repeatable; with a preset).")
     ] = None,
     stats: Annotated[Path | None, typer.Option(help="Statistics made by 'graphopt calibrate'.")] = None,
+    kv_cache: Annotated[
+        str | None, typer.Option(help="Update the key-value cache in place; its format: static.", show_default=False)
+    ] = None,
+    kv_capacity: Annotated[
+        int | None, typer.Option(help="Tokens that the cache holds for a sequence; default: dynamic.", min=1)
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be rewritten and what not, and why.")
     ] = False,
@@ -39,17 +45,23 @@ def optimize(
       graphopt optimize model.onnx --stats stats.npz -o model.opt.onnx
 
       graphopt optimize model.onnx --scheme mixq-w4a8 --stats stats.npz --exclude '*lm_head*'
+
+      graphopt optimize model.onnx --scheme none --kv-cache static
     """
     from graphopt import compile, ir
     from graphopt.core.recipe import Recipe
     from graphopt.core.statistics import Statistics
     from graphopt.errors import RecipeError
     from graphopt.ir.files import check_target
-    from graphopt.passes import SCHEMES
+    from graphopt.passes import CACHES, SCHEMES
 
     if recipe and exclude:
         raise RecipeError("--exclude works with a preset; in a recipe, write a layer with 'scheme: none' first")
-    rules = Recipe.load(recipe, SCHEMES) if recipe else Recipe.preset(scheme, SCHEMES, exclude or ())
+    rules = Recipe.load(recipe, SCHEMES, CACHES) if recipe else Recipe.preset(scheme, SCHEMES, exclude or ())
+    if kv_cache:
+        rules = rules.with_cache(kv_cache, {} if kv_capacity is None else {"capacity": kv_capacity}, CACHES)
+    elif kv_capacity is not None:
+        raise RecipeError("--kv-capacity needs --kv-cache, such as --kv-cache static")
     statistics = Statistics.load(stats) if stats else None
     output = output or model.with_name(f"{model.name.removesuffix('.onnx')}.opt.onnx")
     if not dry_run:

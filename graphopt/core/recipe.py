@@ -10,11 +10,15 @@ A recipe is an ordered list of rules; the first whose glob matches a linear's na
         scheme: mixq
         settings:
           outliers: {select: rms, multiple: 6.0, capacity: 64}
+    kv_cache:
+      format: static
+      settings: {capacity: 4096}
 
-Settings are validated by the scheme. A key that nobody knows is refused, with the nearest one that somebody does.
+Without ``kv_cache`` the cache stays as it is. Settings are validated by the scheme or format. A key
+that nobody knows is refused, with the nearest one that somebody does.
 """
 
-__all__ = ["Recipe", "Rule", "validate"]
+__all__ = ["CacheRule", "Recipe", "Rule", "validate"]
 
 import fnmatch
 import itertools
@@ -27,6 +31,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from graphopt.core.cache import CacheFormat
 from graphopt.core.scheme import Scheme
 from graphopt.errors import RecipeError, nearest
 
@@ -88,10 +93,25 @@ class _Layer(BaseModel):
         return [value] if isinstance(value, str) else value
 
 
+class _Cache(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    format: str
+    settings: dict[str, Any] = {}
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
     version: int
     layers: list[_Layer] = Field(min_length=1)
+    kv_cache: _Cache | None = None
+
+
+@dataclass(frozen=True)
+class CacheRule:
+    """A format of the key-value cache and its settings."""
+
+    format: str
+    config: Any
 
 
 @dataclass(frozen=True)
@@ -109,13 +129,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An ordered, validated list of rules."""
+    """An ordered, validated list of rules, and what becomes of the key-value cache (None: it stays as it is)."""
 
     rules: tuple[Rule, ...]
     source: str
+    cache: CacheRule | None = None
 
     @classmethod
-    def load(cls, path: Path, schemes: Mapping[str, Scheme]) -> "Recipe":
+    def load(
+        cls, path: Path, schemes: Mapping[str, Scheme], caches: Mapping[str, CacheFormat] | None = None
+    ) -> "Recipe":
         """Read a YAML recipe.
 
         Raises:
@@ -127,10 +150,12 @@ class Recipe:
             raise RecipeError(f"cannot read recipe {path}: {e.strerror or e}") from e
         except (yaml.YAMLError, UnicodeDecodeError) as e:
             raise RecipeError(f"recipe {path} is not YAML: {str(e).splitlines()[0]}") from e
-        return cls.parse(data, schemes, str(path))
+        return cls.parse(data, schemes, str(path), caches)
 
     @classmethod
-    def parse(cls, data: Any, schemes: Mapping[str, Scheme], source: str) -> "Recipe":
+    def parse(
+        cls, data: Any, schemes: Mapping[str, Scheme], source: str, caches: Mapping[str, CacheFormat] | None = None
+    ) -> "Recipe":
         """Validate recipe data (as YAML gives it)."""
         file = validate(_File, data, source)
         if file.version != 1:
@@ -147,20 +172,46 @@ class Recipe:
                 raise RecipeError(f"{where}: unknown scheme '{layer.scheme}'{nearest(layer.scheme, [*schemes, NONE])}")
             config = validate(schemes[layer.scheme].config, layer.settings, f"{where}.settings")
             rules.append(Rule(tuple(layer.match), layer.scheme, config))
-        return cls(tuple(rules), source)
+        recipe = cls(tuple(rules), source)
+        if file.kv_cache is None:
+            return recipe
+        return recipe._with_format(file.kv_cache.format, file.kv_cache.settings, caches or {}, f"{source}: kv_cache")
+
+    def with_cache(self, preset: str, settings: Mapping[str, Any], caches: Mapping[str, CacheFormat]) -> "Recipe":
+        """Return this recipe with the cache of ``preset``, whose settings ``settings`` change.
+
+        Raises:
+            RecipeError: no format has a preset of that name, or a setting is not its.
+        """
+        presets = {p: (c.name, values) for c in caches.values() for p, values in c.presets.items()}
+        if preset not in presets:
+            raise RecipeError(f"unknown key-value cache '{preset}'{nearest(preset, presets)}")
+        name, values = presets[preset]
+        return self._with_format(name, {**values, **settings}, caches, f"key-value cache {preset}")
+
+    def _with_format(
+        self, name: str, settings: Mapping[str, Any], caches: Mapping[str, CacheFormat], where: str
+    ) -> "Recipe":
+        if name not in caches:
+            raise RecipeError(f"{where}: unknown format '{name}'{nearest(name, caches)}")
+        config = validate(caches[name].config, settings, f"{where}.settings")
+        return replace(self, cache=CacheRule(name, config))
 
     @classmethod
     def preset(cls, name: str, schemes: Mapping[str, Scheme], exclude: Sequence[str] = ()) -> "Recipe":
         """Return the recipe of a preset: ``exclude`` globs are left alone, everything else gets the preset.
 
-        A preset is the settings of every linear, or a list of layers (``match``, ``settings``) as a recipe has them.
+        A preset is the settings of every linear, or a list of layers (``match``, ``settings``) as a recipe has them;
+        "none" leaves every linear alone.
 
         Raises:
             RecipeError: no scheme has a preset of that name.
         """
+        if name == NONE:
+            return cls((Rule(("*",), None, None),), "the preset")
         presets = {p: (s, settings) for s in schemes.values() for p, settings in s.presets.items()}
         if name not in presets:
-            raise RecipeError(f"unknown preset '{name}'{nearest(name, presets)}")
+            raise RecipeError(f"unknown preset '{name}'{nearest(name, [*presets, NONE])}")
         scheme, preset = presets[name]
         own = [{"match": "*", "settings": preset}] if isinstance(preset, Mapping) else preset
         layers: list[dict[str, Any]] = [{"match": list(exclude), "scheme": NONE}] if exclude else []

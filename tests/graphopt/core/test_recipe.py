@@ -127,7 +127,7 @@ def test_wrong_settings(tmp_path: Path, settings: str, part: str) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "expected a mapping with the keys version, layers, got None"),
+        ("", "expected a mapping with the keys version, layers, kv_cache, got None"),
         ("just words", "expected a mapping"),
         ("- 1\n- 2", "expected a mapping"),
         ("version: 1", "layers: Field required"),
