@@ -127,6 +127,8 @@ def unrepeated(tensor: gs.Tensor) -> gs.Tensor:
     group = target[2]
     if not isinstance(group, int):
         return tensor
+    if joined[0] == 0 and not reshape.attrs.get("allowzero", 0):
+        joined = [batch, *joined[1:]]  # 0 keeps a dimension
     kept = all(
         t is not None and t in (1, own)
         for t, own in zip([*target[:2], *target[3:]], (batch, heads, length, d), strict=True)

@@ -98,8 +98,10 @@ REPEAT = """u = Unsqueeze(k, two) e = Expand(u, {spread}) kk = Reshape(e, {joine
     y = MatMul(p, vv)"""
 
 
-def test_repeated_heads(rng: np.random.Generator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("joined", ["{2, 4, 7, 8}", "{2, 4, -1, 8}", "{0, 4, -1, 8}"])
+def test_repeated_heads(joined: str, rng: np.random.Generator, tmp_path: Path) -> None:
     source = spelled(REPEAT.format(spread="spread", joined="joined"), inputs=GROUPED, y="float[2, 4, 5, 8] y")
+    source = source.replace("joined = {2, 4, 7, 8}", f"joined = {joined}")
     model = canonical(source)
     assert [n.op for n in model.graph.nodes] == ["Attention"]
     assert [t.name for t in model.graph.nodes[0].inputs[:3]] == ["q", "k", "v"]
