@@ -4,6 +4,7 @@ __all__ = ["WeightLayer", "bits_per_weight", "weight_layers"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,7 +16,13 @@ from graphopt.ir import Model, query, weights
 from graphopt.passes import OPS
 
 #: Lowered linears: the input that holds the codes, and how many weights are in one of its elements (padding included).
-_CODES = {"MixQLinear": ("wq", 1), "MixQLinearW4A8": ("wq4", 2), "MixQLinearW4A4": ("wq4", 2)}
+_CODES = {
+    "MixQLinear": ("wq", 1),
+    "MixQLinearW4A8": ("wq4", 2),
+    "MixQLinearW4A4": ("wq4", 2),
+    "VQLinear": ("codes", 1),
+    "VQLinearE8": ("codes", 4),
+}
 #: What may stand between a stored weight and the product that uses it.
 _VIEWS = ("Transpose", "Cast", "Identity", "DequantizeLinear")
 
@@ -90,9 +97,14 @@ def _lowered(node: gs.Node) -> WeightLayer:
     if spec is None or node.op not in _CODES:
         raise InternalError(f"no entry for the linear op '{node.op}' of node '{node.name}'")
     given = {p.name: t for p, t in zip(spec.inputs, node.inputs, strict=True)}
-    codes_name, packed = _CODES[node.op]
-    codes = given[codes_name]
-    elements = int(np.prod(codes.shape, dtype=np.int64)) * packed
+    codes_name, count = _CODES[node.op]
+    codes, packed = given[codes_name], Fraction(count)
+    if "codebooks" in given:
+        _, _, residuals, _, vector = given["codebooks"].shape
+        packed = Fraction(8 * vector, residuals * int(node.attrs["bits"]))
+    elif "ratios" in given:
+        packed /= int(np.prod(given["ratios"].shape))
+    elements = int(np.prod(codes.shape, dtype=np.int64) * packed)
     stored = [t for name, t in given.items() if isinstance(t, gs.Constant) and name != "bias"]
     return WeightLayer(node.name, node.outputs[0].name, int(codes.shape[0]), elements, _bits(stored), False)
 

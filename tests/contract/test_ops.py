@@ -192,7 +192,9 @@ def test_attributes(spec: OpSpec, runner: str, rng: np.random.Generator) -> None
         inputs = list(spec.examples(rng, np.float32))
         if attribute.name == "trans_w":
             inputs[1] = np.ascontiguousarray(inputs[1].T)
-        check(spec, "float32", inputs, runner, **{attribute.name: other(attribute.default)})
+        # Codes of fewer bits are read from the same bytes; of more, there would be too few bytes.
+        value = int(attribute.default) // 2 if attribute.name == "bits" else other(attribute.default)
+        check(spec, "float32", inputs, runner, **{attribute.name: value})
 
 
 def with_row(inputs: Sequence[np.ndarray], row: int, value: float) -> list[np.ndarray]:

@@ -1,0 +1,187 @@
+"""Canonical linears -> vector-quantized ones.
+
+    Linear(x, W)  =>  VQLinear(x, codes, codebooks, scale, bias)
+    Linear(x, W)  =>  VQLinearE8(VQHadamard(x, signs), codes, ratios, scale, bias)
+
+Linears that read the same tensor share its transform.
+"""
+
+__all__ = ["SCHEME", "VQ"]
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import BaseModel
+
+from graphopt.core.canonical import LinearView, linears
+from graphopt.core.report import Report
+from graphopt.core.statistics import LinearStatistics, Statistics
+from graphopt.errors import CalibrationError, InternalError
+from graphopt.ir import weights
+from graphopt.ir.model import Model
+from graphopt.passes.vq import e8, hadamard, ops
+from graphopt.passes.vq.config import PRESETS, VQConfig
+from graphopt.passes.vq.moments import ChannelMoment, Moment, VectorMoment
+from graphopt.passes.vq.weight import QuantizedWeight, quantize_weight
+
+STAGE = "lower-vq"
+
+
+class VQ:
+    """The scheme of "VQ-LLM: High-performance Code Generation for Vector Quantization Augmented LLM Inference"."""
+
+    name = "vq"
+    config: type[BaseModel] = VQConfig
+    presets = PRESETS
+    ops = ops.OPS
+
+    def lower(
+        self,
+        model: Model,
+        assignment: Mapping[str, Any],
+        statistics: Statistics | None,
+        report: Report,
+        *,
+        dry_run: bool,
+    ) -> None:
+        """See `graphopt.core.scheme.Scheme.lower`."""
+        inputs = _Inputs(model)
+        for linear in linears(model):
+            if linear.name not in assignment:
+                continue
+            if reason := linear.refusal():
+                report.skipped(STAGE, self.name, linear.name, reason)
+                continue
+            config = assignment[linear.name]
+            entry = _entry(linear, config, statistics)
+            if dry_run:
+                report.rewritten(STAGE, self.name, linear.name, _described(config, entry))
+                continue
+            report.progress(f"{STAGE}: {linear.name}")
+            x, signs, moment = inputs.prepared(linear, config, entry)
+            weight = quantize_weight(linear, config, moment, signs, _generator(config, linear.name))
+            detail = _replace(model, linear, config, x, weight)
+            report.rewritten(STAGE, self.name, linear.name, _described(config, entry), **detail)
+        if not dry_run:
+            model.tidy()
+
+
+SCHEME = VQ()
+
+
+def _entry(linear: LinearView, config: VQConfig, statistics: Statistics | None) -> LinearStatistics | None:
+    entry = None if statistics is None else statistics.of(linear.name, linear.shape[1])
+    if config.rounding == "gptq" and (entry is None or entry.second_moment is None):
+        raise CalibrationError(
+            f"rounding 'gptq' of '{linear.name}' needs statistics with second moments; "
+            "make them with 'graphopt calibrate --second-moment'"
+        )
+    return entry
+
+
+def _second_order(config: VQConfig, entry: LinearStatistics | None) -> bool:
+    return config.rounding != "nearest" and entry is not None and entry.second_moment is not None
+
+
+def _described(config: VQConfig, entry: LinearStatistics | None) -> str:
+    """The op that a linear becomes, and how its weight is coded."""
+    kind = f"VQ<{config.vector},{config.bits},{config.residuals}>"
+    how = "gptq" if _second_order(config, entry) else "nearest"
+    if config.codebook == "e8":
+        return f"{ops.LINEAR_E8.name} {kind}, {how}"
+    scope = f"tiles of {config.tile}" if config.tile else "whole weight"
+    return f"{ops.LINEAR.name} {kind}, {scope}, {how}"
+
+
+def _generator(config: VQConfig, name: str) -> np.random.Generator:
+    """Return a generator that depends on nothing but the seed and a name."""
+    return np.random.default_rng([config.seed, zlib.crc32(name.encode())])
+
+
+class _Inputs:
+    """Transforms and second moments of the tensors that linears read.
+
+    The last second moment is kept: linears that read one tensor come one after the other.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._transformed: dict[tuple[int, int], tuple[gs.Tensor, np.ndarray]] = {}
+        self._last: tuple[Any, Moment] | None = None
+
+    def prepared(
+        self, linear: LinearView, config: VQConfig, entry: LinearStatistics | None
+    ) -> tuple[gs.Tensor, np.ndarray | None, Moment]:
+        """Return the tensor that the lowered linear reads, the signs of its transform if any, and its moment."""
+        x, signs = (linear.x, None) if config.codebook != "e8" else self._transform(linear, config)
+        key = id(linear.x), config.vector, config.damping, config.codebook, config.seed, _second_order(config, entry)
+        if self._last is None or self._last[0] != key:
+            self._last = key, _moment(linear.shape[1], config, entry, signs)
+        return x, signs, self._last[1]
+
+    def _transform(self, linear: LinearView, config: VQConfig) -> tuple[gs.Tensor, np.ndarray]:
+        key = id(linear.x), config.seed
+        if key not in self._transformed:
+            channels, source = linear.shape[1], linear.x
+            signs = hadamard.random_signs(channels, _generator(config, source.name))
+            stem = self._model.unique_name(f"{source.name}_hadamard")
+            dtype = weights.onnx_dtype(linear.weight.dtype)
+            shape = [*source.shape[:-1], len(signs)] if source.shape else None
+            made = gs.Variable(f"{stem}_y", dtype, shape)
+            constant = self._model.store.put(f"{stem}_signs", signs)
+            node = ops.HADAMARD.node(stem, [source, constant], [made], block=hadamard.block_of(channels))
+            self._model.graph.nodes.append(node)
+            self._transformed[key] = made, signs
+        return self._transformed[key]
+
+
+def _moment(channels: int, config: VQConfig, entry: LinearStatistics | None, signs: np.ndarray | None) -> Moment:
+    if _second_order(config, entry):
+        assert entry is not None and entry.second_moment is not None
+        moment = np.asarray(entry.second_moment)
+        if signs is not None:
+            block = hadamard.block_of(channels)
+            moment = hadamard.transform(hadamard.transform(moment, signs, block).T, signs, block)
+        return VectorMoment(moment, config.vector, config.damping)
+    if entry is None or signs is not None:
+        # The transform makes channels alike.
+        return ChannelMoment(np.ones(channels if signs is None else len(signs)), config.vector, config.damping)
+    return ChannelMoment(entry.mean_square, config.vector, config.damping)
+
+
+def _replace(
+    model: Model, linear: LinearView, config: VQConfig, x: gs.Tensor, weight: QuantizedWeight
+) -> dict[str, Any]:
+    """Swap a canonical linear for a vector-quantized one; return sizes and normalized errors for the report."""
+    n, k = linear.shape
+    base, store, bias = linear.weight.name, model.store, linear.bias
+    if bias is None:
+        dtype = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
+        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, dtype))
+    elif list(bias.shape or []) != [n]:
+        raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
+    arrays = {"codes": weight.codes}
+    if weight.codebooks is None:
+        spec, attributes = ops.LINEAR_E8, {}
+        arrays["ratios"] = np.array(e8.RATIOS[: config.residuals], np.float32)
+    else:
+        spec = ops.LINEAR
+        arrays["codebooks"] = weight.codebooks
+        attributes = {"bits": config.bits, "tile_rows": weight.tile_rows, "tile_columns": weight.tile_columns}
+    arrays["scale"] = weight.scale
+    constants = [store.put(model.unique_name(f"{base}_{s}"), a) for s, a in arrays.items()]
+    output, before = linear.node.outputs[0], weights.nbytes(linear.weight)
+    linear.node.outputs.clear()
+    linear.node.inputs.clear()
+    model.graph.nodes.append(spec.node(linear.name, [x, *constants, bias], [output], **attributes))
+    return {
+        "N": n,
+        "K": k,
+        "bytes_before": before,
+        "bytes_after": weight.nbytes,
+        "weight_error": weight.error,
+        "output_error": weight.output_error,
+    }

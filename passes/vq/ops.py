@@ -1,0 +1,248 @@
+"""The ops of vector-quantized weights: trained codebooks, the lattice E8, and the transform before the latter.
+
+Codes are INT8 bytes at every boundary; how bits lie in them is in numerics.py. Bodies take bytes apart in float32,
+which holds the 24 bits that a code of up to 16 bits can touch: TensorRT wants INT8 constants behind a DequantizeLinear.
+"""
+
+__all__ = ["HADAMARD", "LINEAR", "LINEAR_E8", "OPS"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import AttributeProto
+
+from graphopt.core.body import BodyBuilder
+from graphopt.core.op import Attribute, OpSpec, Param
+from graphopt.passes.vq import e8, hadamard, numerics
+
+_X = Param("x", "(..., K) T")
+_SCALE = Param("scale", "(N,) float32: of each output channel")
+_BIAS = Param("bias", "(N,) T: zeros if the linear has none")
+_Y = Param("y", "(..., N) T")
+_SUM = "float32 sums, one rounding to T at the end"
+
+
+def _int(b: BodyBuilder, value: int) -> Any:
+    return b.const([value], np.int64)
+
+
+def _size(b: BodyBuilder, tensor: str, axis: int) -> Any:
+    """A dimension of ``tensor`` as a value of shape [1]."""
+    return b.op("Gather", b.op("Shape", tensor), _int(b, axis), axis=0)
+
+
+def _range(b: BodyBuilder, count: str) -> Any:
+    """0, 1, ... below ``count`` of shape [1]."""
+    stop = b.op("Squeeze", count, b.const([0], np.int64))
+    return b.op("Range", b.const(0, np.int64), stop, b.const(1, np.int64))
+
+
+def _codes(b: BodyBuilder, count: str, bits: str) -> Any:
+    """The first ``count`` codes of ``bits`` bits of each row of the input `codes`, (N, count) float32."""
+    signed = b.op("DequantizeLinear", "codes", b.const(1.0), b.const(0, np.int8))
+    byte = b.op("Where", b.op("Less", signed, b.const(0.0)), b.op("Add", signed, b.const(256.0)), signed)
+    first = b.op("Mul", _range(b, count), bits)
+    eight, last = b.const(8, np.int64), b.op("Sub", _size(b, "codes", 1), _int(b, 1))
+    at = b.op("Div", first, eight)
+    shift = b.op("Sub", first, b.op("Mul", at, eight))
+
+    def part(offset: int, factor: float) -> Any:
+        # Past the end of a row the last byte stands in: a code never reaches into it.
+        index = b.op("Min", b.op("Add", at, b.const(offset, np.int64)), last) if offset else at
+        return b.op("Mul", b.op("Gather", byte, index, axis=1), b.const(factor))
+
+    word = b.op("Add", b.op("Add", part(0, 1.0), part(1, 256.0)), part(2, 65536.0))
+    moved = b.op("Floor", b.op("Mul", word, b.op("Gather", b.const(0.5 ** np.arange(8)), shift)))
+    limit = b.op("Gather", b.const(2.0 ** np.arange(numerics.MAX_BITS + 1)), bits)
+    return b.op("Sub", moved, b.op("Mul", b.op("Floor", b.op("Div", moved, limit)), limit))
+
+
+def _product(b: BodyBuilder, vectors: str) -> None:
+    """Write y for the decoded weight (N, J, v); columns beyond K are padding."""
+    flat = b.op("Flatten", vectors, axis=1)
+    zero, one = _int(b, 0), _int(b, 1)
+    c = b.op("Slice", flat, zero, _size(b, "x", -1), one, one)
+    y = b.op("Mul", b.op("MatMul", b.cast("x"), b.op("Transpose", c, perm=[1, 0])), "scale")
+    b.cast_like(b.op("Add", y, b.cast("bias")), "x", out="y")
+
+
+def _positions(b: BodyBuilder, v: str) -> Any:
+    """J = ceil(K / v), of shape [1]."""
+    rounded = b.op("Sub", b.op("Add", _size(b, "x", -1), v), _int(b, 1))
+    return b.op("Div", rounded, v)
+
+
+def _linear_body(b: BodyBuilder) -> None:
+    v, residuals, entries = (_size(b, "codebooks", axis) for axis in (4, 2, 3))
+    positions = _positions(b, v)
+    bits = b.op("Unsqueeze", b.attribute("bits", AttributeProto.INT), b.const([0], np.int64))
+    codes = b.cast(_codes(b, b.op("Mul", positions, residuals), bits), 7)
+    codes = b.op("Reshape", codes, b.op("Concat", _size(b, "codes", 0), positions, residuals, axis=0))
+    g = b.op("Div", _range(b, _size(b, "codes", 0)), b.attribute("tile_rows", AttributeProto.INT))
+    h = b.op("Div", b.op("Mul", _range(b, positions), v), b.attribute("tile_columns", AttributeProto.INT))
+    tile = b.op("Add", b.op("Mul", b.op("Unsqueeze", g, _int(b, 1)), _size(b, "codebooks", 1)), h)
+    book = b.op("Add", b.op("Unsqueeze", b.op("Mul", tile, residuals), b.const([2], np.int64)), _range(b, residuals))
+    rows = b.op("Add", b.op("Mul", book, entries), codes)
+    flat = b.op("Reshape", b.cast("codebooks"), b.op("Concat", _int(b, -1), v, axis=0))
+    _product(b, b.reduce("Sum", b.op("Gather", flat, rows, axis=0), 2, keepdims=0))
+
+
+def _lattice_body(b: BodyBuilder) -> None:
+    residuals, v = _size(b, "ratios", 0), _int(b, e8.VECTOR)
+    positions = _positions(b, v)
+    codes = _codes(b, b.op("Mul", positions, residuals), b.const([e8.BITS], np.int64))
+    shape = b.op("Concat", _size(b, "codes", 0), positions, residuals, axis=0)
+    high = b.op("Floor", b.op("Mul", codes, b.const(1 / 256)))
+    row = b.op("Reshape", b.cast(b.op("Sub", codes, b.op("Mul", high, b.const(256.0))), 7), shape)
+    points = b.op("Gather", b.const(e8.table()), row, axis=0)
+    top = b.op("Unsqueeze", b.op("Reshape", high, shape), b.const([3], np.int64))
+    moved = b.op("Floor", b.op("Mul", top, b.const(0.5 ** np.arange(8))))
+    each = _odd(b, moved)
+    last = b.const([-1], np.int64)
+    flips = b.op("Slice", each, _int(b, 0), _int(b, 7), last)
+    flips = b.op("Concat", flips, _odd(b, b.reduce("Sum", flips, -1)), axis=-1)
+    shift = b.op("Mul", b.op("Slice", each, _int(b, 7), _int(b, 8), last), b.const(2 * e8.SHIFT))
+    signed = b.op("Mul", points, b.op("Sub", b.const(1.0), b.op("Mul", flips, b.const(2.0))))
+    whole = b.op("Add", signed, b.op("Sub", shift, b.const(e8.SHIFT)))
+    scaled = b.op("Mul", whole, b.op("Unsqueeze", "ratios", b.const([1], np.int64)))
+    _product(b, b.reduce("Sum", scaled, 2, keepdims=0))
+
+
+def _odd(b: BodyBuilder, x: str) -> Any:
+    """1 where the whole number x is odd, else 0."""
+    return b.op("Sub", x, b.op("Mul", b.op("Floor", b.op("Mul", x, b.const(0.5))), b.const(2.0)))
+
+
+def _hadamard_body(b: BodyBuilder) -> None:
+    x, channels, last = b.cast("x"), _size(b, "signs", 0), b.const([-1], np.int64)
+    block = b.op("Unsqueeze", b.attribute("block", AttributeProto.INT), b.const([0], np.int64))
+    lead = b.op("Slice", b.op("Shape", x), _int(b, 0), last)
+    missing = b.op("Concat", lead, b.op("Sub", channels, _size(b, "x", -1)), axis=0)
+    padded = b.op("Concat", x, b.op("Expand", b.const(0.0), missing), axis=-1)
+    signs = b.op("DequantizeLinear", "signs", b.const(1.0), b.const(0, np.int8))
+    blocks = b.op("Concat", lead, b.op("Div", channels, block), block, axis=0)
+    turned = b.op("Reshape", b.op("Mul", padded, signs), blocks)
+    index = b.op("Unsqueeze", b.cast(_range(b, block)), b.const([1], np.int64))
+    bit = _odd(b, b.op("Floor", b.op("Mul", index, b.const(0.5 ** np.arange(16)))))
+    common = _odd(b, b.op("MatMul", bit, b.op("Transpose", bit, perm=[1, 0])))
+    matrix = b.op("Sub", b.const(1.0), b.op("Mul", common, b.const(2.0)))
+    size = b.op("Sqrt", b.cast(block))
+    y = b.op("Div", b.op("MatMul", turned, matrix), size)
+    b.cast_like(b.op("Reshape", y, b.op("Concat", lead, channels, axis=0)), "x", out="y")
+
+
+def _evaluate(
+    x: np.ndarray,
+    codes: np.ndarray,
+    codebooks: np.ndarray,
+    *rest: np.ndarray,
+    bits: int = 8,
+    tile_rows: int = 256,
+    tile_columns: int = 256,
+) -> tuple[np.ndarray, ...]:
+    residuals, v, k = codebooks.shape[2], codebooks.shape[4], x.shape[-1]
+    positions = -(-k // v)
+    picked = numerics.unpack_codes(codes, bits, positions * residuals).reshape(len(codes), positions, residuals)
+    c = numerics.decode(picked, codebooks, tile_rows, tile_columns)[:, :k]
+    return (numerics.linear(x, c, *rest),)
+
+
+def _evaluate_lattice(
+    x: np.ndarray, codes: np.ndarray, ratios: np.ndarray, scale: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    positions, residuals = -(-x.shape[-1] // e8.VECTOR), len(ratios)
+    picked = numerics.unpack_codes(codes, e8.BITS, positions * residuals).reshape(len(codes), positions, residuals)
+    c = (e8.decode_points(picked) * ratios[:, None]).sum(axis=2).reshape(len(codes), -1)[:, : x.shape[-1]]
+    return (numerics.linear(x, c, scale, bias),)
+
+
+def _rows(rng: np.random.Generator, dtype: Any) -> np.ndarray:
+    """Return (7, 80) normal activations with three channels 20 to 60 times larger."""
+    x = rng.standard_normal((7, 80))
+    x[:, [3, 17, 79]] *= rng.uniform(20, 60, 3)
+    return x.astype(dtype)
+
+
+def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
+    codebooks = rng.standard_normal((2, 2, 3, 256, 4))
+    codebooks[..., rng.integers(0, 256, 4), :] *= 20
+    codes = numerics.pack_codes(rng.integers(0, 256, (24, 60)), 8)
+    scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
+    return _rows(rng, dtype), codes, codebooks.astype(np.float16), scale, rng.standard_normal(24).astype(dtype)
+
+
+def _lattice_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
+    codes = numerics.pack_codes(rng.integers(0, 1 << e8.BITS, (24, 20)), e8.BITS)
+    scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
+    return _rows(rng, dtype), codes, np.array(e8.RATIOS, np.float32), scale, rng.standard_normal(24).astype(dtype)
+
+
+LINEAR = OpSpec(
+    name="VQLinear",
+    family="Linear",
+    doc="y = T(scale * (x @ c^T) + bias), c[n, v j + e] = sum over i of codebooks[n // tile_rows, v j // tile_columns, "
+    f"i, code(n, j, i), e] (VQ-LLM, HPCA'25): {_SUM}.",
+    inputs=(
+        _X,
+        Param(
+            "codes",
+            "(N, B) int8: a little-endian bit stream per row; code (j, i) takes `bits` bits from bit bits (r j + i) "
+            "on; B a multiple of 16, 0 in padding",
+        ),
+        Param(
+            "codebooks",
+            "(Gn, Gk, r, 2^bits, v) float16: r codebooks for each tile of tile_rows x tile_columns weights",
+        ),
+        _SCALE,
+        _BIAS,
+    ),
+    outputs=(_Y,),
+    attributes=(
+        Attribute("bits", 8, "b: bits of a code, 1 to 16"),
+        Attribute("tile_rows", 256, "output channels that share codebooks; at least N where all do"),
+        Attribute("tile_columns", 256, "input channels that share codebooks, a multiple of v; at least K where all do"),
+    ),
+    body=_linear_body,
+    evaluate=_evaluate,
+    examples=_examples,
+)
+
+LINEAR_E8 = OpSpec(
+    name="VQLinearE8",
+    family="Linear",
+    doc="y = T(scale * (x @ c^T) + bias), c[n, 8 j + e] = sum over i of ratios[i] * e8(code(n, j, i))[e], e8 the "
+    f"points of graphopt.passes.vq.e8 (VQ-LLM, HPCA'25, with the lattice of QuIP#): {_SUM}.",
+    inputs=(
+        _X,
+        Param(
+            "codes",
+            "(N, B) int8: little-endian 16-bit codes, (j, i) at byte 2 (r j + i); B a multiple of 16, 0 in padding",
+        ),
+        Param("ratios", "(r,) float32: size of each residual code's points"),
+        _SCALE,
+        _BIAS,
+    ),
+    outputs=(_Y,),
+    body=_lattice_body,
+    evaluate=_evaluate_lattice,
+    examples=_lattice_examples,
+)
+
+HADAMARD = OpSpec(
+    name="VQHadamard",
+    family="Hadamard",
+    doc="y = T((x padded with zeros * signs) H / sqrt(block)), H block-diagonal with blocks H[i, j] = (-1)^(number of "
+    "common bits of i and j) (QuIP, 2023): float32 inside, one rounding to T at the end.",
+    inputs=(_X, Param("signs", "(K',) int8: 1 or -1; K' at least K, a multiple of block")),
+    outputs=(Param("y", "(..., K') T"),),
+    attributes=(Attribute("block", 16, "size of a block, a power of two up to 65536"),),
+    body=_hadamard_body,
+    evaluate=lambda x, signs, block=16: (hadamard.transform(x, signs, block).astype(x.dtype),),
+    examples=lambda rng, dtype: (
+        _rows(rng, dtype),
+        (2 * rng.integers(0, 2, 96) - 1).astype(np.int8),
+    ),
+)
+
+OPS = (LINEAR, LINEAR_E8, HADAMARD)
