@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from graphopt.errors import EngineError, nearest
+from graphopt.ir.kv_cache import CAPACITY
 
 Shape = tuple[int, ...]
 _BOUNDS = ("min", "opt", "max")
@@ -66,12 +67,14 @@ class Limits:
 
 
 class _Axis(enum.Enum):
-    """What a dynamic axis counts: sequences, new tokens, tokens in the cache, or both kinds of tokens."""
+    """What a dynamic axis counts: sequences, new tokens, tokens in the cache, both kinds of tokens, or rows of a cache
+    that is updated in place."""
 
     BATCH = enum.auto()
     SEQ = enum.auto()
     PAST = enum.auto()
     TOTAL = enum.auto()
+    CAPACITY = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,15 @@ class _Sizes:
     batch: Shape
     seq: Shape
     past: Shape
+    capacity: Shape
 
     def of(self, axis: _Axis) -> Shape:
         if axis is _Axis.TOTAL:
             return tuple(s + p for s, p in zip(self.seq, self.past, strict=True))
-        return {_Axis.BATCH: self.batch, _Axis.SEQ: self.seq, _Axis.PAST: self.past}[axis]
+        sizes = {
+            _Axis.BATCH: self.batch, _Axis.SEQ: self.seq, _Axis.PAST: self.past, _Axis.CAPACITY: self.capacity,
+        }  # fmt: skip
+        return sizes[axis]
 
 
 def automatic(inputs: Sequence[Input], limits: Limits, *, split: bool) -> list[Profile]:
@@ -93,7 +100,7 @@ def automatic(inputs: Sequence[Input], limits: Limits, *, split: bool) -> list[P
 
     Axis 0 counts sequences. Every other dynamic axis counts tokens: those in the cache for inputs called ``past*``;
     those and the new ones together for the last axis of ``attention_mask`` where there is a cache; the new ones
-    elsewhere. Opt is half of max.
+    elsewhere. Opt is half of max, but a cache that is updated in place is as large as it can be.
 
     Args:
         inputs: all inputs of the network.
@@ -109,9 +116,13 @@ def automatic(inputs: Sequence[Input], limits: Limits, *, split: bool) -> list[P
         return []
     cached = any(_is_cache(i) for i in dynamic)
     batch, seq, past = _up_to(1, limits.batch), _up_to(1, limits.seq), _up_to(0, limits.past)
-    plans = {"default": _Sizes(batch, seq, past)}
+    capacity = 1, limits.seq + limits.past, limits.seq + limits.past
+    plans = {"default": _Sizes(batch, seq, past, capacity)}
     if cached and split:
-        plans = {"prefill": _Sizes(batch, seq, (0, 0, limits.past)), "decode": _Sizes(batch, (1, 1, 1), past)}
+        plans = {
+            "prefill": _Sizes(batch, seq, (0, 0, limits.past), capacity),
+            "decode": _Sizes(batch, (1, 1, 1), past, capacity),
+        }
     return [Profile(name, {i.name: _fill(i, sizes, cached) for i in dynamic}) for name, sizes in plans.items()]
 
 
@@ -134,6 +145,8 @@ def _fill(tensor: Input, sizes: _Sizes, cached: bool) -> Range:
 def _axis(tensor: Input, axis: int, cached: bool) -> _Axis:
     if axis == 0:
         return _Axis.BATCH
+    if tensor.shape[axis] == CAPACITY:
+        return _Axis.CAPACITY
     if _is_cache(tensor):
         return _Axis.PAST
     if cached and tensor.name == "attention_mask" and axis == len(tensor.shape) - 1:

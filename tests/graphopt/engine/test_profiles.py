@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from graphopt.engine.profiles import Input, Limits, Range, automatic, explicit, parse_shapes
 from graphopt.errors import EngineError
+from graphopt.ir.kv_cache import CAPACITY
 
 X = Input("x", ("rows", 64))
 STATIC = Input("scale", (1,))
@@ -111,6 +112,16 @@ def test_decoder_with_cache_splits_into_prompt_and_generation() -> None:
     assert prefill.ranges["past_key_values.0.key"] == Range((1, 3, 0, 64), (2, 3, 0, 64), (4, 3, 1000, 64))
     assert decode.ranges["position_ids"] == Range((1, 1), (2, 1), (4, 1))
     assert decode.ranges["attention_mask"] == Range((1, 1), (2, 501), (4, 1001))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_cache_updated_in_place_is_large_enough_in_every_profile(split: bool) -> None:
+    cache = Input("past_key_values.0.key", ("batch", 3, CAPACITY, 64))
+    start = Input("start", ("batch",))
+    inputs = [Input("input_ids", ("batch", "sequence")), cache, start]
+    for profile in automatic(inputs, Limits(4, 32, 96), split=split):
+        assert profile.ranges[cache.name] == Range((1, 3, 1, 64), (2, 3, 128, 64), (4, 3, 128, 64))
+        assert profile.ranges["start"] == Range((1,), (2,), (4,))
 
 
 @given(st.integers(1, 64), st.integers(1, 4096), st.integers(0, 10**5), st.booleans())
