@@ -25,6 +25,11 @@ _SPLITS = {
     "llama-bpe": _WORDS + r"\p{N}{1,3}" + _REST,
     "qwen2": _WORDS + r"\p{N}" + _REST,
 }
+#: Tokens that end a text or a turn, by the names that model families give them.
+_END = (
+    "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "<eos>",
+    "</s>",
+)  # fmt: skip
 
 
 class Tokenizer:
@@ -98,6 +103,24 @@ class Tokenizer:
             return cls(_library().Tokenizer.from_file(str(path)))
         except Exception as e:  # the library raises bare Exception for every kind of bad file
             raise ModelError(f"{path} is not a tokenizer.json: {e}") from e
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Load a tokenizer from a ``tokenizer.json``, from the folder that holds one, or from a ``.gguf`` file.
+
+        Raises:
+            ModelError: there is none, or it cannot be used.
+        """
+        path = Path(path)
+        if path.suffix == ".gguf":
+            return cls.from_gguf(GgufWeights(path))
+        return cls.from_file(path / "tokenizer.json" if path.is_dir() else path)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids of the special tokens that end a text or a turn."""
+        found = (self.token_id(token) for token in _END)
+        return frozenset(i for i in found if i is not None)
 
     @property
     def vocab_size(self) -> int:

@@ -4,19 +4,21 @@ A feed is a mapping from input name to array, one for each input that the model 
 known by name: from ``input_ids`` alone follow the attention mask, the positions, the segment and an empty KV cache.
 """
 
-__all__ = ["TOKENS", "Feed", "Input", "declared", "from_npz", "from_tokens", "random"]
+__all__ = ["TOKENS", "Feed", "Input", "declared", "from_npz", "from_tokens", "random", "role_of"]
 
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import CalibrationError, nearest
-from graphopt.ir import Model, query, weights
+from graphopt.ir import Model, kv_cache, query, weights
+from graphopt.ir.kv_cache import KvCache
 
 Feed = dict[str, np.ndarray]
 
@@ -28,13 +30,15 @@ _OUTLIER_EVERY, _OUTLIER_SCALE = 64, 20.0
 
 @dataclass(frozen=True)
 class Input:
-    """One declared input: name, numpy dtype, shape (a number, or a symbol, or None where the size is free), and for
-    token ids the size of the embedding table they index (None if that is not known)."""
+    """One declared input: name, numpy dtype, shape (a number, or a symbol, or None where the size is free), for token
+    ids the size of the embedding table they index (None if that is not known), and what it is to a cache that is
+    updated in place: the cache itself, or the number of rows that are in it."""
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...]
     vocabulary: int | None = None
+    role: Literal["cache", "start"] | None = None
 
 
 def declared(model: Model) -> list[Input]:
@@ -43,28 +47,37 @@ def declared(model: Model) -> list[Input]:
     Raises:
         CalibrationError: an input has no type or no rank.
     """
+    cache = kv_cache.read(model.shell.metadata_props)
     result = []
     for tensor in model.graph.inputs:
         if tensor.dtype is None or tensor.shape is None:
             raise CalibrationError(f"input '{tensor.name}' of the model declares no type or no shape; export it again")
         dtype = weights.numpy_dtype(weights.onnx_dtype(tensor.dtype))
         shape = tuple(int(d) if isinstance(d, int | np.integer) else d for d in tensor.shape)
-        result.append(Input(tensor.name, dtype, shape, _vocabulary(tensor)))
+        result.append(Input(tensor.name, dtype, shape, _vocabulary(tensor), role_of(tensor.name, cache)))
     return result
 
 
-def from_tokens(inputs: Sequence[Input], tokens: np.ndarray) -> Feed:
+def role_of(name: str, cache: KvCache | None) -> Literal["cache", "start"] | None:
+    """Return what the input ``name`` is to a cache that is updated in place."""
+    if cache is None:
+        return None
+    return "start" if name == cache.start else "cache" if name in dict(cache.pairs) else None
+
+
+def from_tokens(inputs: Sequence[Input], tokens: np.ndarray, *, past: int = 0) -> Feed:
     """Return the feed of one batch of token chunks, with an empty KV cache.
 
     Args:
         inputs: what the model declares; names follow the exporters (input_ids, attention_mask, position_ids,
             token_type_ids, past_key_values.*).
         tokens: (B, S) integers.
+        past: tokens before these, which a cache holds; then ``inputs`` are those beside the cache.
 
     Raises:
         CalibrationError: an input cannot be derived from tokens, or a declared size is not that of ``tokens``.
     """
-    return _complete(inputs, {TOKENS: tokens}, "text")
+    return _complete(inputs, {TOKENS: tokens}, "text", past)
 
 
 def from_npz(inputs: Sequence[Input], path: Path) -> Iterator[Feed]:
@@ -112,7 +125,7 @@ def random(inputs: Sequence[Input], *, samples: int, length: int, seed: int) -> 
             shape = [d if isinstance(d, int) else 1 if axis == 0 else length for axis, d in enumerate(item.shape)]
             if item.vocabulary is not None and item.name == TOKENS:
                 given[item.name] = rng.integers(0, item.vocabulary, shape)
-            elif np.issubdtype(item.dtype, np.integer) or item.dtype == bool or _PAST.search(item.name):
+            elif np.issubdtype(item.dtype, np.integer) or item.dtype == bool or item.role or _PAST.search(item.name):
                 continue
             else:
                 given[item.name] = _with_outliers(rng, shape)
@@ -126,7 +139,7 @@ def _with_outliers(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray
     return x
 
 
-def _complete(inputs: Sequence[Input], given: Mapping[str, np.ndarray], source: str) -> Feed:
+def _complete(inputs: Sequence[Input], given: Mapping[str, np.ndarray], source: str, past: int = 0) -> Feed:
     """Return ``given`` with the inputs that follow from the token ids, all of the declared dtypes and shapes."""
     names = {i.name for i in inputs}
     if TOKENS in given and TOKENS not in names:
@@ -135,30 +148,40 @@ def _complete(inputs: Sequence[Input], given: Mapping[str, np.ndarray], source: 
         )
     feed = {}
     for item in inputs:
-        array = given[item.name] if item.name in given else _derived(item, given, source)
+        array = given[item.name] if item.name in given else _derived(item, given, source, past)
         feed[item.name] = _checked(item, np.asarray(array), source)
     return feed
 
 
-def _derived(item: Input, given: Mapping[str, np.ndarray], source: str) -> np.ndarray:
-    """The value of an input that was not given, from the token ids (B, S) and, if given, the mask."""
+def _derived(item: Input, given: Mapping[str, np.ndarray], source: str, past: int) -> np.ndarray:
+    """The value of an input that was not given, from the token ids (B, S), those before them and, if given, the mask.
+
+    A cache that is updated in place is as long as the chunk, where it may be.
+    """
     hint = f"{source} gives no value for input '{item.name}'; give one in an .npz with --data"
     if TOKENS not in given:
         raise CalibrationError(hint)
     tokens = given[TOKENS]
+    batch, length = tokens.shape
+    if item.role == "start":
+        return np.full(batch, past, np.int32)
+    if item.role == "cache":
+        sizes = (d if isinstance(d, int) else length if axis == 2 else batch for axis, d in enumerate(item.shape))
+        return np.zeros(tuple(sizes), item.dtype)
+    all_ones = np.ones((batch, past + length), np.int64)
     if item.name == "attention_mask" and len(item.shape) == 2:
-        return np.ones(tokens.shape, np.int64)
+        return all_ones
     if item.name == "position_ids" and len(item.shape) == 2:
         # Left padding has position 0, as in transformers.
-        mask = given.get("attention_mask", np.ones(tokens.shape, np.int64))
+        mask = given.get("attention_mask", all_ones)
         positions: np.ndarray = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-        return positions[:, -tokens.shape[1] :]
+        return positions[:, -length:]
     if item.name == "token_type_ids":
         return np.zeros(tokens.shape, np.int64)
     if _PAST.search(item.name) and len(item.shape) >= 3:
-        past = [d if isinstance(d, int) else 0 for d in item.shape[1:]]
-        if 0 in past:
-            return np.zeros([tokens.shape[0], *past], item.dtype)
+        sizes_of_cache = [d if isinstance(d, int) else 0 for d in item.shape[1:]]
+        if 0 in sizes_of_cache:
+            return np.zeros([batch, *sizes_of_cache], item.dtype)
     raise CalibrationError(hint)
 
 

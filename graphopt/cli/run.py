@@ -38,8 +38,9 @@ def run(
       graphopt run model.plan --data inputs.npz -o outputs.npz
     """
     from graphopt.engine.npz import read_npz, write_npz
+    from graphopt.engine.ports import random_inputs
     from graphopt.engine.profiles import parse_shapes
-    from graphopt.engine.run import Runner, random_inputs
+    from graphopt.engine.run import Runner
     from graphopt.errors import EngineError
 
     if (data is None) != random:
@@ -49,7 +50,7 @@ def run(
             feeds = read_npz(data)
         else:
             wanted = runner.shapes(parse_shapes(shapes, "--shapes") if shapes else None, profile)
-            feeds = random_inputs(runner, wanted, seed)
+            feeds = random_inputs(runner.inputs, wanted, seed)
         outputs = runner.infer(feeds, cuda_graph=cuda_graph)
         if output is not None:
             write_npz(output, outputs)

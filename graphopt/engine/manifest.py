@@ -3,7 +3,7 @@
 __all__ = ["FORMAT", "ExternalData", "Manifest", "Plugins", "Source", "Tensor", "path_for", "read"]
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ class ExternalData:
 
 @dataclass(frozen=True)
 class Source:
-    """The ONNX file: its digest covers the graph and inline tensors, not the external data."""
+    """The ONNX file: its digest covers the graph and inline tensors, not the external data; ``metadata`` is what
+    graphopt wrote into its ``metadata_props``."""
 
     path: str
     sha256: str
     external_data: tuple[ExternalData, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,10 @@ def _from_dict(data: dict[str, Any]) -> Manifest:
             **data,
             "targets": tuple(data["targets"]),
             "source": Source(
-                source["path"], source["sha256"], tuple(ExternalData(**e) for e in source["external_data"])
+                source["path"],
+                source["sha256"],
+                tuple(ExternalData(**e) for e in source["external_data"]),
+                dict(source.get("metadata", {})),
             ),
             "plugins": None if plugins is None else Plugins(**plugins),
             "inputs": tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"])) for t in data["inputs"]),

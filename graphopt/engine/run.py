@@ -1,15 +1,14 @@
 """Run a plan: choose the profile by the shapes, bind device memory, execute; with or without a CUDA graph."""
 
-__all__ = ["LayerTime", "Memory", "Runner", "random_input", "random_inputs"]
+__all__ = ["LayerTime", "Memory", "Runner"]
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -17,19 +16,14 @@ from graphopt.engine import plugins
 from graphopt.engine.device import Buffer, Device, Graph
 from graphopt.engine.flavour import select
 from graphopt.engine.inspect import require_usable
+from graphopt.engine.ports import Port, converted, numpy_dtype, random_input
 from graphopt.engine.profiles import Profile, Shape
 from graphopt.errors import EngineError, nearest
 
 Array = npt.NDArray[Any]
 
-#: TensorRT's name of an element type -> numpy's.
-_DTYPES: dict[str, Any] = {
-    "FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "INT8": np.int8, "UINT8": np.uint8,
-    "INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_, "FP8": ml_dtypes.float8_e4m3fn,
-}  # fmt: skip
-#: Values of random integer inputs whose meaning is unknown are below this: small enough to index any table.
-_SMALL = 32
-_OUTLIER_SCALE = 20
+#: Bytes of zeros that are sent to the device to be repeated there.
+_ZEROS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,15 +45,6 @@ class Memory:
     other_io: int
 
 
-@dataclass(frozen=True)
-class _Port:
-    """One input or output of the engine."""
-
-    name: str
-    dtype: np.dtype[Any]
-    is_input: bool
-
-
 class Runner:
     """A plan on the GPU; use as a context manager.
 
@@ -78,13 +63,14 @@ class Runner:
         self.device = Device()
         self._buffers: dict[str, Buffer] = {}
         self._shapes: dict[str, Shape] = {}
+        self._shared: dict[str, str] = {}
         self._graph: Graph | None = None
         self._profile_index = 0
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
-        self.inputs: tuple[_Port, ...] = ()
-        self.outputs: tuple[_Port, ...] = ()
+        self.inputs: tuple[Port, ...] = ()
+        self.outputs: tuple[Port, ...] = ()
 
     def __enter__(self) -> "Runner":
         self.manifest = require_usable(self._plan, self._plugin_library)
@@ -120,11 +106,12 @@ class Runner:
         self.inputs = tuple(p for p in ports if p.is_input)
         self.outputs = tuple(p for p in ports if not p.is_input)
 
-    def _port(self, name: str, input_mode: Any) -> _Port:
+    def _port(self, name: str, input_mode: Any) -> Port:
         kind = self._engine.get_tensor_dtype(name).name
-        if kind not in _DTYPES:
+        dtype = numpy_dtype(kind)
+        if dtype is None:
             raise EngineError(f"tensor '{name}' of {self._plan} has type {kind}, which cannot be passed from here")
-        return _Port(name, np.dtype(_DTYPES[kind]), self._engine.get_tensor_mode(name) == input_mode)
+        return Port(name, dtype, self._engine.get_tensor_mode(name) == input_mode)
 
     # -- shapes and memory
 
@@ -170,14 +157,38 @@ class Runner:
             self._shapes[port.name] = shape
             self._place(port, shape)
 
-    def _place(self, port: _Port, shape: Shape) -> None:
+    def _place(self, port: Port, shape: Shape) -> None:
         size = int(np.prod(shape, dtype=np.int64)) * port.dtype.itemsize
-        known = self._buffers.get(port.name)
+        owner = self._shared.get(port.name, port.name)
+        known = self._buffers.get(owner)
         if known is None or known.bytes < size:
             if known is not None:
-                self.device.free(self._buffers.pop(port.name))
-            known = self._buffers[port.name] = self.device.allocate(size)
+                self.device.free(self._buffers.pop(owner))
+                # What grows once, as the outputs of a growing cache do, grows again.
+                size += size // 2
+            known = self._buffers[owner] = self.device.allocate(size)
         self._context.set_tensor_address(port.name, known.address)
+
+    def share(self, outputs: Mapping[str, str]) -> None:
+        """Let each output in ``outputs`` have the memory of an input, from the next `bind` on."""
+        self._shared = dict(outputs)
+        for output in outputs:
+            if output in self._buffers:
+                self.device.free(self._buffers.pop(output))
+
+    def swap(self, pairs: Mapping[str, str]) -> None:
+        """Exchange the memory of inputs and outputs: what the last run put out is the next one's input."""
+        for one, other in pairs.items():
+            self._buffers[one], self._buffers[other] = self._buffers[other], self._buffers[one]
+
+    def clear(self, names: Sequence[str]) -> None:
+        """Fill the memory of bound inputs with zeros."""
+        for name in names:
+            self.device.upload(self._buffers[name], np.zeros(_ZEROS, np.uint8))
+
+    def shape(self, name: str) -> Shape:
+        """Return the shape that an input or output has been bound with."""
+        return self._shapes[name]
 
     # -- data
 
@@ -191,8 +202,17 @@ class Runner:
         if missing:
             raise EngineError(f"input '{missing[0]}' of {self._plan} has no value; add it to the data")
         self.bind(self.shapes({name: array.shape for name, array in feeds.items()}))
+        self.upload(feeds)
+
+    def upload(self, feeds: Mapping[str, Array]) -> None:
+        """Copy values of bound inputs to the device; the others keep theirs.
+
+        Raises:
+            EngineError: values do not fit the type that the plan has.
+        """
         for port in self.inputs:
-            self.device.upload(self._buffers[port.name], _converted(feeds[port.name], port))
+            if port.name in feeds:
+                self.device.upload(self._buffers[port.name], converted(feeds[port.name], port))
 
     def fill(self, shapes: Mapping[str, Shape], seed: int = 0) -> None:
         """Bind for ``shapes`` and fill the inputs with random values; big ones repeat a smaller random block."""
@@ -204,10 +224,21 @@ class Runner:
     def outputs_now(self, *names: str) -> dict[str, Array]:
         """Copy outputs to the host: those named, or all."""
         return {
-            p.name: self.device.download(self._buffers[p.name], self._shapes[p.name], p.dtype)
+            p.name: self.device.download(self._buffer(p.name), self._shapes[p.name], p.dtype)
             for p in self.outputs
             if not names or p.name in names
         }
+
+    def last_row(self, name: str) -> Array:
+        """Copy the last row of an output (1, S, ...) to the host, as (1, ...)."""
+        port = next(p for p in self.outputs if p.name == name)
+        _, rows, *rest = self._shapes[name]
+        size = int(np.prod(rest, dtype=np.int64)) * port.dtype.itemsize
+        row = Buffer(self._buffer(name).address + (rows - 1) * size, size)
+        return self.device.download(row, (1, *rest), port.dtype)
+
+    def _buffer(self, name: str) -> Buffer:
+        return self._buffers[self._shared.get(name, name)]
 
     # -- execution
 
@@ -229,13 +260,20 @@ class Runner:
         """Run once and record the next run as a CUDA graph, which `execute` then launches until the next `bind`."""
         self.execute()
         self.device.synchronize()
+        self.record()
+
+    def record(self) -> None:
+        """Record a run with the bound shapes, which must have run before, as `capture` does, but do not run it."""
         self._graph = self.device.capture(self.execute)
 
-    def infer(self, feeds: Mapping[str, Array], *, cuda_graph: bool = False) -> dict[str, Array]:
+    def infer(
+        self, feeds: Mapping[str, Array], *, outputs: Sequence[str] | None = None, cuda_graph: bool = False
+    ) -> dict[str, Array]:
         """Return the outputs for ``feeds``.
 
         Args:
             feeds: one array per input; integers may be wider than the plan's if their values fit.
+            outputs: names of those wanted; None for all.
             cuda_graph: run through a CUDA graph.
 
         Raises:
@@ -245,7 +283,7 @@ class Runner:
         if cuda_graph:
             self.capture()
         self.execute()
-        return self.outputs_now()
+        return self.outputs_now(*(outputs or ()))
 
     # -- measurements
 
@@ -291,43 +329,6 @@ class Runner:
         return {e.get("Name", ""): e.get("PluginType") or e.get("LayerType") or "other" for e in layers}
 
 
-def random_inputs(runner: Runner, shapes: Mapping[str, Shape], seed: int = 0) -> dict[str, Array]:
-    """Seeded values for every input of ``runner``, as `random_input` makes them, in full."""
-    return {
-        p.name: np.resize(random_input(p.name, shapes[p.name], p.dtype, shapes, seed), shapes[p.name])
-        for p in runner.inputs
-    }
-
-
-def random_input(name: str, shape: Shape, dtype: np.dtype[Any], shapes: Mapping[str, Shape], seed: int) -> Array:
-    """Values for one input, at most a few million of them, to be repeated.
-
-    Floats are normal with one channel in 64 planted 20 times larger. ``attention_mask`` is all ones, ``position_ids``
-    count on from the length of the cache, other integers are small.
-
-    Args:
-        name: of the input.
-        shape: its shape.
-        dtype: its type.
-        shapes: those of all inputs; the cache's gives the first position.
-        seed: of the values.
-    """
-    rng = np.random.default_rng([seed, len(name), *name.encode()])
-    if name == "attention_mask" or dtype == np.bool_:
-        return np.ones(shape, dtype)
-    if name == "position_ids":
-        past = next((s[2] for n, s in shapes.items() if n.startswith("past")), 0)
-        return np.broadcast_to(np.arange(past, past + shape[-1], dtype=dtype), shape).copy()
-    rows = max(1, (4 << 20) // max(1, shape[-1] if shape else 1))
-    block = (min(rows, int(np.prod(shape[:-1], dtype=np.int64))), shape[-1]) if shape else ()
-    if np.issubdtype(dtype, np.integer):
-        return rng.integers(0, _SMALL, block).astype(dtype)
-    values = rng.standard_normal(block, np.float32)
-    if values.ndim:
-        values[..., ::64] *= _OUTLIER_SCALE
-    return values.astype(dtype)
-
-
 def _profile_for(profiles: tuple[Profile, ...], shapes: Mapping[str, Shape], plan: Path) -> int:
     """Index of the profile that takes ``shapes``, the one with the usual shapes nearest to them."""
     best: tuple[float, int] | None = None
@@ -347,17 +348,6 @@ def _profile_for(profiles: tuple[Profile, ...], shapes: Mapping[str, Shape], pla
     if best is None and profiles:
         raise EngineError(f"no profile of {plan} takes these shapes ({complaint}); build it for them")
     return best[1] if best else 0
-
-
-def _converted(array: Array, port: _Port) -> Array:
-    """``array`` in the type of ``port``: TensorRT 8, for one, has no 64-bit integers."""
-    if array.dtype == port.dtype:
-        return array
-    converted = array.astype(port.dtype)
-    same_kind = np.issubdtype(array.dtype, np.integer) and np.issubdtype(port.dtype, np.integer)
-    if not same_kind or not np.array_equal(converted, array):
-        raise EngineError(f"input '{port.name}' has type {array.dtype}, the plan wants {port.dtype}; convert the data")
-    return converted
 
 
 def _dims(shape: Shape) -> str:

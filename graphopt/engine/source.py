@@ -16,6 +16,8 @@ from graphopt.engine.manifest import ExternalData, Source
 from graphopt.engine.plugins import NAMESPACE
 
 _PLUGIN_NAMESPACE = "plugin_namespace"
+#: How the keys of what graphopt says about a model start.
+_METADATA = "graphopt."
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def read(path: Path) -> tuple[Source, CustomOps]:
         path=str(path.resolve()),
         sha256=sha256(path),
         external_data=tuple(ExternalData(name, (path.parent / name).stat().st_size) for name in locations),
+        metadata={p.key: p.value for p in proto.metadata_props if p.key.startswith(_METADATA)},
     )
     return source, count_custom_ops(proto)
 

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from graphopt.cli.main import app
 from graphopt.engine import run as runs
 from graphopt.engine.npz import read_npz, write_npz
+from graphopt.engine.ports import Port
 from graphopt.engine.run import LayerTime, Memory
 
 invoke = CliRunner().invoke
-PORTS = (runs._Port("x", np.dtype(np.float32), is_input=True),)
+PORTS = (Port("x", np.dtype(np.float32), is_input=True),)
 
 
 class FakeRunner:

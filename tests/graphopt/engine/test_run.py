@@ -12,8 +12,9 @@ from graphopt.engine import run as runs
 from graphopt.engine.device import Device
 from graphopt.engine.measure import by_op, latency
 from graphopt.engine.npz import read_npz, write_npz
+from graphopt.engine.ports import Port, converted, random_input
 from graphopt.engine.profiles import Profile, Range
-from graphopt.engine.run import LayerTime, random_input
+from graphopt.engine.run import LayerTime
 from graphopt.errors import EngineError, OutputError
 
 PLAN = Path("m.plan")
@@ -54,12 +55,12 @@ def test_random_positions_follow_the_cache_and_masks_are_ones() -> None:
 
 
 def test_integers_may_be_wider_than_the_plans_only_if_they_fit() -> None:
-    port = runs._Port("ids", np.dtype(np.int32), is_input=True)
-    assert runs._converted(np.array([5, -7]), port).dtype == np.int32
+    port = Port("ids", np.dtype(np.int32), is_input=True)
+    assert converted(np.array([5, -7]), port).dtype == np.int32
     with pytest.raises(EngineError, match="input 'ids' has type int64, the plan wants int32"):
-        runs._converted(np.array([2**40]), port)
+        converted(np.array([2**40]), port)
     with pytest.raises(EngineError, match="input 'ids' has type float32"):
-        runs._converted(np.array([1.0], np.float32), port)
+        converted(np.array([1.0], np.float32), port)
 
 
 def test_npz_round_trip(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -1,0 +1,64 @@
+"""The runner of plans: `graphopt.engine.run` behind the common interface."""
+
+__all__ = ["PlanRunner"]
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import onnx
+
+from graphopt.calibrate.feeds import Input, role_of
+from graphopt.engine import manifest as manifests
+from graphopt.engine.loop import PlanLoop
+from graphopt.engine.ports import numpy_dtype
+from graphopt.engine.profiles import Shape
+from graphopt.engine.run import Runner as Engine
+from graphopt.ir import kv_cache
+from graphopt.runners.protocol import Array
+
+
+class PlanRunner:
+    """A plan on the GPU; see `graphopt.runners.protocol.Runner`.
+
+    Args:
+        path: the plan, with its manifest beside it.
+        plugins: the library to run it with; None to look for it.
+        cuda_graph: whether a loop replays a CUDA graph where it can.
+
+    Raises:
+        EngineError: the plan has no manifest or, on entry, does not fit this TensorRT or this GPU.
+    """
+
+    def __init__(self, path: Path, plugins: Path | None = None, *, cuda_graph: bool = True) -> None:
+        manifest = manifests.read(path)
+        entries = [onnx.StringStringEntryProto(key=k, value=v) for k, v in manifest.source.metadata.items()]
+        self.path = path
+        self.cache = kv_cache.read(entries)
+        self.profiles = manifest.profiles
+        self.inputs = tuple(
+            Input(t.name, numpy_dtype(t.dtype), tuple(d if d >= 0 else None for d in t.shape),
+                  role=role_of(t.name, self.cache))
+            for t in manifest.inputs
+        )  # fmt: skip
+        self.outputs = tuple(t.name for t in manifest.outputs)
+        self.note = f"{'TensorRT-RTX' if manifest.flavour == 'rtx' else 'TensorRT'} {manifest.tensorrt}"
+        self._cuda_graph = cuda_graph
+        self._engine = Engine(path, plugins)
+
+    def __enter__(self) -> "PlanRunner":
+        self._engine.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._engine.__exit__(kind, error, trace)
+
+    def infer(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """See the protocol."""
+        return self._engine.infer(feeds, outputs=outputs)
+
+    def loop(self, state: Mapping[str, str], shapes: Mapping[str, Shape], *, in_place: bool) -> PlanLoop:
+        """See the protocol."""
+        return PlanLoop(self._engine, state, shapes, in_place=in_place, cuda_graph=self._cuda_graph)

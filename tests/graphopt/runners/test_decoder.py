@@ -1,0 +1,143 @@
+"""One sequence through every kind of cache: the logits are those of the whole sequence in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphopt.errors import GraphOptError, ModelError
+from graphopt.runners import Decoder, open_runner
+from graphopt.runners.host import ort_runner
+from tests.support import host_engine
+from tests.support.decoders import CONFIG, without_cache, write_decoder
+from tests.support.language import write_bigram
+
+#: float32 rounding, 2^-24, grown by the longest sum (160 terms) and two layers; logits are O(1).
+NOISE = 2e-5
+LENGTH = 23
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoders")
+    without_cache(write_decoder(folder / "growing.onnx"), folder / "none.onnx")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ids() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, CONFIG.vocab_size, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """Logits of all tokens, from one call of the model without a cache."""
+    with ort_runner(folder / "none.onnx", threads=1) as runner:
+        positions = np.arange(LENGTH)[None]
+        feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, LENGTH), np.int64), "position_ids": positions}
+        return runner.infer(feeds)["logits"][0]
+
+
+def split(ids: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    return np.split(ids, np.cumsum(sizes)[:-1])
+
+
+@pytest.mark.parametrize("kind", ["growing", "none"])
+@pytest.mark.parametrize("sizes", [(23,), (1,) * 23, (7, 1, 1, 14), (22, 1)])
+def test_calls_of_any_length_give_the_logits_of_the_whole(
+    folder: Path, ids: np.ndarray, whole: np.ndarray, kind: str, sizes: tuple[int, ...]
+) -> None:
+    with open_runner(folder / f"{kind}.onnx", threads=1) as runner:
+        decoder = Decoder(runner)
+        assert decoder.kind == kind
+        for _ in range(2):  # a sequence leaves nothing behind
+            decoder.begin(LENGTH)
+            rows = np.concatenate([decoder.feed(piece, last=False) for piece in split(ids, sizes)])
+            np.testing.assert_allclose(rows, whole, atol=NOISE)
+            assert decoder.length == LENGTH
+
+
+def test_the_last_row_alone(folder: Path, ids: np.ndarray, whole: np.ndarray) -> None:
+    with open_runner(folder / "growing.onnx", threads=1) as runner:
+        decoder = Decoder(runner)
+        decoder.begin(LENGTH)
+        np.testing.assert_allclose(decoder.feed(ids), whole[-1:], atol=NOISE)
+
+
+def test_onnx_reference_gives_the_same(folder: Path, ids: np.ndarray, whole: np.ndarray) -> None:
+    with open_runner(folder / "growing.onnx", "reference") as runner:
+        decoder = Decoder(runner)
+        decoder.begin(5)
+        np.testing.assert_allclose(decoder.feed(ids[:4], last=False), whole[:4], atol=NOISE)
+        np.testing.assert_allclose(decoder.feed(ids[4:5]), whole[4:5], atol=NOISE)
+
+
+def growing_profiles(*ranges: tuple[tuple[int, int, int], tuple[int, int, int]]) -> list[dict]:
+    """Profiles of the growing decoder from (tokens, past) ranges."""
+    profiles = []
+    for seq, past in ranges:
+        total = tuple(s + p for s, p in zip(seq, past, strict=True))
+        cache = tuple((1, CONFIG.num_key_value_heads, p, CONFIG.head_dim) for p in past)
+        profile = {name: tuple((1, s) for s in seq) for name in ("input_ids", "position_ids")}
+        profile["attention_mask"] = tuple((1, t) for t in total)
+        names = (f"past_key_values.{i}.{k}" for i in range(CONFIG.num_hidden_layers) for k in ("key", "value"))
+        profiles.append(profile | dict.fromkeys(names, cache))
+    return profiles
+
+
+PREFILL_AND_DECODE = growing_profiles(((1, 4, 8), (0, 0, 32)), ((1, 1, 1), (0, 16, 32)))
+
+
+def test_a_plan_keeps_its_cache_on_the_device(
+    folder: Path, tmp_path: Path, ids: np.ndarray, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = host_engine.install(monkeypatch)
+    plan = host_engine.write_plan(tmp_path / "growing.plan", folder / "growing.onnx", PREFILL_AND_DECODE)
+    with open_runner(plan) as runner:
+        decoder = Decoder(runner)
+        decoder.begin(LENGTH)
+        rows = [decoder.feed(piece, last=True) for piece in split(ids, (20, 1, 1, 1))]
+        np.testing.assert_allclose(np.concatenate(rows), whole[-4:], atol=NOISE)
+        # 20 tokens go in calls of at most 8; only the last row of each call's logits comes back.
+        assert cuda.downloaded == (3 + 3) * 4 * CONFIG.vocab_size
+    assert not cuda.memory
+
+
+def test_a_plan_says_how_long_a_sequence_may_be(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host_engine.install(monkeypatch)
+    plan = host_engine.write_plan(tmp_path / "growing.plan", folder / "growing.onnx", PREFILL_AND_DECODE)
+    with open_runner(plan) as runner:
+        decoder = Decoder(runner)
+        decoder.begin(33)
+        with pytest.raises(GraphOptError, match=r"growing\.plan takes at most 33 tokens, not the 34 of the prompt"):
+            decoder.begin(34)
+
+
+def test_models_that_are_no_decoders_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
+    table = rng.standard_normal((8, 8)).astype(np.float32)
+    with pytest.raises(ModelError, match=r"m\.onnx has no output 'logits'; did you mean 'logit'"):
+        Decoder(ort_runner(write_bigram(tmp_path / "m.onnx", table, output="logit")))
+
+
+def test_a_cache_that_does_not_come_back_is_named(folder: Path) -> None:
+    runner = ort_runner(folder / "growing.onnx", threads=1)
+    runner.outputs = tuple(o for o in runner.outputs if o != "present.1.key")
+    with pytest.raises(ModelError, match=r"no output continues the cache input 'past_key_values\.1\.key'"):
+        Decoder(runner)
+
+
+def test_tokens_before_begin_are_refused(folder: Path) -> None:
+    with pytest.raises(GraphOptError, match="begin a sequence"):
+        Decoder(ort_runner(folder / "growing.onnx")).feed([1])
+
+
+def test_nan_logits_are_an_error(tmp_path: Path, rng: np.random.Generator) -> None:
+    table = rng.standard_normal((8, 8)).astype(np.float32)
+    table[3, 2] = np.nan
+    with ort_runner(write_bigram(tmp_path / "m.onnx", table), threads=1) as runner:
+        decoder = Decoder(runner)
+        decoder.begin(4)
+        decoder.feed([1, 2])
+        with pytest.raises(ModelError, match="its logits hold NaN"):
+            decoder.feed([3])

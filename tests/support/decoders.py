@@ -1,0 +1,41 @@
+"""Small random decoders with and without a cache."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from graphopt.models.llama import build_llama
+from graphopt.models.llama_config import LlamaConfig
+from graphopt.models.weights import RandomWeights
+
+CONFIG = LlamaConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+)
+
+
+def write_decoder(path: Path, *, dtype: str = "float32", outliers: int = 2) -> Path:
+    """Write a decoder with a growing cache."""
+    build_llama(CONFIG, RandomWeights(CONFIG, seed=3, outliers=outliers), path, dtype=dtype)
+    return path
+
+
+def without_cache(source: Path, path: Path) -> Path:
+    """Write the decoder ``source`` with an empty past fixed inside, and no present."""
+    proto = onnx.load(source)
+    graph = proto.graph
+    empty = np.zeros((1, CONFIG.num_key_value_heads, 0, CONFIG.head_dim), np.float32)
+    graph.initializer.extend(numpy_helper.from_array(empty, i.name) for i in graph.input if i.name.startswith("past"))
+    for field, prefix in ((graph.input, "past"), (graph.output, "present")):
+        kept = [v for v in field if not v.name.startswith(prefix)]
+        del field[:]
+        field.extend(kept)
+    onnx.save(proto, path)
+    return path
