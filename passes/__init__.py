@@ -5,11 +5,11 @@ __all__ = ["CACHES", "CANONICALIZE", "OPS", "SCHEMES", "legalize"]
 from graphopt.core.cache import CacheFormat
 from graphopt.core.op import OpSpec
 from graphopt.core.scheme import Scheme
-from graphopt.passes import canonicalize, kvcache, mixq, vq
+from graphopt.passes import canonicalize, kvcache, mant, mixq, vq
 from graphopt.passes.canonicalize import CANONICALIZE, legalize
 
 #: Schemes by name.
-SCHEMES: dict[str, Scheme] = {s.name: s for s in (mixq.SCHEME, vq.SCHEME)}
+SCHEMES: dict[str, Scheme] = {s.name: s for s in (mixq.SCHEME, mant.SCHEME, vq.SCHEME)}
 
 #: Formats of the key-value cache by name.
 CACHES: dict[str, CacheFormat] = {c.name: c for c in (kvcache.STATIC,)}

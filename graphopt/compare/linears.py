@@ -20,9 +20,14 @@ _CODES = {
     "MixQLinear": ("wq", 1),
     "MixQLinearW4A8": ("wq4", 2),
     "MixQLinearW4A4": ("wq4", 2),
+    "MANTLinear": ("codes", 2),
+    "MANTLinearW4A8": ("codes", 2),
+    "MANTLinearInt8": ("codes", 2),
     "VQLinear": ("codes", 1),
     "VQLinearE8": ("codes", 4),
 }
+#: Operands of lowered linears that are not the weight: the bias, and a table that is the same for all of them.
+_BESIDES = ("bias", "table")
 #: What may stand between a stored weight and the product that uses it.
 _VIEWS = ("Transpose", "Cast", "Identity", "DequantizeLinear")
 
@@ -105,7 +110,7 @@ def _lowered(node: gs.Node) -> WeightLayer:
     elif "ratios" in given:
         packed /= int(np.prod(given["ratios"].shape))
     elements = int(np.prod(codes.shape, dtype=np.int64) * packed)
-    stored = [t for name, t in given.items() if isinstance(t, gs.Constant) and name != "bias"]
+    stored = [t for name, t in given.items() if isinstance(t, gs.Constant) and name not in _BESIDES]
     return WeightLayer(node.name, node.outputs[0].name, int(codes.shape[0]), elements, _bits(stored), False)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from graphopt.errors import CalibrationError
 
-#: Size from which on triangles are inverted by halves, and columns that are rounded before those after them are updated.
+#: Size from which on triangles are inverted by halves; columns that are rounded before distant ones are updated.
 _BLOCK = 64
 
 

@@ -83,7 +83,8 @@ def check(
             if param.name == "xq4":
                 a, b = (unpack_int4(codes, 2 * codes.shape[-1]) for codes in (a, b))
             # A row with a scale that is not finite has no meaningful codes.
-            apart = np.abs(a.astype(np.int32) - b.astype(np.int32)) * np.isfinite(scale_of(spec, expected))
+            finite = np.isfinite(scale_of(spec, expected)).all(axis=-1, keepdims=True)
+            apart = np.abs(a.astype(np.int32) - b.astype(np.int32)) * finite
             assert apart.max(initial=0) <= 1, param.name
             assert np.count_nonzero(apart) <= max(1, BOUNDARY_CODES[dtype] * b.size), param.name
         else:

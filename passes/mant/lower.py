@@ -1,0 +1,200 @@
+"""Canonical linears -> M-ANT.
+
+    Linear(x, W)  =>  MANTLinear(x, codes, types, scale, table, bias)                       w4a16
+    Linear(x, W)  =>  MANTQuantize(x) -> xq, sx;  MANTLinearW4A8(xq, sx, ...)               w4a8
+    Linear(x, W)  =>  MANTQuantize(x) -> xq, sx;  MANTLinearInt8(xq, sx, ..., table, ...)   w4a8, one pass
+
+Linears that read one tensor share its quantizing op.
+"""
+
+__all__ = ["SCHEME", "Mant"]
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import BaseModel
+
+from graphopt.core.canonical import LinearView, linears
+from graphopt.core.op import OpSpec
+from graphopt.core.report import Report
+from graphopt.core.statistics import LinearStatistics, Statistics
+from graphopt.errors import CalibrationError, InternalError
+from graphopt.ir import weights
+from graphopt.ir.model import Model
+from graphopt.numerics.second_order import SecondMoment
+from graphopt.passes.mant import ops
+from graphopt.passes.mant.config import PRESETS, MantConfig
+from graphopt.passes.mant.weight import Calibration, QuantizedWeight, quantize_weight, table_of
+
+STAGE = "lower-mant"
+
+
+class Mant:
+    """The scheme of "M-ANT: Efficient Low-Bit Group Quantization for LLMs via Mathematically Adaptive Numerical Type"
+    (HPCA'25).
+    """
+
+    name = "mant"
+    config: type[BaseModel] = MantConfig
+    presets = PRESETS
+    ops = ops.OPS
+
+    def lower(
+        self,
+        model: Model,
+        assignment: Mapping[str, Any],
+        statistics: Statistics | None,
+        report: Report,
+        *,
+        dry_run: bool,
+    ) -> None:
+        """See `graphopt.core.scheme.Scheme.lower`."""
+        inputs, moments = _Inputs(model), _Moments()
+        for linear in linears(model):
+            if linear.name not in assignment:
+                continue
+            if reason := linear.refusal():
+                report.skipped(STAGE, self.name, linear.name, reason)
+                continue
+            config = assignment[linear.name]
+            entry = None if statistics is None else statistics.of(linear.name, linear.shape[1])
+            plan = _Plan.of(linear, config, entry)
+            if dry_run:
+                report.rewritten(STAGE, self.name, linear.name, plan.described())
+                continue
+            report.progress(f"{STAGE}: {linear.name}")
+            weight = quantize_weight(linear, config, moments.calibration(linear, plan, entry))
+            detail = _replace(model, linear, plan, weight, inputs)
+            report.rewritten(STAGE, self.name, linear.name, plan.described(), **detail)
+        if not dry_run:
+            model.tidy()
+
+
+SCHEME = Mant()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one linear becomes; ``search`` and ``rounding`` are what 'auto' has come to."""
+
+    config: MantConfig
+    spec: OpSpec
+    search: str
+    rounding: str
+
+    @classmethod
+    def of(cls, linear: LinearView, config: MantConfig, entry: LinearStatistics | None) -> "_Plan":
+        """Raises CalibrationError: the settings need statistics that are missing."""
+        spec = ops.LINEAR if config.bits == "w4a16" else ops.LINEAR_INT8 if config.one_pass else ops.LINEAR_W4A8
+        known = entry is not None and entry.second_moment is not None
+        search = config.search
+        if search == "auto":
+            search = "weight" if entry is None else "output" if known else "diagonal"
+        rounding = config.rounding
+        if rounding == "auto":
+            rounding = "gptq" if known else "nearest"
+        for setting, value, needs in (("search", search, "output"), ("rounding", rounding, "gptq")):
+            if value == needs and not known:
+                raise CalibrationError(
+                    f"{setting} '{value}' of '{linear.name}' needs statistics with second moments; "
+                    "make them with 'graphopt calibrate --second-moment'"
+                )
+        if search == "diagonal" and entry is None:
+            raise CalibrationError(
+                f"search 'diagonal' of '{linear.name}' needs statistics; make them with 'graphopt calibrate'"
+            )
+        return cls(config, spec, search, rounding)
+
+    def described(self) -> str:
+        """The op, and how its weight is quantized."""
+        config = self.config
+        chosen = f", by {self.search} error" if config.types == "mant" or config.clip else ""
+        clipped = ", clipped" if config.clip else ""
+        return f"{self.spec.name} ({config.types}), groups of {config.group}{chosen}{clipped}, {self.rounding}"
+
+
+class _Moments:
+    """Second moments as linears need them; those of the last input are kept, since the next linear often shares it."""
+
+    def __init__(self) -> None:
+        self._input: gs.Tensor | None = None
+        self._prepared: dict[float, SecondMoment] = {}
+
+    def calibration(self, linear: LinearView, plan: _Plan, entry: LinearStatistics | None) -> Calibration:
+        """Return what quantization of ``linear`` under ``plan`` takes of ``entry``."""
+        if entry is None:
+            return Calibration()
+        importance = None if plan.search == "weight" else entry.mean_square
+        blocks = _diagonal_blocks(entry.second_moment, plan.config.group) if plan.search == "output" else None
+        if plan.rounding == "nearest" or entry.second_moment is None:
+            return Calibration(importance, blocks)
+        if self._input is not linear.x:
+            self._input, self._prepared = linear.x, {}
+        damping = plan.config.damping
+        if damping not in self._prepared:
+            self._prepared[damping] = SecondMoment(entry.second_moment, np.ones(entry.channels, bool), damping)
+        return Calibration(importance, blocks, self._prepared[damping])
+
+
+def _diagonal_blocks(moment: np.ndarray | None, group: int) -> np.ndarray:
+    """Return (G, g, g) float32: E x_gᵀ x_g of each group of channels, 0 beyond the last channel."""
+    assert moment is not None
+    k = len(moment)
+    blocks = np.zeros((-(-k // group), group, group), np.float32)
+    for g, block in enumerate(blocks):
+        part = moment[g * group : (g + 1) * group, g * group : (g + 1) * group]
+        block[: len(part), : len(part)] = part
+    return blocks
+
+
+@dataclass
+class _Inputs:
+    """Quantized inputs of linears, made once for each tensor and setting."""
+
+    model: Model
+    _made: dict[tuple[int, int], list[gs.Tensor]] = field(default_factory=dict)
+
+    def quantized(self, linear: LinearView, config: MantConfig) -> list[gs.Tensor]:
+        """Return [xq, sx] of the input of ``linear``."""
+        x, k = linear.x, linear.shape[1]
+        group = config.group if config.activations == "group" else k
+        if (id(x), group) not in self._made:
+            stem = self.model.unique_name(f"{x.name}_mant")
+            lead = list(x.shape[:-1]) if x.shape else None
+
+            def variable(suffix: str, kind: Any, last: int) -> gs.Variable:
+                return gs.Variable(f"{stem}_{suffix}", kind, None if lead is None else [*lead, last])
+
+            made: list[gs.Tensor] = [variable("xq", np.int8, k), variable("sx", np.float32, -(-k // group))]
+            self.model.graph.nodes.append(ops.QUANTIZE.node(stem, [x], made, group=group))
+            self._made[id(x), group] = made
+        return self._made[id(x), group]
+
+
+def _replace(model: Model, linear: LinearView, plan: _Plan, weight: QuantizedWeight, inputs: _Inputs) -> dict[str, Any]:
+    """Swap a canonical linear for an M-ANT one; return sizes and normalized errors for the report."""
+    n, k = linear.shape
+    base, store, bias = linear.weight.name, model.store, linear.bias
+    kind = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
+    if bias is None:
+        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, kind))
+    elif list(bias.shape or []) != [n]:
+        raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
+    arrays = {"codes": weight.codes, "types": ops.pack_types(weight.ids), "scale": weight.scales}
+    table = table_of(plan.config)
+    if plan.spec is ops.LINEAR:
+        arrays["table"] = table.values.astype(np.float16)
+    elif plan.spec is ops.LINEAR_INT8:
+        arrays["table"] = table.integers()
+    x = [linear.x] if plan.spec is ops.LINEAR else inputs.quantized(linear, plan.config)
+    constants = [store.put(model.unique_name(f"{base}_{s}"), a) for s, a in arrays.items()]
+    output, before = linear.node.outputs[0], weights.nbytes(linear.weight)
+    linear.node.outputs.clear()
+    linear.node.inputs.clear()
+    model.graph.nodes.append(plan.spec.node(linear.name, [*x, *constants, bias], [output], group=plan.config.group))
+    after = sum(a.nbytes for name, a in arrays.items() if name != "table")
+    detail = {"N": n, "K": k, "bytes_before": before, "bytes_after": after, "weight_error": weight.error}
+    return detail if weight.output_error is None else {**detail, "output_error": weight.output_error}
