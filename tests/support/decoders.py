@@ -6,9 +6,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from graphopt import compile, ir
+from graphopt.core.recipe import Recipe
 from graphopt.models.llama import build_llama
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
+from graphopt.passes import CACHES, SCHEMES
 
 CONFIG = LlamaConfig(
     vocab_size=96,
@@ -38,4 +41,12 @@ def without_cache(source: Path, path: Path) -> Path:
         del field[:]
         field.extend(kept)
     onnx.save(proto, path)
+    return path
+
+
+def with_static_cache(source: Path, path: Path, capacity: int | None = None) -> Path:
+    """Write the decoder ``source`` with a cache that is updated in place, its linears untouched."""
+    model = ir.load(source)
+    compile.optimize(model, Recipe.preset("none", SCHEMES).with_cache("static", {"capacity": capacity}, CACHES))
+    ir.save(model, path)
     return path

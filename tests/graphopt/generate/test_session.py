@@ -9,7 +9,7 @@ from graphopt.errors import GraphOptError
 from graphopt.generate import Generation, Sampler, generate
 from graphopt.runners import Decoder, open_runner
 from graphopt.runners.host import ort_runner
-from tests.support.decoders import without_cache, write_decoder
+from tests.support.decoders import with_static_cache, without_cache, write_decoder
 from tests.support.language import write_bigram
 
 PROMPT = [5, 17, 80, 3, 3, 41]
@@ -19,6 +19,7 @@ PROMPT = [5, 17, 80, 3, 3, 41]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("decoders")
     without_cache(write_decoder(folder / "growing.onnx"), folder / "none.onnx")
+    with_static_cache(folder / "growing.onnx", folder / "static.onnx")
     return folder
 
 
@@ -29,8 +30,9 @@ def run(path: Path, sampler: Sampler, count: int = 24, kind: str | None = None) 
 
 @pytest.mark.parametrize("sampler", [(0.0,), (0.8, 0.9, 7)])
 def test_a_cache_changes_no_token(folder: Path, sampler: tuple[float, ...]) -> None:
-    growing, none = (run(folder / f"{kind}.onnx", Sampler(*sampler)) for kind in ("growing", "none"))  # type: ignore[arg-type]
-    assert growing.ids == none.ids
+    kinds = ("static", "growing", "none")
+    static, growing, none = (run(folder / f"{kind}.onnx", Sampler(*sampler)) for kind in kinds)  # type: ignore[arg-type]
+    assert static.ids == growing.ids == none.ids
     assert len(growing.ids) == 24
     assert growing.ended == "length"
 

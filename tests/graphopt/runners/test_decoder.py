@@ -10,7 +10,7 @@ from graphopt.errors import GraphOptError, ModelError
 from graphopt.runners import Decoder, open_runner
 from graphopt.runners.host import ort_runner
 from tests.support import host_engine
-from tests.support.decoders import CONFIG, without_cache, write_decoder
+from tests.support.decoders import CONFIG, with_static_cache, without_cache, write_decoder
 from tests.support.language import write_bigram
 
 #: float32 rounding, 2^-24, grown by the longest sum (160 terms) and two layers; logits are O(1).
@@ -22,6 +22,7 @@ LENGTH = 23
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("decoders")
     without_cache(write_decoder(folder / "growing.onnx"), folder / "none.onnx")
+    with_static_cache(folder / "growing.onnx", folder / "static.onnx")
     return folder
 
 
@@ -43,7 +44,7 @@ def split(ids: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
     return np.split(ids, np.cumsum(sizes)[:-1])
 
 
-@pytest.mark.parametrize("kind", ["growing", "none"])
+@pytest.mark.parametrize("kind", ["static", "growing", "none"])
 @pytest.mark.parametrize("sizes", [(23,), (1,) * 23, (7, 1, 1, 14), (22, 1)])
 def test_calls_of_any_length_give_the_logits_of_the_whole(
     folder: Path, ids: np.ndarray, whole: np.ndarray, kind: str, sizes: tuple[int, ...]
@@ -112,6 +113,78 @@ def test_a_plan_says_how_long_a_sequence_may_be(folder: Path, tmp_path: Path, mo
         decoder.begin(33)
         with pytest.raises(GraphOptError, match=r"growing\.plan takes at most 33 tokens, not the 34 of the prompt"):
             decoder.begin(34)
+
+
+def static_profiles(*ranges: tuple[tuple[int, int, int], int]) -> list[dict]:
+    """Profiles of the decoder with a static cache from (tokens, capacity)."""
+    cache = ((1, CONFIG.num_key_value_heads, capacity, CONFIG.head_dim) for _, capacity in ranges)
+    names = [f"past_key_values.{i}.{k}" for i in range(CONFIG.num_hidden_layers) for k in ("key", "value")]
+    return [
+        {"input_ids": tuple((1, s) for s in seq), "start": ((1,),) * 3, **dict.fromkeys(names, (shape,) * 3)}
+        for (seq, _), shape in zip(ranges, cache, strict=True)
+    ]
+
+
+BUCKETS = static_profiles(*(((low, high, high), c) for c in (16, 32, 64) for low, high in ((2, 8), (1, 1))))
+
+
+def test_a_static_cache_stays_at_one_address_and_decoding_is_replayed(
+    folder: Path, tmp_path: Path, ids: np.ndarray, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = host_engine.install(monkeypatch)
+    plan = host_engine.write_plan(tmp_path / "static.plan", folder / "static.onnx", BUCKETS)
+    with open_runner(plan) as runner:
+        decoder = Decoder(runner)
+        for graphs in (1, 2):
+            decoder.begin(LENGTH)
+            assert decoder.capacity == 32
+            decoder.feed(ids[:10])
+            addresses = sorted(cuda.memory)
+            rows = [decoder.feed(piece) for piece in split(ids[10:], (1,) * 13)]
+            np.testing.assert_allclose(np.concatenate(rows), whole[-13:], atol=NOISE)
+            assert sorted(cuda.memory) == addresses
+            assert len(cuda.graphs) == graphs
+            assert cuda.launches == 12 * graphs  # the first token's run is what the graph is recorded after
+
+
+def test_without_a_cuda_graph(
+    folder: Path, tmp_path: Path, ids: np.ndarray, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = host_engine.install(monkeypatch)
+    plan = host_engine.write_plan(tmp_path / "static.plan", folder / "static.onnx", BUCKETS)
+    with open_runner(plan, cuda_graph=False) as runner:
+        decoder = Decoder(runner)
+        decoder.begin(LENGTH)
+        rows = np.concatenate([decoder.feed(piece, last=False) for piece in split(ids, (20, 1, 1, 1))])
+        np.testing.assert_allclose(rows, whole, atol=NOISE)
+    assert not cuda.graphs
+
+
+@pytest.mark.parametrize(("tokens", "capacity"), [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64)])
+def test_the_smallest_bucket_that_holds_the_sequence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, capacity: int
+) -> None:
+    host_engine.install(monkeypatch)
+    plan = host_engine.write_plan(tmp_path / "static.plan", folder / "static.onnx", BUCKETS)
+    with open_runner(plan) as runner:
+        decoder = Decoder(runner)
+        decoder.begin(tokens)
+        assert decoder.capacity == capacity
+        with pytest.raises(GraphOptError, match=r"static\.plan takes at most 64 tokens, not the 65"):
+            decoder.begin(65)
+
+
+def test_a_static_cache_of_fixed_capacity(folder: Path, tmp_path: Path, ids: np.ndarray, whole: np.ndarray) -> None:
+    with_static_cache(folder / "growing.onnx", tmp_path / "fixed.onnx", 9)
+    with open_runner(tmp_path / "fixed.onnx", threads=1) as runner:
+        decoder = Decoder(runner)
+        decoder.begin(3)
+        assert decoder.capacity == 9
+        np.testing.assert_allclose(decoder.feed(ids[:8], last=False), whole[:8], atol=NOISE)
+        with pytest.raises(GraphOptError, match="takes at most 9 tokens, not the 10"):
+            decoder.feed(ids[8:10])
+        with pytest.raises(GraphOptError, match="takes at most 9 tokens, not the 10"):
+            decoder.begin(10)
 
 
 def test_models_that_are_no_decoders_are_named(tmp_path: Path, rng: np.random.Generator) -> None:
