@@ -8,6 +8,7 @@
 //   at chunk c ^ (r / 2 % 4), so that the 8 rows of an ldmatrix touch 8 different groups of banks.
 #pragma once
 
+#include "mixq/common/tile_epilogue.cuh"
 #include "mixq/linear/kernel_common.cuh"
 #include "mixq/linear/policy.h"
 
@@ -26,14 +27,11 @@ struct TileTraits {
   static constexpr int kSharedBytes = kStageBytes * Tile::kStages;
   static constexpr int kBlocksM = Tile::kWarpM / 16;  // mma rows of a warp
   static constexpr int kBlocksN = Tile::kWarpN / 8;   // mma columns of a warp
-  // The epilogue passes 16 rows of a warp through shared memory; 16 bytes more per row spread them over the banks.
-  static constexpr int kRowBytes = Tile::kWarpN * static_cast<int>(sizeof(T));
-  static constexpr int kRowPitch = kRowBytes + 16;
-  static constexpr int kWarpScratch = 16 * kRowPitch;
+  using Epilogue = TileEpilogue<T, Tile, LinearArgs<T>>;
 
   static_assert(kABytes / 16 % kThreads == 0 && kBBytes / 16 % kThreads == 0, "every thread copies alike");
   static_assert(kBlocksN % 2 == 0, "ldmatrix x4 reads two mma columns");
-  static_assert(kWarpScratch * kWarpsM * kWarpsN <= kSharedBytes, "the epilogue reuses the stages");
+  static_assert(Epilogue::kWarpScratch * kWarpsM * kWarpsN <= kSharedBytes, "the epilogue reuses the stages");
   static_assert(kSharedBytes <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
 };
 
@@ -71,7 +69,7 @@ class TileKernel {
                [&](int i, int j, uint32_t const(&a)[4], uint32_t b0, uint32_t b1) { mma_s8(sums[i][j], a, b0, b1); });
     }
     float values[Traits::kBlocksM][Traits::kBlocksN][4];
-    scale(sums, values);
+    epilogue().scale(sums, values);
     for (int tile = inner_tiles_; tile < tiles_; ++tile) {
       multiply(tile, [&](int i, int j, uint32_t const(&a)[4], uint32_t b0, uint32_t b1) {
         mma_outliers<T>(values[i][j], a, b0, b1);
@@ -80,13 +78,13 @@ class TileKernel {
     // The stages become the epilogue's scratch: no copy may be in flight, nor a warp still reading.
     cp_async_wait<0>();
     __syncthreads();
-    write(values);
+    epilogue().write(values, shared_ + warp_ * Traits::Epilogue::kWarpScratch);
   }
 
  private:
-  struct alignas(2 * sizeof(T)) Pair {
-    T first, second;
-  };
+  __device__ __forceinline__ typename Traits::Epilogue epilogue() const {
+    return {args_, m0_ + warp_m_, n0_ + warp_n_, lane_};
+  }
 
   /// Start copying tile `tile` into its stage; past the end only an empty group, to keep the count of groups.
   __device__ __forceinline__ void fetch(int tile) {
@@ -141,85 +139,6 @@ class TileKernel {
         for (int j = 0; j < Traits::kBlocksN; ++j) {
           mma(i, j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
-      }
-    }
-  }
-
-  __device__ __forceinline__ int64_t row_of(int i, int half) const {
-    return m0_ + warp_m_ + i * 16 + half * 8 + lane_ / 4;
-  }
-  __device__ __forceinline__ int64_t column_of(int j) const { return n0_ + warp_n_ + j * 8 + lane_ % 4 * 2; }
-
-  /// values = sums * sx * sw. Rows and columns outside Y get a scale of 0; they are never written.
-  __device__ __forceinline__ void scale(int32_t const (&sums)[Traits::kBlocksM][Traits::kBlocksN][4],
-                                        float (&values)[Traits::kBlocksM][Traits::kBlocksN][4]) const {
-    float sx[Traits::kBlocksM][2];
-#pragma unroll
-    for (int i = 0; i < Traits::kBlocksM; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        sx[i][half] = row_of(i, half) < args_.m ? __ldg(args_.sx + row_of(i, half)) : 0.0f;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < Traits::kBlocksN; ++j) {
-      float sw[2];
-#pragma unroll
-      for (int e = 0; e < 2; ++e) sw[e] = column_of(j) + e < args_.n ? __ldg(args_.sw + column_of(j) + e) : 0.0f;
-#pragma unroll
-      for (int i = 0; i < Traits::kBlocksM; ++i) {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) values[i][j][r] = static_cast<float>(sums[i][j][r]) * (sx[i][r / 2] * sw[r % 2]);
-      }
-    }
-  }
-
-  /// Add the bias, round to T, and write Y through shared memory in rows of whole vectors.
-  __device__ __forceinline__ void write(float const (&values)[Traits::kBlocksM][Traits::kBlocksN][4]) const {
-    char* scratch = shared_ + warp_ * Traits::kWarpScratch;
-    float bias[Traits::kBlocksN][2];
-#pragma unroll
-    for (int j = 0; j < Traits::kBlocksN; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        bias[j][e] = column_of(j) + e < args_.n ? to_float(__ldg(args_.bias + column_of(j) + e)) : 0.0f;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < Traits::kBlocksM; ++i) {
-#pragma unroll
-      for (int j = 0; j < Traits::kBlocksN; ++j) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int const row = lane_ / 4 + half * 8, column = j * 8 + lane_ % 4 * 2;
-          Pair const pair{from_float<T>(values[i][j][half * 2] + bias[j][0]),
-                          from_float<T>(values[i][j][half * 2 + 1] + bias[j][1])};
-          *reinterpret_cast<Pair*>(scratch + row * Traits::kRowPitch + column * sizeof(T)) = pair;
-        }
-      }
-      __syncwarp();
-      write_rows(scratch, m0_ + warp_m_ + i * 16);
-      __syncwarp();
-    }
-  }
-
-  /// Copy 16 staged rows to Y from row `first`.
-  __device__ __forceinline__ void write_rows(char const* scratch, int64_t first) const {
-    constexpr int kPerVector = Vec<T>::kSize;
-    constexpr int kVectors = Traits::kRowBytes / 16;  // per row
-    bool const vectors = args_.n % kPerVector == 0 && (reinterpret_cast<uintptr_t>(args_.y) & 15) == 0;
-#pragma unroll
-    for (int v = 0; v < 16 * kVectors / 32; ++v) {
-      int const item = v * 32 + lane_;
-      int const row = item / kVectors, column = item % kVectors * kPerVector;
-      int64_t const n = n0_ + warp_n_ + column;
-      if (first + row >= args_.m || n >= args_.n) continue;
-      T const* staged = reinterpret_cast<T const*>(scratch + row * Traits::kRowPitch) + column;
-      T* y = args_.y + (first + row) * args_.n + n;
-      if (vectors) {
-        *reinterpret_cast<uint4*>(y) = *reinterpret_cast<uint4 const*>(staged);
-      } else {
-        for (int e = 0; e < kPerVector && n + e < args_.n; ++e) y[e] = staged[e];
       }
     }
   }

@@ -12,8 +12,9 @@
 
 #include <cstdint>
 
-#include "mixq/linear/sm90_convert.cuh"
-#include "mixq/linear/sm90_ring.cuh"
+#include "mixq/common/sm90_convert.cuh"
+#include "mixq/common/sm90_grid.h"
+#include "mixq/linear/sm90_multiply.cuh"
 
 namespace graphopt::mixq {
 

@@ -1,7 +1,9 @@
 // What all w4a8 kernels share: arguments, and int8 codes made from packed 4-bit ones.
 #pragma once
 
-#include "mixq/linear/kernel_common.cuh"
+#include <cstdint>
+
+#include "mixq/common/outlier_mma.cuh"
 
 namespace graphopt::mixq {
 

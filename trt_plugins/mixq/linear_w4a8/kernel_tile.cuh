@@ -8,6 +8,7 @@
 //   c ^ (r / 2 % 4) of A and c ^ (r / 4 % 2) of B, so that the 8 rows of an ldmatrix touch 8 different groups of banks.
 #pragma once
 
+#include "mixq/common/tile_epilogue.cuh"
 #include "mixq/linear_w4a8/codes.cuh"
 #include "mixq/linear_w4a8/policy.h"
 
@@ -25,13 +26,10 @@ struct W4TileTraits {
   static constexpr int kSharedBytes = kStageBytes * Tile::kStages;
   static constexpr int kBlocksM = Tile::kWarpM / 16;  // mma rows of a warp
   static constexpr int kBlocksN = Tile::kWarpN / 8;   // mma columns of a warp
-  // The epilogue passes 16 rows of a warp through shared memory; 16 bytes more per row spread them over the banks.
-  static constexpr int kRowBytes = Tile::kWarpN * static_cast<int>(sizeof(T));
-  static constexpr int kRowPitch = kRowBytes + 16;
-  static constexpr int kWarpScratch = 16 * kRowPitch;
+  using Epilogue = TileEpilogue<T, Tile, LinearW4A8Args<T>>;
 
   static_assert(kBlocksN % 4 == 0, "ldmatrix x4 reads four mma columns of codes");
-  static_assert(kWarpScratch * kWarpsM * kWarpsN <= kSharedBytes, "the epilogue reuses the stages");
+  static_assert(Epilogue::kWarpScratch * kWarpsM * kWarpsN <= kSharedBytes, "the epilogue reuses the stages");
   static_assert(kSharedBytes <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
 };
 
@@ -71,18 +69,18 @@ class TileW4A8 {
     // The stages become the epilogue's scratch: no copy may be in flight, nor a warp still reading.
     cp_async_wait<0>();
     __syncthreads();
-    write(values);
+    epilogue().write(values, shared_ + warp_ * Traits::Epilogue::kWarpScratch);
   }
 
  private:
   static constexpr int kColumns = static_cast<int>(kTileColumns);
 
-  struct alignas(2 * sizeof(T)) Pair {
-    T first, second;
-  };
-
   __device__ __forceinline__ uint32_t stage_of(int tile) const {
     return base_ + static_cast<uint32_t>(tile % Tile::kStages * Traits::kStageBytes);
+  }
+
+  __device__ __forceinline__ typename Traits::Epilogue epilogue() const {
+    return {args_, m0_ + warp_m_, n0_ + warp_n_, lane_};
   }
 
   /// Start copying tile `tile` into its stage; past the end only an empty group, to keep the count of groups.
@@ -149,7 +147,7 @@ class TileW4A8 {
       }
       load_scales(scales, tile + 1);
     }
-    scale(sums, values);
+    epilogue().scale(sums, values);
   }
 
   /// Integer scales of this lane's rows of W for the columns of `tile`.
@@ -182,81 +180,6 @@ class TileW4A8 {
       for (int i = 0; i < Traits::kBlocksM; ++i) {
         mma_outliers<T>(values[i][j], a[i], b[0], b[1]);
         mma_outliers<T>(values[i][j + 1], a[i], b[2], b[3]);
-      }
-    }
-  }
-
-  __device__ __forceinline__ int64_t row_of(int i, int half) const {
-    return m0_ + warp_m_ + i * 16 + half * 8 + lane_ / 4;
-  }
-  __device__ __forceinline__ int64_t column_of(int j) const { return n0_ + warp_n_ + j * 8 + lane_ % 4 * 2; }
-
-  /// values = sums * sx * sw. Rows and columns outside Y get a scale of 0; they are never written.
-  __device__ __forceinline__ void scale(int32_t const (&sums)[Traits::kBlocksM][Traits::kBlocksN][4],
-                                        float (&values)[Traits::kBlocksM][Traits::kBlocksN][4]) const {
-    float sx[Traits::kBlocksM][2];
-#pragma unroll
-    for (int i = 0; i < 2 * Traits::kBlocksM; ++i) {
-      int64_t const m = row_of(i / 2, i % 2);
-      sx[i / 2][i % 2] = m < args_.m ? __ldg(args_.sx + m) : 0.0f;
-    }
-#pragma unroll
-    for (int j = 0; j < Traits::kBlocksN; ++j) {
-      float sw[2];
-#pragma unroll
-      for (int e = 0; e < 2; ++e) sw[e] = column_of(j) + e < args_.n ? __ldg(args_.sw + column_of(j) + e) : 0.0f;
-#pragma unroll
-      for (int i = 0; i < Traits::kBlocksM; ++i) {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) values[i][j][r] = static_cast<float>(sums[i][j][r]) * (sx[i][r / 2] * sw[r % 2]);
-      }
-    }
-  }
-
-  /// Add the bias, round to T, and write Y through shared memory in rows of whole vectors.
-  __device__ __forceinline__ void write(float const (&values)[Traits::kBlocksM][Traits::kBlocksN][4]) const {
-    char* scratch = shared_ + warp_ * Traits::kWarpScratch;
-    float bias[Traits::kBlocksN][2];
-#pragma unroll
-    for (int j = 0; j < 2 * Traits::kBlocksN; ++j) {
-      int64_t const n = column_of(j / 2) + j % 2;
-      bias[j / 2][j % 2] = n < args_.n ? to_float(__ldg(args_.bias + n)) : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < Traits::kBlocksM; ++i) {
-#pragma unroll
-      for (int j = 0; j < Traits::kBlocksN; ++j) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int const row = lane_ / 4 + half * 8, column = j * 8 + lane_ % 4 * 2;
-          Pair const pair{from_float<T>(values[i][j][half * 2] + bias[j][0]),
-                          from_float<T>(values[i][j][half * 2 + 1] + bias[j][1])};
-          *reinterpret_cast<Pair*>(scratch + row * Traits::kRowPitch + column * sizeof(T)) = pair;
-        }
-      }
-      __syncwarp();
-      write_rows(scratch, m0_ + warp_m_ + i * 16);
-      __syncwarp();
-    }
-  }
-
-  /// Copy 16 staged rows to Y from row `first`.
-  __device__ __forceinline__ void write_rows(char const* scratch, int64_t first) const {
-    constexpr int kPerVector = Vec<T>::kSize;
-    constexpr int kVectors = Traits::kRowBytes / 16;  // per row
-    bool const vectors = args_.n % kPerVector == 0 && (reinterpret_cast<uintptr_t>(args_.y) & 15) == 0;
-#pragma unroll
-    for (int v = 0; v < 16 * kVectors / 32; ++v) {
-      int const item = v * 32 + lane_;
-      int const row = item / kVectors, column = item % kVectors * kPerVector;
-      int64_t const n = n0_ + warp_n_ + column;
-      if (first + row >= args_.m || n >= args_.n) continue;
-      T const* staged = reinterpret_cast<T const*>(scratch + row * Traits::kRowPitch) + column;
-      T* y = args_.y + (first + row) * args_.n + n;
-      if (vectors) {
-        *reinterpret_cast<uint4*>(y) = *reinterpret_cast<uint4 const*>(staged);
-      } else {
-        for (int e = 0; e < kPerVector && n + e < args_.n; ++e) y[e] = staged[e];
       }
     }
   }
