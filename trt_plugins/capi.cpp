@@ -1,5 +1,6 @@
 #include "capi.h"
 
+#include "attention/cached/params.h"
 #include "common/export.h"
 #include "common/tensor.h"
 #include "mixq/linear/params.h"
@@ -48,6 +49,31 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a8(int32_t dtype, int64_t m, int6
   graphopt::mixq::LinearW4A8Params const params{
       static_cast<DType>(dtype), m, n, k, capacity, group, xq, sx, xo, wq4, sg, sw, wo, bias, y};
   return static_cast<int32_t>(graphopt::mixq::launch_linear_w4a8(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,
+                                                  int64_t kv_heads, int64_t head_size, int64_t capacity,
+                                                  int64_t tables, int32_t rotary, float scale, void const* q,
+                                                  void const* k, void const* v, void const* cos, void const* sin,
+                                                  void const* past_k, void const* past_v, int32_t const* start, void* y,
+                                                  void* present_k, void* present_v, void* workspace, void* stream) {
+  graphopt::attention::CachedParams const params{
+      static_cast<DType>(dtype), batch, seq,    heads,  kv_heads, head_size, capacity, tables,    rotary != 0, scale, q, k,
+      v,                         cos,   sin,    past_k, past_v,   start,     y,        present_k, present_v,   workspace};
+  return static_cast<int32_t>(graphopt::attention::launch_cached(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_cached_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,
+                                                            int64_t kv_heads, int64_t head_size, int64_t capacity) {
+  graphopt::attention::CachedParams params{};
+  params.dtype = static_cast<DType>(dtype);
+  params.batch = batch;
+  params.seq = seq;
+  params.heads = heads;
+  params.kv_heads = kv_heads;
+  params.head_size = head_size;
+  params.capacity = capacity;
+  return static_cast<int64_t>(graphopt::attention::cached_workspace_bytes(params));
 }
 
 GRAPHOPT_EXPORT char const* graphopt_status_string(int32_t status) {

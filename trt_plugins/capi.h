@@ -55,6 +55,23 @@ int32_t graphopt_mixq_linear_w4a8(int32_t dtype, int64_t m, int64_t n, int64_t k
                                   int8_t const* sg, float const* sw, void const* wo, void const* bias, void* y,
                                   void* stream);
 
+// Appends k' = rotary(k) and v to a cache at rows start[b].. and attends to it: y[b, i] = softmax over j <= start[b] + i of
+// scale rotary(q)[b, i] . present_k[b, j], times present_v. Query head h reads head h / (heads / kv_heads).
+//   q, y                  [batch, seq, heads, head_size] T
+//   k, v                  [batch, seq, kv_heads, head_size] T
+//   cos, sin              [tables, seq, head_size] T, tables 1 or batch; not read where rotary is 0
+//   past, present         [batch, kv_heads, capacity, head_size] T; where they are the same memory, only new rows are written
+//   start                 [batch] int32
+//   workspace             graphopt_cached_attention_workspace bytes of these sizes or larger ones, aligned to 256
+int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
+                                  int64_t head_size, int64_t capacity, int64_t tables, int32_t rotary, float scale,
+                                  void const* q, void const* k, void const* v, void const* cos, void const* sin,
+                                  void const* past_k, void const* past_v, int32_t const* start, void* y,
+                                  void* present_k, void* present_v, void* workspace, void* stream);
+
+int64_t graphopt_cached_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
+                                            int64_t head_size, int64_t capacity);
+
 // One sentence; never null, owned by the library.
 char const* graphopt_status_string(int32_t status);
 

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "attention/ops.h"
 #include "common/op.h"
 #include "mixq/ops.h"
 
@@ -11,6 +12,7 @@ namespace graphopt {
 inline std::vector<OpClass> all_ops() {
   std::vector<OpClass> ops = mixq::quantize_ops();
   ops.push_back(mixq::linear_op());
+  ops.push_back(attention::cached_op());
   return ops;
 }
 

@@ -34,6 +34,14 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t shared) {
                : "memory");
 }
 
+/// The same with each matrix transposed, for elements of 16 bits: lane l gets rows 2 (l % 4) and the next of column l / 4.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared)
+               : "memory");
+}
+
 // The three products below all take 32 bytes of K: A is 16 rows, B 8 rows, each row stored along K. Per lane,
 // g = lane / 4, t = lane % 4: a[0] bytes 4t.. of row g, a[1] of row g + 8, a[2] and a[3] the same 16 bytes on; b[0] and
 // b[1] bytes 4t.. and 16 + 4t.. of row g; c[0..1] row g, columns 2t and 2t + 1, c[2..3] row g + 8.

@@ -1,0 +1,7 @@
+#include "attention/cached/launch_decode.cuh"
+
+namespace graphopt::attention {
+
+template Status launch_decode<__half>(AttentionArgs<__half> const&, DeviceLimits const&, cudaStream_t);
+
+}  // namespace graphopt::attention

@@ -1,0 +1,57 @@
+// Launches of the kernels over a cache of T, for one element type. Each <kernel>_<type>.cu instantiates some, so that they
+// compile in parallel.
+#pragma once
+
+#include <cmath>
+
+#include "attention/args.cuh"
+#include "attention/cached/params.h"
+#include "attention/policy.h"
+#include "common/launch.h"
+
+namespace graphopt::attention {
+
+/// Where the parts of the workspace are, in bytes.
+struct Workspace {
+  size_t rotated;   // [B, S, Hq, D] T
+  size_t counters;  // [row tiles Hkv B] int32
+  size_t partial;   // PartialMemory of two slots for every block
+  size_t bytes;
+
+  explicit Workspace(CachedParams const& p);
+};
+
+template <class T>
+Status launch_append(CachedParams const& p, Workspace const& workspace, bool vectors, cudaStream_t stream);
+
+template <class T>
+Status launch_decode(AttentionArgs<T> const& args, DeviceLimits const& device, cudaStream_t stream);
+
+template <class T>
+Status launch_prefill(AttentionArgs<T> const& args, cudaStream_t stream);
+
+template <class T>
+Status launch_generic(AttentionArgs<T> const& args, cudaStream_t stream);
+
+template <class T>
+AttentionArgs<T> attention_args(CachedParams const& p, Workspace const& workspace) {
+  char* const memory = static_cast<char*>(p.workspace);
+  constexpr float kLog2E = 1.4426950408889634f;
+  return {static_cast<int32_t>(p.batch),
+          static_cast<int32_t>(p.seq),
+          static_cast<int32_t>(p.heads),
+          static_cast<int32_t>(p.kv_heads),
+          static_cast<int32_t>(p.heads / p.kv_heads),
+          static_cast<int32_t>(p.head_size),
+          static_cast<int32_t>(p.capacity),
+          p.scale * kLog2E,
+          p.rotary ? reinterpret_cast<T const*>(memory + workspace.rotated) : static_cast<T const*>(p.q),
+          p.present_k,
+          p.present_v,
+          p.start,
+          static_cast<T*>(p.y),
+          reinterpret_cast<float*>(memory + workspace.partial),
+          reinterpret_cast<int32_t*>(memory + workspace.counters)};
+}
+
+}  // namespace graphopt::attention

@@ -1,0 +1,27 @@
+// Launch of prefill for one element type.
+#pragma once
+
+#include "attention/cached/launch.cuh"
+#include "attention/prefill.cuh"
+
+namespace graphopt::attention {
+
+template <class Traits>
+Status launch_prefill_shape(AttentionArgs<typename Traits::T> const& args, cudaStream_t stream) {
+  using Shape = typename Traits::Shape;
+  constexpr int32_t kMaxGridYZ = 65535;
+  if (args.heads > kMaxGridYZ || args.batch > kMaxGridYZ) return Status::kTooLarge;
+  dim3 const grid(static_cast<unsigned>(ceil_div(args.seq, Shape::kRows)), static_cast<unsigned>(args.heads),
+                  static_cast<unsigned>(args.batch));
+  return launch(attention_prefill<Traits>, grid, dim3(Shape::kThreads), Shape::kSharedBytes, stream, args);
+}
+
+template <class T>
+Status launch_prefill(AttentionArgs<T> const& args, cudaStream_t stream) {
+  if (args.head_size <= 64) return launch_prefill_shape<PrefillTraits<T, 64>>(args, stream);
+  if (args.head_size <= 96) return launch_prefill_shape<PrefillTraits<T, 96>>(args, stream);
+  if (args.head_size <= 128) return launch_prefill_shape<PrefillTraits<T, 128>>(args, stream);
+  return launch_prefill_shape<PrefillTraits<T, 256>>(args, stream);
+}
+
+}  // namespace graphopt::attention

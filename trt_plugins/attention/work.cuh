@@ -1,0 +1,138 @@
+// How decode spreads over the device: the tiles of all sequences stand in one list, and every block takes an equal
+// stretch of it. Lengths are known on the device only, so the list is never written down.
+//
+//   for every outer (row tile, key/value head): for every sequence: for every kTileTokens cached tokens
+//
+// A sequence of one outer index is a segment. A stretch may begin and end inside a segment; such parts go to memory, and
+// the last block to finish one of a segment adds them up, in the order of the blocks.
+#pragma once
+
+#include <cstdint>
+
+#include "attention/args.cuh"
+
+namespace graphopt::attention {
+
+/// A tile of the list.
+struct Cursor {
+  int32_t outer;
+  int32_t b;
+  int32_t past;    // rows of sequence b before this call
+  int32_t length;  // rows of sequence b in the cache
+  int32_t tiles;   // of the segment
+  int32_t tile;
+};
+
+template <int kTileTokens>
+class TileList {
+ public:
+  /// Called by whole warps.
+  template <class T>
+  __device__ __forceinline__ TileList(AttentionArgs<T> const& args, int32_t outers)
+      : start_(args.start), batch_(args.batch), seq_(args.seq), capacity_(args.capacity) {
+    int32_t sum = 0;
+    for (int32_t b = lane(); b < batch_; b += 32) sum += tiles_of(b);
+    per_outer_ = __reduce_add_sync(0xffffffffu, sum);
+    total_ = int64_t{per_outer_} * outers;
+    blocks_ = static_cast<int32_t>(min(int64_t{gridDim.x}, total_));
+  }
+
+  __device__ __forceinline__ int32_t blocks() const { return blocks_; }
+
+  /// The first tile of a block; that of block blocks() is the end of the list.
+  __device__ __forceinline__ int64_t first(int32_t block) const { return total_ * block / blocks_; }
+
+  /// The block that has a tile.
+  __device__ __forceinline__ int32_t block_of(int64_t position) const {
+    return static_cast<int32_t>(((position + 1) * blocks_ - 1) / total_);
+  }
+
+  /// Called by whole warps.
+  __device__ __forceinline__ Cursor at(int64_t position) const {
+    Cursor c;
+    c.outer = static_cast<int32_t>(position / per_outer_);
+    int32_t rest = static_cast<int32_t>(position % per_outer_);
+    for (int32_t base = 0;; base += 32) {
+      int32_t const own = base + lane() < batch_ ? tiles_of(base + lane()) : 0;
+      int32_t upto = own;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        int32_t const below = __shfl_up_sync(0xffffffffu, upto, offset);
+        if (lane() >= offset) upto += below;
+      }
+      uint32_t const beyond = __ballot_sync(0xffffffffu, rest < upto);
+      if (beyond != 0) {
+        int const owner = __ffs(static_cast<int>(beyond)) - 1;
+        c.tile = rest - __shfl_sync(0xffffffffu, upto - own, owner);
+        enter(c, base + owner);
+        return c;
+      }
+      rest -= __shfl_sync(0xffffffffu, upto, 31);
+    }
+  }
+
+  __device__ __forceinline__ void advance(Cursor& c) const {
+    if (++c.tile == c.tiles) next_segment(c);
+  }
+
+  __device__ __forceinline__ void next_segment(Cursor& c) const {
+    c.tile = 0;
+    bool const wraps = c.b + 1 == batch_;
+    c.outer += wraps ? 1 : 0;
+    enter(c, wraps ? 0 : c.b + 1);
+  }
+
+ private:
+  __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+
+  __device__ __forceinline__ int32_t tiles_of(int32_t b) const {
+    int32_t const length = visible_rows(past_rows(start_, b, capacity_), seq_ - 1, capacity_);
+    return (length + kTileTokens - 1) / kTileTokens;
+  }
+
+  __device__ __forceinline__ void enter(Cursor& c, int32_t b) const {
+    c.b = b;
+    c.past = past_rows(start_, b, capacity_);
+    c.length = visible_rows(c.past, seq_ - 1, capacity_);
+    c.tiles = (c.length + kTileTokens - 1) / kTileTokens;
+  }
+
+  int32_t const* start_;
+  int32_t batch_, seq_, capacity_;
+  int32_t per_outer_;
+  int32_t blocks_;
+  int64_t total_;
+};
+
+/// Who has parts of a segment.
+struct Parts {
+  int32_t first;  // the first block that has a part of it
+  int32_t last;   // the last
+
+  template <class List>
+  __device__ __forceinline__ Parts(List const& list, int64_t begin, int32_t tiles)
+      : first(list.block_of(begin)), last(list.block_of(begin + tiles - 1)) {}
+
+  __device__ __forceinline__ bool whole() const { return first == last; }
+
+  /// Slot of a block's part: a block has at most one part that begins before its stretch and one that begins in it.
+  __device__ __forceinline__ int64_t slot(int32_t block) const { return int64_t{block} * 2 + (block == first ? 1 : 0); }
+};
+
+/// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2].
+struct PartialMemory {
+  float* base;
+  int32_t rows;
+  int32_t head_size;
+
+  static __host__ __device__ int64_t floats(int64_t rows, int64_t head_size) { return rows * (head_size + 2); }
+
+  __device__ __forceinline__ float* outputs(int64_t slot, int32_t row) const {
+    return base + slot * floats(rows, head_size) + int64_t{row} * head_size;
+  }
+  __device__ __forceinline__ float* sums(int64_t slot, int32_t row) const {
+    return base + slot * floats(rows, head_size) + int64_t{rows} * head_size + row * 2;
+  }
+};
+
+}  // namespace graphopt::attention
