@@ -4,8 +4,8 @@
     python benchmarks/engine.py make --work FOLDER [--layers 4]
     python benchmarks/engine.py time --work FOLDER --json FILE [--seconds 500]
 
-`check` reads what benchmarks/engine_cases.py wrote. `time` builds and times what `make` wrote; it writes the JSON after
-every case, starts none once ``--seconds`` have passed, and goes on where an earlier call stopped.
+`check` reads what benchmarks/engine_cases.py wrote. `time` builds and times what `make` wrote, one plan per scheme and
+phase; it writes the JSON after every plan and starts none once ``--seconds`` have passed.
 """
 
 import argparse
@@ -36,7 +36,10 @@ from graphopt.results import provenance
 BOUNDARY_CODES = 0.01
 CONTEXT, PROMPT = 2048, 2048
 OUTLIERS = 128
-SCHEMES = ("tensorrt_fp16", "mixq-w8a8")
+BASELINE = "tensorrt_fp16"
+#: Name in the results -> the scheme that makes it; all but the baseline update their cache in place.
+SCHEMES = {BASELINE: None, "fp16-static": "none", "mixq-w8a8": "mixq-w8a8", "mixq-w4a8": "mixq-w4a8"}
+BITS = {BASELINE: 16, "fp16-static": 16, "mixq-w8a8": 8, "mixq-w4a8": 4}
 
 
 def log(text: str) -> None:
@@ -136,11 +139,14 @@ def attempt(what: str, action: Callable[[], Any]) -> Any:
 def make(arguments: argparse.Namespace) -> bool:
     config = replace(llama_config("llama-2-7b"), num_hidden_layers=arguments.layers, vocab_size=512)
     started = time.monotonic()
-    engine_models.write_decoder(config, arguments.work / "tensorrt_fp16.onnx", outliers=0)
+    source = arguments.work / f"{BASELINE}.onnx"
+    engine_models.write_decoder(config, source, outliers=0)
     log(f"make: fp16 model in {time.monotonic() - started:.0f} s")
-    engine_models.optimize(arguments.work / "tensorrt_fp16.onnx", arguments.work / "mixq-w8a8.onnx", OUTLIERS)
+    for name, scheme in SCHEMES.items():
+        if name != BASELINE:
+            engine_models.optimize(source, arguments.work / f"{name}.onnx", OUTLIERS, scheme=scheme, cache="static")
+            log(f"make: {name} after {time.monotonic() - started:.0f} s")
     (arguments.work / "config.json").write_text(json.dumps(asdict(config)))
-    log(f"make: both models in {time.monotonic() - started:.0f} s")
     return True
 
 
@@ -157,85 +163,93 @@ class Case:
         layers = config.num_hidden_layers
         return f"llama-2-7b {layers} layers {self.phase} B={self.batch} S={self.seq} past={self.past}"
 
-    def shapes(self, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-        rows = (self.batch, self.seq)
-        shapes: dict[str, tuple[int, ...]] = {"input_ids": rows, "position_ids": rows}
-        shapes["attention_mask"] = (self.batch, self.past + self.seq)
+    def shapes(self, config: LlamaConfig, *, growing: bool) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs; a cache that is updated in place holds the new tokens too."""
+        rows, total = (self.batch, self.seq), self.past + self.seq
+        shapes: dict[str, tuple[int, ...]] = {"input_ids": rows}
+        if growing:
+            shapes |= {"position_ids": rows, "attention_mask": (self.batch, total)}
+        else:
+            shapes["start"] = (self.batch,)
+        cache = (self.batch, config.num_key_value_heads, self.past if growing else total, config.head_dim)
         for i in range(config.num_hidden_layers):
-            cache = (self.batch, config.num_key_value_heads, self.past, config.head_dim)
             shapes |= {f"past_key_values.{i}.{kind}": cache for kind in ("key", "value")}
         return shapes
 
 
 #: The most telling first: a run may end before the last.
-CASES = (
-    Case("decode", 1, 1, CONTEXT),
-    Case("prefill", 1, PROMPT, 0),
-    Case("decode", 16, 1, CONTEXT),
-    Case("decode", 4, 1, CONTEXT),
-    Case("decode", 64, 1, CONTEXT),
-)
+CASES = {
+    "decode": [Case("decode", batch, 1, CONTEXT) for batch in (1, 16, 4, 64)],
+    "prefill": [Case("prefill", 1, PROMPT, 0)],
+}
 #: In place of the prefill where TensorRT takes no empty cache.
-PREFILL_AFTER_16 = Case("prefill", 1, PROMPT, 16)
+PREFILL_AFTER_16 = [Case("prefill", 1, PROMPT, 16)]
 
 
-def time_case(plan: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, Any], np.ndarray]:
-    """Times of one engine, and its logits."""
+def build_phase(name: str, cases: list[Case], config: LlamaConfig, work: Path) -> Path | None:
+    """One plan for all ``cases``, tuned for the batch in the middle of them."""
+    plan = work / f"{name}.{cases[0].phase}.plan"
+    growing = name == BASELINE
+    ordered = sorted(cases, key=lambda c: c.batch)
+    low, usual, high = (
+        shapes_text(c.shapes(config, growing=growing)) for c in (ordered[0], ordered[len(cases) // 2], ordered[-1])
+    )
+    log(f"build {plan.name}")
+
+    def action() -> float:
+        started = time.monotonic()
+        options = BuildOptions(
+            flavour="tensorrt", min_shapes=(low,), opt_shapes=(usual,), max_shapes=(high,),
+            timing_cache=work / "timing.cache",
+        )  # fmt: skip
+        result = build(work / f"{name}.onnx", plan, options)
+        log(f"  {plan.name}: {time.monotonic() - started:.0f} s, {result.manifest.plan_bytes / 1e6:.0f} MB, "
+            f"{result.manifest.plugin_layers} plugin layers")  # fmt: skip
+        return result.manifest.build_seconds
+
+    return plan if attempt(f"build {plan.name}", action) is not None else None
+
+
+def time_plan(plan: Path, cases: list[Case], config: LlamaConfig, name: str) -> dict[Case, dict[str, Any]]:
+    """Times of one engine in all ``cases``."""
+    growing = name == BASELINE
+    times: dict[Case, dict[str, Any]] = {}
     with Runner(plan) as runner:
-        runner.fill(shapes)
-        eager = latency(runner, 30)
-        logits = runner.outputs_now("logits")["logits"].astype(np.float64)
-        attempt("CUDA graph", runner.capture)
-        graph = latency(runner, 50) if runner.captured else None
-        layers = attempt("layer times", lambda: runner.layer_times(5)) or []
-        slowest = sorted(layers, key=lambda layer: -layer.us)[:12]
-        times = {
-            "eager": asdict(eager),
-            "graph": asdict(graph) if graph else None,
-            "memory": asdict(runner.memory()),
-            "ops": [asdict(o) for o in by_op(layers)[:12]],
-            "slowest": [asdict(layer) for layer in slowest],
-        }
-        return times, logits
+        pasts = [p.name for p in runner.inputs if p.name.startswith("past")]
+        if not growing:  # past and present have one address, as `graphopt generate` binds them
+            runner.share({p.replace("past_key_values", "present"): p for p in pasts})
+        for case in cases:
+            runner.fill(case.shapes(config, growing=growing))
+            eager = latency(runner, 30)
+            attempt("CUDA graph", runner.capture)
+            graph = latency(runner, 50) if runner.captured else None
+            layers = attempt("layer times", lambda: runner.layer_times(5)) or []
+            times[case] = {
+                "eager": asdict(eager),
+                "graph": asdict(graph) if graph else None,
+                "memory": asdict(runner.memory()),
+                "ops": [asdict(o) for o in by_op(layers)[:12]],
+                "slowest": [asdict(layer) for layer in sorted(layers, key=lambda layer: -layer.us)[:12]],
+            }
+            best = (graph or eager).median_us
+            log(f"  {case.name(config)} {name}: {best:.0f} us, "
+                + ", ".join(f"{o.op} {o.us:.0f}" for o in by_op(layers)[:6]))  # fmt: skip
+    return times
 
 
-def rows_of(case: Case, config: LlamaConfig, plans: dict[str, Path]) -> list[dict[str, Any]]:
-    name, shapes = case.name(config), case.shapes(config)
-    measured: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
-    for scheme, plan in plans.items():
-        if result := attempt(f"{name} {scheme}", lambda p=plan: time_case(p, shapes)):
-            measured[scheme] = result
-    best = {s: (m["graph"] or m["eager"])["median_us"] for s, (m, _) in measured.items()}
-    reference = measured.get("tensorrt_fp16")
+def rows_of(times: dict[str, dict[Case, dict[str, Any]]], config: LlamaConfig) -> list[dict[str, Any]]:
+    """The rows of one phase, with every other engine as a peer."""
     rows = []
-    for scheme, (m, logits) in measured.items():
-        peers = {s: us for s, us in best.items() if s != scheme}
-        agreement = None if reference is None else error_of(logits, reference[1])
-        row = {"suite": "engine", "case": name, "scheme": scheme, "phase": case.phase}
-        row |= {
-            "B": case.batch,
-            "M": case.batch * case.seq,
-            "bits": 16 if scheme.endswith("fp16") else 8,
-            "us": best[scheme],
-        }
-        rows.append({**row, "peers": peers, "measured": m, "logits_error_to_fp16": agreement})
-        log(f"  {name} {scheme}: {best[scheme]:.0f} us, logits error {agreement}, "
-            + ", ".join(f"{o['op']} {o['us']:.0f}" for o in m["ops"][:6]))  # fmt: skip
-    if len(best) == len(SCHEMES):
-        log(f"  {name}: MixQ is {best['tensorrt_fp16'] / best['mixq-w8a8']:.2f} times as fast")
+    best = {
+        (name, case): (m["graph"] or m["eager"])["median_us"] for name, of in times.items() for case, m in of.items()
+    }
+    for (name, case), us in best.items():
+        peers = {other: t for (other, c), t in best.items() if c == case and other != name}
+        rows.append({
+            "suite": "engine", "case": case.name(config), "scheme": name, "phase": case.phase, "B": case.batch,
+            "M": case.batch * case.seq, "bits": BITS[name], "us": us, "peers": peers, "measured": times[name][case],
+        })  # fmt: skip
     return rows
-
-
-def plans_for(case: Case, config: LlamaConfig, work: Path) -> dict[str, Path]:
-    """Build the plans of ``case``; one per case, so that each has its own kernels and no profile's weights twice."""
-    plans = {}
-    for scheme in SCHEMES:
-        plan = work / f"{scheme}.plan"
-        log(f"build {case.name(config)} {scheme}")
-        action = partial(build_static, work / f"{scheme}.onnx", plan, [case.shapes(config)], work / "timing.cache")
-        if attempt(f"build {scheme}", action) is not None:
-            plans[scheme] = plan
-    return plans
 
 
 def time_engines(arguments: argparse.Namespace) -> bool:
@@ -244,24 +258,26 @@ def time_engines(arguments: argparse.Namespace) -> bool:
     common = {"gpu": device.gpus[0].name, "driver": arguments.driver, "cuda": device.cuda_version, **provenance()}
     if commit := os.environ.get("GRAPHOPT_COMMIT"):
         common["commit"] = commit
-    kept = arguments.work / "engine.json"
-    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    rows: list[dict[str, Any]] = []
     deadline = time.monotonic() + arguments.seconds
-    for case in CASES:
-        if any(r["B"] == case.batch and r["phase"] == case.phase for r in rows):
-            log(f"{case.name(config)} was timed before")
-            continue
-        if time.monotonic() > deadline:
-            log(f"out of time before {case.name(config)}")
-            break
-        plans = plans_for(case, config, arguments.work)
-        if not plans and case.phase == "prefill":
-            case = PREFILL_AFTER_16
-            plans = plans_for(case, config, arguments.work)
-        rows += [{**row, **common} for row in rows_of(case, config, plans)]
-        for path in (kept, arguments.json):
-            path.write_text(json.dumps(rows, indent=1))
-    arguments.json.write_text(json.dumps(rows, indent=1))
+    for phase in arguments.phases.split(","):
+        times: dict[str, dict[Case, dict[str, Any]]] = {}
+        # The quick builds first, so that a run that is cut off has timed our engines at least.
+        for name in reversed(SCHEMES):
+            if time.monotonic() > deadline:
+                log(f"out of time before {name} {phase}")
+                break
+            cases = CASES[phase]
+            plan = build_phase(name, cases, config, arguments.work)
+            if plan is None and phase == "prefill":
+                cases = PREFILL_AFTER_16
+                plan = build_phase(name, cases, config, arguments.work)
+            if plan and (found := attempt(name, partial(time_plan, plan, cases, config, name))):
+                times[name] = found
+                plan.unlink()
+                current = [{**row, **common} for row in rows_of(times, config)]
+                arguments.json.write_text(json.dumps(rows + current, indent=1))
+        rows += [{**row, **common} for row in rows_of(times, config)]
     return bool(rows)
 
 
@@ -280,6 +296,7 @@ def main() -> None:
         if name == "time":
             verb.add_argument("--seconds", type=float, default=500)
             verb.add_argument("--driver", default="")
+            verb.add_argument("--phases", default="decode,prefill", help="of decode and prefill, in this order")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     done = {"check": check, "make": make, "time": time_engines}[arguments.verb](arguments)

@@ -1,4 +1,4 @@
-"""Random models in MixQ with planted outlier sets, made without calibration data."""
+"""Random models in MixQ with planted outlier sets, made without calibration data, and with caches updated in place."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from graphopt.core.statistics import LinearStatistics, Statistics
 from graphopt.models.llama import build_llama
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
-from graphopt.passes import SCHEMES
+from graphopt.passes import CACHES, SCHEMES
 
 #: The last opset that TensorRT 8 reads.
 OPSET = 17
@@ -31,12 +31,15 @@ def planted(source: Path, outliers: int) -> Statistics:
     return Statistics(entries, {})
 
 
-def optimize(source: Path, target: Path, outliers: int) -> None:
-    """Write MixQ w8a8 of ``source`` with planted outlier channels, a head untouched."""
+def optimize(source: Path, target: Path, outliers: int, *, scheme: str = "mixq-w8a8", cache: str | None = None) -> None:
+    """Write ``scheme`` of ``source`` with planted outlier channels, without its head, and a cache of kind ``cache``."""
     statistics = planted(source, outliers)
     model = ir.load(source)
     heads = ["*lm_head*"] if any("lm_head" in name for name in statistics.linears) else []
-    compile.optimize(model, Recipe.preset("mixq-w8a8", SCHEMES, heads), statistics)
+    recipe = Recipe.preset(scheme, SCHEMES, heads)
+    if cache:
+        recipe = recipe.with_cache(cache, {}, CACHES)
+    compile.optimize(model, recipe, statistics)
     ir.save(model, target)
 
 
