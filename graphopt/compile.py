@@ -15,6 +15,7 @@ from graphopt.core.pipeline import Stage
 from graphopt.core.recipe import Recipe
 from graphopt.core.report import Report
 from graphopt.core.statistics import Statistics
+from graphopt.ir import origin
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes import CACHES, CANONICALIZE, OPS, SCHEMES, kvcache, legalize
@@ -63,14 +64,17 @@ def optimize(
     """
 
     def lower(model: Model, report: Report) -> None:
-        assigned = recipe.assign([linear.name for linear in linears(model)])
+        names = [linear.name for linear in linears(model)]
+        assigned = recipe.assign(names)
         for name, rule in assigned.items():
             if rule.scheme is None:
-                report.skipped("lower", "recipe", name, f"{recipe.source} says scheme none")
+                report.skipped("lower", "recipe", name, rule.reason or f"{recipe.source} says scheme none")
         for scheme in SCHEMES.values():
             mine = {name: rule.config for name, rule in assigned.items() if rule.scheme == scheme.name}
             if mine:
                 scheme.lower(model, mine, statistics, report, dry_run=dry_run)
+        if len(linears(model)) < len(names):
+            origin.write(model, recipe.name)
 
     def lower_cache(model: Model, report: Report) -> None:
         if recipe.cache is not None:

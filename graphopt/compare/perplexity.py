@@ -1,26 +1,25 @@
-"""Perplexity of a language model in an ONNX file, and how far its predictions are from those of a reference model.
+"""Perplexity of a language model, and how far its predictions are from those of a reference model.
 
     ppl = exp( mean over scored positions t of -log p(token[t+1] | token[..t]) )
     KL  = mean over scored positions of Σ_v p_ref(v) (log p_ref(v) - log p(v))
 
-Both models run from their files, function bodies and all. One chunk's logits are held at a time.
+Both models run from their files: ONNX files with their function bodies, plans on the GPU. One chunk's logits are held
+at a time.
 """
 
 __all__ = ["PerplexityResult", "compare_logits", "perplexity", "token_scores"]
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from graphopt import ir
-from graphopt.calibrate.feeds import declared, from_tokens
-from graphopt.calibrate.session import Session
-from graphopt.errors import ModelError, nearest
+from graphopt.errors import ModelError
+from graphopt.runners import Decoder, Runner, open_runner
 
-LOGITS = "logits"
 #: Rows of logits worked on at once, so that temporaries stay in cache and far below the logits themselves.
 _ROWS = 32
 
@@ -53,44 +52,48 @@ class PerplexityResult:
 
 
 def perplexity(
-    model: Path,
+    model: Path | Runner,
     chunks: np.ndarray,
     *,
-    reference: Path | None = None,
+    reference: Path | Runner | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityResult:
     """Score ``chunks`` with ``model``.
 
     Args:
-        model: ONNX file of a decoder with an input ``input_ids`` and an output ``logits`` (B, S, V).
+        model: a decoder with an input ``input_ids`` and an output ``logits`` (B, S, V): a file, or a runner that was
+            not entered.
         chunks: (count, S) token ids; each chunk starts from an empty cache.
         reference: a second model of the same vocabulary to compare distributions with.
-        threads: for ONNX Runtime (default: all cores).
+        threads: for ONNX Runtime, where files are given (default: all cores).
         progress: called with (chunks done, chunks in all).
 
     Raises:
         ModelError: a file cannot be run, has no logits, or the vocabularies differ.
         CalibrationError: the model has inputs that do not follow from tokens, or another vocabulary than the tokens.
+        EngineError: a plan cannot be run here.
     """
-    predict = _predictor(model, threads)
-    predict_reference = _predictor(reference, threads) if reference else None
     nll, nll_reference, kl, same = [], [], 0.0, 0
-    for number, chunk in enumerate(chunks):
-        logits, targets = predict(chunk), chunk[1:]
-        if predict_reference is None:
-            nll.append(token_scores(logits, targets).mean())
-        else:
-            expected = predict_reference(chunk)
-            if expected.shape != logits.shape:
-                raise ModelError(f"{model} has logits {logits.shape[1:]}, but {reference} has {expected.shape[1:]}")
-            scores = compare_logits(logits, expected, targets)
-            nll.append(scores[0].mean())
-            nll_reference.append(scores[1].mean())
-            kl += float(scores[2].sum())
-            same += int(scores[3].sum())
-        if progress:
-            progress(number + 1, len(chunks))
+    with ExitStack() as stack:
+
+        def opened(source: Path | Runner) -> Decoder:
+            runner = open_runner(source, threads=threads) if isinstance(source, Path) else source
+            return Decoder(stack.enter_context(runner))
+
+        decoder, other = opened(model), opened(reference) if reference else None
+        for number, chunk in enumerate(chunks):
+            logits, targets = _predict(decoder, chunk), chunk[1:]
+            if other is None:
+                nll.append(token_scores(logits, targets).mean())
+            else:
+                scores = compare_logits(logits, _expected(other, chunk, decoder, logits), targets)
+                nll.append(scores[0].mean())
+                nll_reference.append(scores[1].mean())
+                kl += float(scores[2].sum())
+                same += int(scores[3].sum())
+            if progress:
+                progress(number + 1, len(chunks))
     tokens = int(chunks.shape[0] * (chunks.shape[1] - 1))
     return PerplexityResult(
         ppl=float(np.exp(np.mean(nll))),
@@ -158,19 +161,16 @@ def _log_probabilities(logits: np.ndarray) -> np.ndarray:
     return result
 
 
-def _predictor(path: Path, threads: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from a chunk (S,) to the logits (S - 1, V) that predict its tokens but the first."""
-    inputs = declared(ir.load(path))
-    session = Session(path, threads=threads)
-    if LOGITS not in session.outputs:
-        raise ModelError(f"{path} has no output '{LOGITS}'{nearest(LOGITS, session.outputs)}")
+def _predict(decoder: Decoder, chunk: np.ndarray) -> np.ndarray:
+    """Return the logits (S - 1, V) that predict the tokens of ``chunk`` (S,) but the first."""
+    decoder.begin(len(chunk))
+    return decoder.feed(chunk, last=False)[:-1]
 
-    def predict(chunk: np.ndarray) -> np.ndarray:
-        logits = session.run(from_tokens(inputs, chunk[None]), [LOGITS])[LOGITS]
-        if logits.ndim != 3 or logits.shape[:2] != (1, len(chunk)):
-            raise ModelError(f"{path}: '{LOGITS}' has shape {list(logits.shape)}, not [1, {len(chunk)}, vocabulary]")
-        if np.isnan(logits).any():
-            raise ModelError(f"{path}: its logits hold NaN; find the layer with 'graphopt compare --per-layer'")
-        return np.asarray(logits[0, :-1], np.float32)
 
-    return predict
+def _expected(reference: Decoder, chunk: np.ndarray, decoder: Decoder, logits: np.ndarray) -> np.ndarray:
+    expected = _predict(reference, chunk)
+    if expected.shape != logits.shape:
+        raise ModelError(
+            f"{decoder.runner.path} has logits {logits.shape[1:]}, but {reference.runner.path} has {expected.shape[1:]}"
+        )
+    return expected

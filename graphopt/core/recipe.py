@@ -21,6 +21,7 @@ that nobody knows is refused, with the nearest one that somebody does.
 __all__ = ["CacheRule", "Recipe", "Rule", "validate"]
 
 import fnmatch
+import glob
 import itertools
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from graphopt.errors import RecipeError, nearest
 
 #: The scheme name that leaves a linear as it is.
 NONE = "none"
+_PRESET = "preset "
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -119,12 +121,14 @@ class Rule:
     """One entry: globs over linear names, and a scheme with its settings (both None: leave the linear alone).
 
     A glob that matches nothing is an error, unless ``optional``: presets name layers that not every model has.
+    ``reason`` says why, where the rule was not written by a person.
     """
 
     match: tuple[str, ...]
     scheme: str | None
     config: Any
     optional: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,16 @@ class Recipe:
     rules: tuple[Rule, ...]
     source: str
     cache: CacheRule | None = None
+
+    @property
+    def name(self) -> str:
+        """What results call the recipe: its preset, or its file without folder and ending."""
+        return self.source.removeprefix(_PRESET) if self.source.startswith(_PRESET) else Path(self.source).stem
+
+    def excluding(self, reasons: Mapping[str, str]) -> "Recipe":
+        """Return this recipe, but with the linears named in ``reasons`` left alone, each for its reason."""
+        rules = (Rule((glob.escape(name),), None, None, reason=reason) for name, reason in reasons.items())
+        return replace(self, rules=(*rules, *self.rules))
 
     @classmethod
     def load(
@@ -218,7 +232,7 @@ class Recipe:
         recipe = cls.parse(
             {"version": 1, "layers": [*layers, *({**layer, "scheme": scheme.name} for layer in own)]},
             schemes,
-            f"preset {name}",
+            f"{_PRESET}{name}",
         )
         rules = (replace(rule, optional=i >= len(layers)) for i, rule in enumerate(recipe.rules))
         return cls(tuple(rules), recipe.source)
@@ -230,11 +244,11 @@ class Recipe:
             RecipeError: a glob matches no name at all (so a typo cannot pass unseen).
         """
         for rule in self.rules:
-            for glob in () if rule.optional else rule.match:
-                if glob != "*" and not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            for pattern in () if rule.optional else rule.match:
+                if pattern != "*" and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                     raise RecipeError(
-                        f"{self.source}: '{glob}' matches none of the {len(names)} linears "
+                        f"{self.source}: '{pattern}' matches none of the {len(names)} linears "
                         f"({shown}); 'graphopt inspect' lists their names"
                     )
         assigned: dict[str, Rule] = {}

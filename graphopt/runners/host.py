@@ -13,7 +13,7 @@ from graphopt.calibrate.feeds import Input, declared
 from graphopt.calibrate.session import Session
 from graphopt.engine.profiles import Profile, Shape
 from graphopt.errors import ModelError
-from graphopt.ir import kv_cache
+from graphopt.ir import kv_cache, origin
 from graphopt.runners.protocol import Array
 
 #: (feeds, names of outputs) -> those outputs.
@@ -38,6 +38,7 @@ class HostRunner:
         self.inputs: tuple[Input, ...] = tuple(declared(model))
         self.outputs = tuple(str(t.name) for t in model.graph.outputs)
         self.cache = kv_cache.read(model.shell.metadata_props)
+        self.scheme = origin.read(model.shell.metadata_props)
         self.profiles: tuple[Profile, ...] = ()
         self._start = start
         self._run: Run | None = None

@@ -40,6 +40,7 @@ class Runner(Protocol):
         inputs: what it takes.
         outputs: names of what it gives.
         cache: of a decoder whose cache is updated in place; None for other models.
+        scheme: the recipe that the weights went through; None for a model whose weights are untouched.
         profiles: ranges of shapes that it takes; empty where nothing but ``inputs`` bounds them.
         note: what it was opened as, for people: ``TensorRT 8.6.0``.
     """
@@ -48,6 +49,7 @@ class Runner(Protocol):
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     cache: KvCache | None
+    scheme: str | None
     profiles: tuple[Profile, ...]
     note: str
 

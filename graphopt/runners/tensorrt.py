@@ -14,7 +14,7 @@ from graphopt.engine.loop import PlanLoop
 from graphopt.engine.ports import numpy_dtype
 from graphopt.engine.profiles import Shape
 from graphopt.engine.run import Runner as Engine
-from graphopt.ir import kv_cache
+from graphopt.ir import kv_cache, origin
 from graphopt.runners.protocol import Array
 
 
@@ -35,6 +35,7 @@ class PlanRunner:
         entries = [onnx.StringStringEntryProto(key=k, value=v) for k, v in manifest.source.metadata.items()]
         self.path = path
         self.cache = kv_cache.read(entries)
+        self.scheme = origin.read(entries)
         self.profiles = manifest.profiles
         self.inputs = tuple(
             Input(t.name, numpy_dtype(t.dtype), tuple(d if d >= 0 else None for d in t.shape),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -15,6 +16,7 @@ from graphopt.calibrate import collect
 from graphopt.core.op import custom_nodes
 from graphopt.core.recipe import Recipe
 from graphopt.errors import RecipeError
+from graphopt.ir import origin
 from graphopt.models import bert, llama
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
@@ -173,3 +175,11 @@ def test_peak_memory_of_optimize_is_a_few_of_the_largest_tensors(tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     # One weight: its codes (1/4), and a chunk of float32 rows with a few temporaries of the same size.
     assert int(done.stdout) < 6 * largest
+
+
+def test_the_model_says_what_its_weights_went_through(decoder: Path, tmp_path: Path) -> None:
+    for preset, said in (("mixq-w8a8", "mixq-w8a8"), ("none", None)):
+        model = ir.load(decoder)
+        compile.optimize(model, Recipe.preset(preset, SCHEMES))
+        ir.save(model, tmp_path / "o.onnx")
+        assert origin.read(onnx.load(tmp_path / "o.onnx").metadata_props) == said

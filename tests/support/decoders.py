@@ -1,5 +1,6 @@
 """Small random decoders with and without a cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ CONFIG = LlamaConfig(
 )
 
 
-def write_decoder(path: Path, *, dtype: str = "float32", outliers: int = 2) -> Path:
+def write_decoder(path: Path, *, vocabulary: int = CONFIG.vocab_size, dtype: str = "float32") -> Path:
     """Write a decoder with a growing cache."""
-    build_llama(CONFIG, RandomWeights(CONFIG, seed=3, outliers=outliers), path, dtype=dtype)
+    config = replace(CONFIG, vocab_size=vocabulary)
+    build_llama(config, RandomWeights(config, seed=3, outliers=2), path, dtype=dtype)
     return path
 
 
@@ -50,3 +52,26 @@ def with_static_cache(source: Path, path: Path, capacity: int | None = None) -> 
     compile.optimize(model, Recipe.preset("none", SCHEMES).with_cache("static", {"capacity": capacity}, CACHES))
     ir.save(model, path)
     return path
+
+
+def growing_profiles(*ranges: tuple[tuple[int, int, int], tuple[int, int, int]]) -> list[dict]:
+    """Profiles of the growing decoder from (tokens, past) ranges."""
+    profiles = []
+    for seq, past in ranges:
+        total = tuple(s + p for s, p in zip(seq, past, strict=True))
+        cache = tuple((1, CONFIG.num_key_value_heads, p, CONFIG.head_dim) for p in past)
+        profile = {name: tuple((1, s) for s in seq) for name in ("input_ids", "position_ids")}
+        profile["attention_mask"] = tuple((1, t) for t in total)
+        names = (f"past_key_values.{i}.{k}" for i in range(CONFIG.num_hidden_layers) for k in ("key", "value"))
+        profiles.append(profile | dict.fromkeys(names, cache))
+    return profiles
+
+
+def static_profiles(*ranges: tuple[tuple[int, int, int], int]) -> list[dict]:
+    """Profiles of the decoder with a static cache from (tokens, capacity)."""
+    cache = ((1, CONFIG.num_key_value_heads, capacity, CONFIG.head_dim) for _, capacity in ranges)
+    names = [f"past_key_values.{i}.{k}" for i in range(CONFIG.num_hidden_layers) for k in ("key", "value")]
+    return [
+        {"input_ids": tuple((1, s) for s in seq), "start": ((1,),) * 3, **dict.fromkeys(names, (shape,) * 3)}
+        for (seq, _), shape in zip(ranges, cache, strict=True)
+    ]

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from graphopt import ir
 from graphopt.cli.main import app
+from graphopt.ir import kv_cache, origin
+from graphopt.ir.kv_cache import KvCache
+from tests.support import host_engine
 from tests.support.arrays import activations
+from tests.support.decoders import growing_profiles, write_decoder
 from tests.support.language import bytes_tokenizer, write_bigram
 
 #: A printable pattern without a period that chunks could fall into step with.
@@ -52,6 +57,33 @@ def test_results_are_recorded_once_per_scheme(folder: Path) -> None:
     assert rows[0]["kl"] > 0
     assert rows[0]["ppl_fp32"] != rows[0]["ppl"]
     assert 0 <= rows[0]["top1_agreement"] <= 1
+
+
+def test_a_model_says_its_scheme_and_its_cache(folder: Path) -> None:
+    model = ir.load(folder / "model.onnx")
+    origin.write(model, "mixq-w4a8")
+    kv_cache.write(model, KvCache("cq4", "start", None, 4.25, ()))
+    ir.save(model, folder / "opt.onnx")
+    data = json.loads(_run(folder, "opt.onnx", "--json")[1])
+    assert (data["scheme"], data["kv"], data["runner"]) == ("mixq-w4a8", "cq4", "ONNX Runtime")
+    data = json.loads(_run(folder, "opt.onnx", "--json", "--scheme", "mine", "--kv", "int8")[1])
+    assert (data["scheme"], data["kv"]) == ("mine", "int8")
+
+
+def test_a_plan_gives_the_row_of_its_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 64 tokens through a profile that takes 24 at a time."""
+    host_engine.install(monkeypatch)
+    write_decoder(folder / "decoder.onnx", vocabulary=256)
+    host_engine.write_plan(
+        folder / "decoder.plan", folder / "decoder.onnx", growing_profiles(((1, 24, 24), (0, 0, 64)))
+    )
+    files = ("decoder.onnx", "decoder.plan")
+    ours, theirs = (json.loads(_run(folder, f, "--reference", folder / files[0], "--json")[1]) for f in files)
+    assert theirs["runner"] == "TensorRT 8.6.0"
+    np.testing.assert_allclose(theirs["chunk_nll"], ours["chunk_nll"], rtol=1e-5)
+    assert theirs["kl"] < 1e-9
+    same = ("scheme", "kv", "bits_per_weight", "tokens", "chunks", "ppl_fp32", "top1_agreement")
+    assert [theirs[k] for k in same] == [ours[k] for k in same]
 
 
 @pytest.mark.parametrize(

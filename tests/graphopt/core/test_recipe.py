@@ -200,3 +200,18 @@ def test_validate_says_where() -> None:
         validate(Inner, {"x": 1}, "here")
     with pytest.raises(RecipeError, match=r"^here: threshold: .* \(got '\w+\.\.\.\w+'\)$"):
         validate(Inner, {"threshold": "x" * 10_000}, "here")
+
+
+def test_linears_excluded_for_a_reason_come_first() -> None:
+    excluded = Recipe.preset("toy-w8", SCHEMES).excluding({"model.layers.1.attn.q_proj": "slower: 12 us, not 9"})
+    assigned = excluded.assign([*NAMES, "[odd]*"])
+    assert [(n, r.reason) for n, r in assigned.items() if r.scheme is None] == [(NAMES[2], "slower: 12 us, not 9")]
+    odd = Recipe.preset("toy-w8", SCHEMES).excluding({"[odd]*": "slower"}).assign([*NAMES, "[odd]*", "o"])
+    assert [n for n, r in odd.items() if r.scheme is None] == ["[odd]*"]
+    with pytest.raises(RecipeError, match=r"'gone' matches none"):
+        excluded.excluding({"gone": "slower"}).assign(NAMES)
+
+
+def test_a_recipe_is_called_by_its_preset_or_its_file(tmp_path: Path) -> None:
+    assert Recipe.preset("toy-w8", SCHEMES).name == "toy-w8"
+    assert recipe("version: 1\nlayers: [{match: '*', scheme: toy}]\n", tmp_path).name == "r"

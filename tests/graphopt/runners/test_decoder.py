@@ -10,7 +10,14 @@ from graphopt.errors import GraphOptError, ModelError
 from graphopt.runners import Decoder, open_runner
 from graphopt.runners.host import ort_runner
 from tests.support import host_engine
-from tests.support.decoders import CONFIG, with_static_cache, without_cache, write_decoder
+from tests.support.decoders import (
+    CONFIG,
+    growing_profiles,
+    static_profiles,
+    with_static_cache,
+    without_cache,
+    write_decoder,
+)
 from tests.support.language import write_bigram
 
 #: float32 rounding, 2^-24, grown by the longest sum (160 terms) and two layers; logits are O(1).
@@ -74,19 +81,6 @@ def test_onnx_reference_gives_the_same(folder: Path, ids: np.ndarray, whole: np.
         np.testing.assert_allclose(decoder.feed(ids[4:5]), whole[4:5], atol=NOISE)
 
 
-def growing_profiles(*ranges: tuple[tuple[int, int, int], tuple[int, int, int]]) -> list[dict]:
-    """Profiles of the growing decoder from (tokens, past) ranges."""
-    profiles = []
-    for seq, past in ranges:
-        total = tuple(s + p for s, p in zip(seq, past, strict=True))
-        cache = tuple((1, CONFIG.num_key_value_heads, p, CONFIG.head_dim) for p in past)
-        profile = {name: tuple((1, s) for s in seq) for name in ("input_ids", "position_ids")}
-        profile["attention_mask"] = tuple((1, t) for t in total)
-        names = (f"past_key_values.{i}.{k}" for i in range(CONFIG.num_hidden_layers) for k in ("key", "value"))
-        profiles.append(profile | dict.fromkeys(names, cache))
-    return profiles
-
-
 PREFILL_AND_DECODE = growing_profiles(((1, 4, 8), (0, 0, 32)), ((1, 1, 1), (0, 16, 32)))
 
 
@@ -113,16 +107,6 @@ def test_a_plan_says_how_long_a_sequence_may_be(folder: Path, tmp_path: Path, mo
         decoder.begin(33)
         with pytest.raises(GraphOptError, match=r"growing\.plan takes at most 33 tokens, not the 34 of the prompt"):
             decoder.begin(34)
-
-
-def static_profiles(*ranges: tuple[tuple[int, int, int], int]) -> list[dict]:
-    """Profiles of the decoder with a static cache from (tokens, capacity)."""
-    cache = ((1, CONFIG.num_key_value_heads, capacity, CONFIG.head_dim) for _, capacity in ranges)
-    names = [f"past_key_values.{i}.{k}" for i in range(CONFIG.num_hidden_layers) for k in ("key", "value")]
-    return [
-        {"input_ids": tuple((1, s) for s in seq), "start": ((1,),) * 3, **dict.fromkeys(names, (shape,) * 3)}
-        for (seq, _), shape in zip(ranges, cache, strict=True)
-    ]
 
 
 BUCKETS = static_profiles(*(((low, high, high), c) for c in (16, 32, 64) for low, high in ((2, 8), (1, 1))))
