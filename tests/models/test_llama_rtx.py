@@ -1,12 +1,19 @@
-"""TensorRT-RTX takes the decoder as it is, with an empty past in the profile; no GPU needed."""
+"""TensorRT-RTX takes the decoder as it is, with an empty past in the profile, and with a cache updated in place; no GPU
+needed."""
 
 from pathlib import Path
 
 import pytest
 
-from graphopt.models.llama import build_llama
+from graphopt import compile, ir
+from graphopt.core.recipe import Recipe
+from graphopt.engine import plugins
+from graphopt.engine.build import BuildOptions, build
+from graphopt.errors import PluginError
+from graphopt.models.llama import build_llama, llama_model
 from graphopt.models.presets import llama_config
 from graphopt.models.weights import RandomWeights
+from graphopt.passes import CACHES, SCHEMES
 
 pytestmark = pytest.mark.rtx
 
@@ -34,3 +41,30 @@ def test_an_engine_is_built(tmp_path: Path, dtype: str) -> None:
     plan = builder.build_serialized_network(network, settings)
     assert plan is not None
     assert plan.nbytes > 10_000
+
+
+@pytest.mark.parametrize("capacity", [None, 64])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["plugin", "body"])
+def test_an_engine_with_a_cache_updated_in_place(
+    kind: str, dtype: str, capacity: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = llama_config(hidden_size=64, vocab_size=96)
+    model = llama_model(config, RandomWeights(config, outliers=2), dtype=dtype)
+    recipe = Recipe.preset("none", SCHEMES).with_cache("static", {"capacity": capacity}, CACHES)
+    compile.optimize(model, recipe)
+    ir.save(model, tmp_path / "m.onnx")
+    if kind == "body":
+        monkeypatch.setenv(plugins.ENVIRONMENT, str(tmp_path / "gone.so"))
+        options = BuildOptions(flavour="rtx", native_fallback=True)
+    else:
+        try:
+            options = BuildOptions(flavour="rtx", plugins=plugins.locate())
+        except PluginError as e:
+            pytest.skip(str(e))
+    manifest = build(tmp_path / "m.onnx", tmp_path / "m.plan", options).manifest
+    assert manifest.plugin_layers == (config.num_hidden_layers if kind == "plugin" else 0)
+    rows = capacity or -1
+    for cache in (t for t in (*manifest.inputs, *manifest.outputs) if t.name.startswith(("past", "present"))):
+        assert cache.shape == (-1, config.num_key_value_heads, rows, config.head_dim)
+    assert [t.name for t in manifest.inputs if "." not in t.name] == ["input_ids", "start"]
