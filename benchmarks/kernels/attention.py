@@ -1,0 +1,328 @@
+"""Check and time the attention kernels over a cache.
+
+    python3 benchmarks/kernels/attention.py --output DIR [--check-only] [--quick]
+
+needs PyTorch, the checkout on PYTHONPATH and carry/libattention.so (build_attention.sh). Every kernel is compared with
+attention in float64, then timed beside the fastest of torch's scaled_dot_product_attention. Results:
+DIR/attention_check.json and DIR/attention_time.json, written as they come.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from graphopt.bench.timer import copies_for, median_us
+
+LIBRARY = Path(__file__).resolve().parents[2] / "carry/libattention.so"
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+#: Of the terms' magnitude, per float32 operation: rounding costs 2^-24, truncation in a tensor core up to 4 times that.
+FLOAT32_ERROR = 2.0**-22
+BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+GUARD = 4096  # elements after y that must not change
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes as in CachedParams; ``starts`` holds one number for all sequences, or one for each."""
+
+    batch: int
+    seq: int
+    kv_heads: int
+    group: int
+    head_size: int
+    capacity: int
+    starts: tuple[int, ...]
+    rotary: bool = True
+    in_place: bool = True
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def heads(self) -> int:
+        return self.kv_heads * self.group
+
+    @property
+    def scale(self) -> float:
+        return self.head_size**-0.5
+
+    def fields(self) -> dict:
+        return asdict(self) | {"dtype": str(self.dtype).removeprefix("torch."), "starts": list(self.starts)[:4]}
+
+
+def _checks() -> Iterator[Case]:
+    half, bf16, single = torch.float16, torch.bfloat16, torch.float32
+    for dtype in (half, bf16):
+        for head_size in (64, 80, 96, 128, 256):
+            for seq, group in ((1, 1), (1, 4), (2, 8), (5, 3), (9, 4), (70, 2)):
+                yield Case(3, seq, 2, group, head_size, 700, (500, 0, 63), dtype=dtype)
+        yield Case(2, 5, 2, 4, 128, 300, (298, 295), dtype=dtype)  # rows beyond the capacity are dropped
+        yield Case(2, 300, 2, 4, 128, 300, (298, 17), dtype=dtype)
+        yield Case(2, 1, 2, 2, 128, 300, (-5, 1 << 30), dtype=dtype)
+        yield Case(2, 1000, 2, 2, 128, 1500, (0, 333), rotary=False, dtype=dtype)
+        yield Case(1, 129, 1, 6, 64, 4096, (3900,), in_place=False, dtype=dtype)
+        yield Case(2, 3, 2, 2, 24, 90, (50, 7), dtype=dtype)  # no multiple of two vectors
+        yield Case(2, 70, 2, 2, 12, 90, (5, 7), dtype=dtype)
+        yield Case(2, 3, 2, 2, 40, 90, (50, 7), rotary=False, dtype=dtype)
+        yield Case(2, 3, 2, 2, 320, 90, (50, 7), dtype=dtype)
+    yield Case(1, 1, 32, 1, 128, 4096, (4095,))
+    yield Case(70, 1, 2, 4, 128, 600, tuple(range(0, 560, 8)))
+    yield Case(8, 1, 8, 4, 128, 3000, (2999, 10, 1500, 1, 0, 700, 2048, 63))
+    yield Case(2, 3, 2, 2, 7, 90, (50, 7), rotary=False, dtype=half)
+    for seq in (1, 40):
+        yield Case(2, seq, 2, 3, 64, 200, (100, 0), dtype=single, in_place=False)
+    yield Case(2, 3, 1, 3, 5, 20, (18, 0), rotary=False, dtype=single)
+
+
+def _quick_checks() -> Iterator[Case]:
+    """For compute-sanitizer."""
+    yield Case(2, 1, 2, 4, 128, 200, (150, 3))
+    yield Case(2, 4, 1, 4, 80, 100, (97, 3), dtype=torch.bfloat16)
+    yield Case(1, 2, 1, 1, 256, 100, (60,))
+    yield Case(1, 70, 1, 2, 64, 150, (60,))
+    yield Case(1, 3, 2, 2, 12, 20, (5,), in_place=False)
+
+
+class Library:
+    """The C functions of attention.cu."""
+
+    def __init__(self, path: Path):
+        self.c = ctypes.CDLL(str(path))
+        self.c.attention_status.restype = ctypes.c_char_p
+        self.c.attention_cached_workspace.restype = ctypes.c_int64
+
+    def require(self, status: int, what: object) -> None:
+        if status:
+            raise RuntimeError(f"{what}: {self.c.attention_status(status).decode()}")
+
+
+def sizes_of(case: Case) -> ctypes.Array:
+    values = (
+        TYPES.index(case.dtype), case.batch, case.seq, case.heads, case.kv_heads, case.head_size, case.capacity, 1,
+        int(case.rotary),
+    )  # fmt: skip
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+@dataclass
+class Operands:
+    """Device tensors of one case; q has outlier channels."""
+
+    case: Case
+    q: torch.Tensor = field(init=False)
+    k: torch.Tensor = field(init=False)
+    v: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        c = self.case
+        torch.manual_seed(c.seq * 1000 + c.head_size)
+        normal = lambda *shape: torch.randn(*shape, device="cuda", dtype=c.dtype)  # noqa: E731
+        self.q = normal(c.batch, c.seq, c.heads, c.head_size)
+        self.q[..., :: max(1, c.head_size // 3)] *= 4
+        self.k, self.v = (normal(c.batch, c.seq, c.kv_heads, c.head_size) for _ in range(2))
+        angle = torch.rand(1, c.seq, c.head_size, device="cuda") * 6 - 3
+        self.cos, self.sin = angle.cos().to(c.dtype), angle.sin().to(c.dtype)
+        self.past = [normal(c.batch, c.kv_heads, c.capacity, c.head_size) for _ in range(2)]
+        starts = c.starts if len(c.starts) == c.batch else c.starts * c.batch
+        self.start = torch.tensor(starts, dtype=torch.int32, device="cuda")
+        self.y = torch.full((c.batch * c.seq * c.heads * c.head_size + GUARD,), 7.0, device="cuda", dtype=c.dtype)
+
+    def poison(self) -> None:
+        """Make rows that nothing was written to NaN."""
+        for b, start in enumerate(self.start.tolist()):
+            for cache in self.past:
+                cache[b, :, min(max(start, 0), self.case.capacity) :] = math.nan
+
+    def call(self, library: Library, present: list[torch.Tensor]) -> Callable[[], None]:
+        """Return a call that enqueues the op; it owns a workspace full of NaN bits."""
+        sizes, case = sizes_of(self.case), self.case
+        workspace = torch.full((library.c.attention_cached_workspace(sizes),), 255, dtype=torch.uint8, device="cuda")
+        tensors = (self.q, self.k, self.v, self.cos, self.sin, *self.past, self.start, self.y, *present, workspace)
+        pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+        scale = ctypes.c_float(case.scale)
+
+        def enqueue() -> None:
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            library.require(library.c.attention_cached(sizes, scale, pointers, stream), case)
+
+        enqueue.tensors = tensors  # the pointers are theirs
+        return enqueue
+
+
+def rotated(x: torch.Tensor, o: Operands) -> torch.Tensor:
+    """Rotary of x [B, S, H, D] in float32, rounded to T."""
+    if not o.case.rotary:
+        return x
+    value, half = x.float(), x.shape[-1] // 2
+    turned = torch.cat((-value[..., half:], value[..., :half]), -1)
+    return (value * o.cos.float()[:, :, None] + turned * o.sin.float()[:, :, None]).to(x.dtype)
+
+
+def expected_present(o: Operands) -> list[torch.Tensor]:
+    present = [p.clone() for p in o.past]
+    for b, start in enumerate(o.start.tolist()):
+        first = min(max(start, 0), o.case.capacity)
+        count = min(o.case.seq, o.case.capacity - first)
+        for cache, new in zip(present, (rotated(o.k, o), o.v), strict=True):
+            cache[b, :, first : first + count] = new[b, :count].transpose(0, 1)
+    return present
+
+
+def excess(o: Operands, present: list[torch.Tensor], y: torch.Tensor, rounding: float) -> float:
+    """Largest error of y as a multiple of its bound; NaN counts as infinite.
+
+    Bound: weights and y are rounded to T once each, scores may be off by float32 errors and by one rounding of q' or k'
+    that went the other way.
+    """
+    c, worst = o.case, 0.0
+    query = rotated(o.q, o)
+    for b, start in enumerate(o.start.tolist()):
+        first = min(max(start, 0), c.capacity)
+        length = min(first + c.seq, c.capacity)
+        q = query[b].transpose(0, 1).double()
+        k, v = (p[b, :, :length].double().repeat_interleave(c.group, 0) for p in present)
+        scores = q @ k.transpose(1, 2) * c.scale
+        seen = torch.arange(length, device="cuda") <= first + torch.arange(c.seq, device="cuda")[:, None]
+        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
+        exact, magnitude = weights @ v, weights @ v.abs()
+        flip = 4 * UNIT_ROUNDOFF[c.dtype] * c.scale * float(q.abs().max() * k.abs().max())
+        off = FLOAT32_ERROR * c.head_size * c.scale * float((q.abs() @ k.abs().transpose(1, 2)).max()) / 8 + flip
+        bound = rounding * exact.abs() + (rounding + off) * magnitude + 2.0**-24
+        error = (y[b].transpose(0, 1).double() - exact).abs() / bound
+        worst = max(worst, error.nan_to_num(nan=math.inf).max().item())
+    return worst
+
+
+def check_cached(library: Library, case: Case) -> dict:
+    """Run one case twice and compare everything it writes."""
+    o = Operands(case)
+    o.poison()
+    reference = expected_present(o)
+    present = o.past if case.in_place else [torch.full_like(p, 3.0) for p in o.past]
+    call = o.call(library, present)
+    call()
+    torch.cuda.synchronize()
+    first = o.y.clone()
+    problems = []
+    if not (first[-GUARD:] == 7).all():
+        problems.append("wrote past y")
+    for name, got, want in zip("kv", present, reference, strict=True):
+        off = (got.float() - want.float()).abs() > 2 * UNIT_ROUNDOFF[case.dtype] * want.float().abs() + 1e-7
+        if bool(off.any()) or not torch.equal(got.isnan(), want.isnan()):
+            problems.append(f"present_{name} is wrong")
+    shape = (case.batch, case.seq, case.heads, case.head_size)
+    error = excess(o, [p.nan_to_num(nan=0.0) for p in present], first[:-GUARD].view(shape), UNIT_ROUNDOFF[case.dtype])
+    if not error <= 1:
+        problems.append(f"y is off by {error:.1f} bounds")
+    call()
+    torch.cuda.synchronize()
+    if not torch.equal(o.y.view(torch.uint8), first.view(torch.uint8)):
+        problems.append("the second run gave other bits")
+    return {"op": "cached", **case.fields(), "error": error, "problems": problems}
+
+
+DECODE = [  # B, Hkv, group, S
+    (16, 32, 1, 4096), (8, 8, 4, 8192), (64, 8, 4, 4096), (1, 32, 1, 4096), (1, 8, 4, 8192), (8, 32, 1, 512),
+]  # fmt: skip
+PREFILL = [(1, 32, 1, 2048), (1, 8, 4, 4096), (4, 8, 4, 1024)]
+HEAD_SIZE = 128
+
+
+def torch_us(q: torch.Tensor, caches: list, *, causal: bool) -> tuple[float, str]:
+    """Fastest of torch's backends, q [B, H, S, D], in microseconds, and its name."""
+    best = (math.inf, "none")
+    for backend in BACKENDS:
+
+        def call(k: torch.Tensor, v: torch.Tensor) -> None:
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+            )
+
+        with suppress(RuntimeError), sdpa_kernel(backend):
+            us = median_us([lambda k=k, v=v: call(k, v) for k, v in caches]).us
+            best = min(best, (us, backend.name.lower()))
+    return best
+
+
+def time_decode(library: Library, case: Case) -> dict:
+    bytes_each = 2 * case.batch * case.kv_heads * case.capacity * case.head_size * 2
+    copies = copies_for(bytes_each)
+    calls, caches = [], []
+    for _ in range(copies):
+        o = Operands(case)
+        calls.append(o.call(library, o.past))
+        caches.append(o.past)
+    ours = median_us(calls)
+    packed = o.q.view(case.batch, case.kv_heads, case.group, case.head_size)  # S = 1: a group is like new tokens
+    us, name = torch_us(packed, caches, causal=False)
+    return {
+        "case": "decode", "scheme": "fp16", "B": case.batch, "H": case.heads, "Hkv": case.kv_heads, "D": case.head_size,
+        "S": case.capacity, "us": round(ours.us, 2), "spread": round(ours.spread, 3), "bytes": bytes_each,
+        "tb_s": round(bytes_each / ours.us * 1e-6, 3), "peers": {"torch_fp16": round(us, 2)}, "torch_backend": name,
+        "speedup": round(us / ours.us, 3),
+    }  # fmt: skip
+
+
+def time_prefill(library: Library, case: Case) -> dict:
+    o = Operands(case)
+    ours = median_us([o.call(library, o.past)])
+    q = o.q.transpose(1, 2).contiguous()
+    us, name = torch_us(q, [tuple(o.past)], causal=True)
+    ops = 2 * case.batch * case.heads * case.seq * (case.seq + 1) * case.head_size
+    return {
+        "case": "prefill", "scheme": "fp16", "B": case.batch, "H": case.heads, "Hkv": case.kv_heads,
+        "D": case.head_size, "S": case.seq, "us": round(ours.us, 2), "spread": round(ours.spread, 3), "ops": ops,
+        "tflop_s": round(ops / ours.us * 1e-6, 1), "peers": {"torch_fp16": round(us, 2)}, "torch_backend": name,
+        "speedup": round(us / ours.us, 3),
+    }  # fmt: skip
+
+
+def timings(library: Library) -> Iterator[dict]:
+    for batch, kv_heads, group, length in DECODE:
+        yield time_decode(library, Case(batch, 1, kv_heads, group, HEAD_SIZE, length, (length - 1,)))
+        torch.cuda.empty_cache()
+    for batch, kv_heads, group, length in PREFILL:
+        yield time_prefill(library, Case(batch, length, kv_heads, group, HEAD_SIZE, length, (0,)))
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--check-only", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="few small cases")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    library, rows, failed, begin = Library(LIBRARY), [], 0, time.perf_counter()
+    for case in _quick_checks() if arguments.quick else _checks():
+        row = check_cached(library, case)
+        rows.append(row)
+        write(arguments.output / "attention_check.json", rows)
+        if row["problems"]:
+            failed += 1
+            print("WRONG", row, flush=True)
+    print(f"checked {len(rows)}, {failed} wrong, {time.perf_counter() - begin:.0f} s", flush=True)
+    if not arguments.check_only:
+        rows = []
+        for row in timings(library):
+            rows.append(row)
+            write(arguments.output / "attention_time.json", rows)
+            print({k: v for k, v in row.items() if k not in ("bytes", "ops")}, flush=True)
+        print(f"{time.perf_counter() - begin:.0f} s", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
