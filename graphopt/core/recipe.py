@@ -222,7 +222,7 @@ class Recipe:
             RecipeError: no scheme has a preset of that name.
         """
         if name == NONE:
-            return cls((Rule(("*",), None, None),), "the preset")
+            return cls((Rule(("*",), None, None),), "preset none")
         presets = {p: (s, settings) for s in schemes.values() for p, settings in s.presets.items()}
         if name not in presets:
             raise RecipeError(f"unknown preset '{name}'{nearest(name, [*presets, NONE])}")

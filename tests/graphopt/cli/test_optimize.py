@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from graphopt.cli.main import app
 from graphopt.core.statistics import LinearStatistics, Statistics
+from graphopt.ir import kv_cache
 from graphopt.models.llama import build_llama
 from graphopt.models.presets import llama_config
 from graphopt.models.weights import RandomWeights
@@ -98,6 +99,27 @@ def test_recipe(model: Path, tmp_path: Path) -> None:
     ]
     assert len(names) == 3
     assert all("mlp" in n for n in names)
+
+
+@pytest.mark.parametrize("how", ["flags", "recipe"])
+def test_cache_updated_in_place(how: str, model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        'version: 1\nlayers: [{match: "*", scheme: none}]\nkv_cache: {format: static, settings: {capacity: 64}}\n'
+    )
+    flags = ["--scheme", "none", "--kv-cache", "static", "--kv-capacity", "64"]
+    result = optimize(model, *(flags if how == "flags" else ["--recipe", recipe]), "--json")
+    assert result.exit_code == 0, result.output
+    saved = onnx.load(tmp_path / "m.opt.onnx", load_external_data=False)
+    cache = kv_cache.read(saved.metadata_props)
+    assert cache is not None
+    assert (cache.kind, cache.capacity, len(cache.pairs)) == ("static", 64, 2)
+    assert [f.name for f in saved.functions] == ["CachedAttention"]
+
+
+def test_bad_caches(model: Path) -> None:
+    assert "unknown key-value cache 'sttic'; did you mean 'static'?" in refused(model, "--kv-cache", "sttic")
+    assert "--kv-capacity needs --kv-cache" in refused(model, "--kv-capacity", "64")
 
 
 def bad_models(tmp_path: Path, good: Path) -> Iterator[tuple[str, Path, str]]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from graphopt.core.recipe import Recipe, validate
+from graphopt.core.recipe import CacheRule, Recipe, validate
 from graphopt.errors import RecipeError
 
 
@@ -32,13 +32,26 @@ SCHEMES: Any = {
     ),
     "other": SimpleNamespace(name="other", config=Inner, presets={"other": {}}),
 }
+ONE = "version: 1\nlayers: [{match: '*', scheme: toy}]\n"
 NAMES = [f"model.layers.{i}.{part}" for i in range(3) for part in ("attn.q_proj", "mlp.down_proj")] + ["lm_head"]
+
+
+class CacheConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    capacity: int | None = None
+    bits: int = 16
+
+
+CACHES: Any = {
+    "plain": SimpleNamespace(name="plain", config=CacheConfig, presets={"plain": {}}),
+    "coded": SimpleNamespace(name="coded", config=CacheConfig, presets={"c4": {"bits": 4}, "c2": {"bits": 2}}),
+}
 
 
 def recipe(text: str, tmp_path: Path) -> Recipe:
     path = tmp_path / "r.yaml"
     path.write_text(text, encoding="utf-8")
-    return Recipe.load(path, SCHEMES)
+    return Recipe.load(path, SCHEMES, CACHES)
 
 
 def refusal(text: str, tmp_path: Path) -> str:
@@ -141,6 +154,10 @@ def test_wrong_settings(tmp_path: Path, settings: str, part: str) -> None:
         ("version: 1\nlayers: [{match: '*', scheme: none, settings: {bits: 4}}]", "scheme 'none' takes no settings"),
         ("version: 1\nlayers: [{match: [], scheme: toy}]", "layers.0.match: List should have at least 1 item"),
         ("version: 1\nlayers: [{match: 7, scheme: toy}]", "layers.0.match"),
+        (f"{ONE}kv_cache: plain", "kv_cache"),
+        (f"{ONE}kv_cache: {{format: plian}}", "kv_cache: unknown format 'plian'; did you mean 'plain'?"),
+        (f"{ONE}kv_cache: {{formt: plain}}", "unknown key 'kv_cache.formt'; did you mean 'format'?"),
+        (f"{ONE}kv_cache: {{format: plain, settings: {{capacty: 3}}}}", "kv_cache.settings: unknown key 'capacty'"),
         ("version: [", "is not YAML"),
         ("a: b: c", "is not YAML"),
         ("version: 1\nlayers: !!python/object:os.system [{}]", "is not YAML"),
@@ -192,6 +209,27 @@ def test_presets_of_layers() -> None:
     assert without.assign(NAMES)["lm_head"].scheme is None
     with pytest.raises(RecipeError, match="'lm_haed' matches none"):
         Recipe.preset("toy-mixed", schemes, exclude=["lm_haed"]).assign(NAMES)
+
+
+def test_a_cache(tmp_path: Path) -> None:
+    assert recipe(ONE, tmp_path).cache is None
+    chosen = recipe(f"{ONE}kv_cache: {{format: coded, settings: {{capacity: 8}}}}", tmp_path)
+    assert chosen.cache == CacheRule("coded", CacheConfig(capacity=8))
+    assert chosen.assign(NAMES)["lm_head"].scheme == "toy"
+
+
+def test_presets_of_caches() -> None:
+    plain = Recipe.preset("toy-w8", SCHEMES)
+    assert plain.with_cache("c4", {"capacity": 9}, CACHES).cache == CacheRule("coded", CacheConfig(bits=4, capacity=9))
+    assert plain.cache is None
+    with pytest.raises(RecipeError, match="unknown key-value cache 'plian'; did you mean 'plain'"):
+        plain.with_cache("plian", {}, CACHES)
+    with pytest.raises(RecipeError, match=r"key-value cache c2\.settings: unknown key 'x'"):
+        plain.with_cache("c2", {"x": 1}, CACHES)
+
+
+def test_the_preset_that_leaves_linears_alone() -> None:
+    assert {rule.scheme for rule in Recipe.preset("none", SCHEMES).assign(NAMES).values()} == {None}
 
 
 def test_validate_says_where() -> None:
