@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.numerics import cached_attention as numerics
 from graphopt.numerics import layers
-from graphopt.passes.kvcache import numerics
 from graphopt.passes.kvcache.ops import CACHED_ATTENTION
 from tests.contract.test_ops import RUNNERS, TOLERANCE, assert_close, check
 from tests.support.arrays import FLOATS

@@ -62,7 +62,7 @@ def cached_attention(
     scale: float,
     rotary: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return y, present_k, present_v; shapes as in ops.CACHED_ATTENTION."""
+    """Return y, present_k, present_v; shapes as in graphopt.passes.kvcache.ops."""
     if rotary:
         q, k = (layers.rotary(x, cos[:, :, None], sin[:, :, None]) for x in (q, k))
     present_k, present_v = append(past_k, k, start), append(past_v, v, start)
