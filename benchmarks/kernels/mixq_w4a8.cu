@@ -26,12 +26,6 @@ Status of_args(LinearW4A8Params const& p, int, cudaStream_t stream) {
   return launch_args(w4a8_args<__half>(p), stream);
 }
 
-template <int kRowTiles, int kTokenTiles, int kDepth, int kWarps>
-constexpr Launcher kSmall = of_args<launch_w4a8_small<__half, SmallShape<kRowTiles, kTokenTiles, kDepth, kWarps>>>;
-
-template <class Tile>
-constexpr Launcher kTile = of_args<launch_w4a8_tile<__half, Tile>>;
-
 template <Sm90W4Kernel kernel>
 Status wgmma(LinearW4A8Params const& p, int multiprocessors, cudaStream_t stream) {
   auto const launch =
@@ -43,28 +37,16 @@ constexpr int kAny = 1 << 30;
 
 constexpr Variant kVariants[] = {
     {"generic", 1, 0, of_args<launch_w4a8_generic<__half>>},
-    {"small-r1t1d2w8", 1, 8, kSmall<1, 1, 2, 8>},
-    {"small-r1t1d2w12", 1, 8, kSmall<1, 1, 2, 12>},
-    {"small-r2t1d1w8", 1, 8, kSmall<2, 1, 1, 8>},
-    {"small-r1t2d2w8", 9, 16, kSmall<1, 2, 2, 8>},
-    {"small-r2t2d1w8", 9, 16, kSmall<2, 2, 1, 8>},
-    {"small-r1t4d1w8", 17, 32, kSmall<1, 4, 1, 8>},
-    {"tile-64x64", 64, 128, kTile<W4Tile64x64>},
-    {"tile-128x128", 4096, kAny, kTile<W4Tile128x128>},
-    {"wgmma-16", 1, 16, wgmma<Sm90W4Kernel::kTile16>},
-    {"wgmma-16s2", 1, 16, wgmma<Sm90W4Kernel::kTile16Split2>},
-    {"wgmma-16s4", 1, 16, wgmma<Sm90W4Kernel::kTile16Split4>},
-    {"wgmma-32", 17, 64, wgmma<Sm90W4Kernel::kTile32>},
-    {"wgmma-32s2", 17, 64, wgmma<Sm90W4Kernel::kTile32Split2>},
-    {"wgmma-32s4", 17, 64, wgmma<Sm90W4Kernel::kTile32Split4>},
-    {"wgmma-64", 33, 256, wgmma<Sm90W4Kernel::kTile64>},
-    {"wgmma-64s2", 33, 128, wgmma<Sm90W4Kernel::kTile64Split2>},
-    {"wgmma-64s4", 33, 128, wgmma<Sm90W4Kernel::kTile64Split4>},
+    {"small-8", 1, 8, of_args<launch_w4a8_small<__half, Small8>>},
+    {"small-16", 1, 16, of_args<launch_w4a8_small<__half, Small16>>},
+    {"small-32", 1, 64, of_args<launch_w4a8_small<__half, Small32>>},
+    {"tile-64x64", 64, 128, of_args<launch_w4a8_tile<__half, W4Tile64x64>>},
+    {"tile-128x128", 4096, kAny, of_args<launch_w4a8_tile<__half, W4Tile128x128>>},
+    {"wgmma-64", 17, 256, wgmma<Sm90W4Kernel::kTile64>},
+    {"wgmma-64s2", 17, 128, wgmma<Sm90W4Kernel::kTile64Split>},
     {"wgmma-128", 65, kAny, wgmma<Sm90W4Kernel::kTile128>},
-    {"wgmma-128s2", 65, 512, wgmma<Sm90W4Kernel::kTile128Split2>},
-    {"wgmma-128x2", 128, kAny, wgmma<Sm90W4Kernel::kTile128x2>},
+    {"wgmma-128s2", 65, 512, wgmma<Sm90W4Kernel::kTile128Split>},
     {"wgmma-256", 129, kAny, wgmma<Sm90W4Kernel::kTile256>},
-    {"wgmma-256x2", 129, kAny, wgmma<Sm90W4Kernel::kTile256x2>},
 };
 
 }  // namespace

@@ -14,6 +14,10 @@ MEASURED = json.loads((REPOSITORY / "benchmarks/results/h100/mixq_linear.json").
 H100_MULTIPROCESSORS = 132
 SM90_KERNELS = ("small", "128x64-1x1", "128x128-1x1", "128x256-2x1")
 SM90_TIMED_FROM = {"small": 1, "128x64-1x1": 9, "128x128-1x1": 65, "128x256-2x1": 65}
+MEASURED_W4A8 = json.loads((REPOSITORY / "benchmarks/results/h100/mixq_w4a8.json").read_text())["rows"]
+W4A8_KERNELS = ("generic", "small-8", "small-16", "small-32", "tile-64x64", "tile-128x128", "tile-256x128")
+SM90_W4_KERNELS = ("wgmma-64", "wgmma-64s2", "wgmma-128", "wgmma-128s2", "wgmma-256")
+SM90_W4_LEAST_TOKENS = 33
 GENERIC, SMALL_M, TILE_256, TILE_128, TILE_64 = range(5)
 WARP_ROW, FEW_ROW, BLOCK_ROW, REREAD = range(4)
 REGISTER_WARPS = 32  # per multiprocessor, at the 64 registers that the kernels are compiled for
@@ -80,6 +84,33 @@ def test_hopper_kernels_run_only_where_they_can(program: Path, rng: np.random.Ge
         assert m >= SM90_TIMED_FROM[name]
         assert name != "small" or m <= 16
     assert set(chosen) == set(SM90_KERNELS)
+
+
+@pytest.mark.parametrize("row", MEASURED_W4A8, ids=lambda row: f"{row['M']}-{row['N']}-{row['K']}")
+def test_the_4_bit_kernel_is_within_8_percent_of_the_fastest(program: Path, row: dict) -> None:
+    wide = row["M"] >= SM90_W4_LEAST_TOKENS
+    size = f"{row['M']} {row['N']}"
+    question = f"sm90_w4 {size} {row['K']} {row['C']}" if wide else f"w4a8 {size} 1"
+    ((chosen,),) = _ask(program, [f"{question} {H100_MULTIPROCESSORS}"])
+    kernel = (SM90_W4_KERNELS if wide else W4A8_KERNELS)[chosen]
+    assert row["us"][kernel] <= 1.08 * min(row["us"].values())
+
+
+def test_4_bit_kernels_fit_their_sizes(program: Path, rng: np.random.Generator) -> None:
+    sizes = np.exp(rng.uniform(0, 12, (2000, 2))).astype(int)
+    vectors, multiprocessors = rng.random(2000) < 0.9, rng.choice([20, 46, 84, 108, 132, 170], 2000)
+    asked = [tuple(map(int, size)) for size in zip(*sizes.T, vectors, multiprocessors, strict=True)]
+    chosen = [W4A8_KERNELS[k] for (k,) in _ask(program, [f"w4a8 {m} {n} {v} {s}" for m, n, v, s in asked])]
+    for (m, n, fits, count), name in zip(asked, chosen, strict=True):
+        kind, _, tokens = name.partition("-")
+        assert (name == "generic") == (not fits)
+        if kind == "small":
+            assert m <= int(tokens)
+        elif kind == "tile":
+            rows, columns = map(int, tokens.split("x"))
+            assert m > 32
+            assert rows == 64 or -(-m // rows) * -(-n // columns) >= count
+    assert set(chosen) == set(W4A8_KERNELS)
 
 
 def test_a_quantize_plan_covers_the_row_and_fits_the_device(program: Path, rng: np.random.Generator) -> None:

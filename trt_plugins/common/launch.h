@@ -22,6 +22,16 @@ inline Status multiprocessor_count(int* count) {
   return Status::kOk;
 }
 
+/// Whether the current device is a Hopper GPU, the only one that runs sm_90a code.
+inline Status is_sm90(bool* found) {
+  int device = 0, major = 0, minor = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  *found = major == 9 && minor == 0;
+  return Status::kOk;
+}
+
 /// Launch `kernel` with `shared_bytes` of dynamic shared memory, raising the kernel's limit where it is above 48 KB.
 /// cudaLaunchKernelEx reports its own error, so an earlier error of somebody else's is neither read nor cleared.
 template <class... Params, class... Args>

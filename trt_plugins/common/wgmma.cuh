@@ -1,9 +1,9 @@
 // Warpgroup matrix products of Hopper: D [64, N] += A [64, 32 bytes of K] B [N, 32 bytes of K]^T, all by one warpgroup.
 //
-// A and B lie in shared memory, each row stored along K, in tiles of 128 (or 64) bytes of K that the copy engine swizzled
+// A and B lie in shared memory, each row stored along K, in tiles of 128 or 64 bytes of K that the copy engine swizzled
 // (CU_TENSOR_MAP_SWIZZLE_128B, _64B). A of int8 may lie in registers instead: with lane l of warp w, a[i] is row
-// 16 w + l / 4 + 8 (i % 2), bytes 16 (i / 2) + 4 (l % 4) and on. D lies in registers and has one layout for int32 and float32: with lane l of warp w,
-// d[4 j + i] is row 16 w + l / 4 + 8 (i / 2), column 8 j + 2 (l % 4) + i % 2.
+// 16 w + l / 4 + 8 (i % 2), bytes 16 (i / 2) + 4 (l % 4) and on. D lies in registers and has one layout for int32 and
+// float32: with lane l of warp w, d[4 j + i] is row 16 w + l / 4 + 8 (i / 2), column 8 j + 2 (l % 4) + i % 2.
 // Registers are 32-bit words so that an integer sum can become a float sum in place.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions
 #pragma once
@@ -48,10 +48,8 @@ __device__ __forceinline__ void wgmma_pin(uint32_t (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 
-#define GRAPHOPT_REGISTERS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define GRAPHOPT_REGISTERS_16 GRAPHOPT_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define GRAPHOPT_REGISTERS_32 \
-  GRAPHOPT_REGISTERS_16 \
+#define GRAPHOPT_REGISTERS_32                                                        \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"              \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define GRAPHOPT_REGISTERS_64 \
   GRAPHOPT_REGISTERS_32 \
@@ -67,9 +65,7 @@ __device__ __forceinline__ void wgmma_pin(uint32_t (&d)[kCount]) {
 #define GRAPHOPT_D_FROM(i)                                                                                      \
   "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), \
       "+r"(d[i + 7])
-#define GRAPHOPT_D_8 GRAPHOPT_D_FROM(0)
-#define GRAPHOPT_D_16 GRAPHOPT_D_8, GRAPHOPT_D_FROM(8)
-#define GRAPHOPT_D_32 GRAPHOPT_D_16, GRAPHOPT_D_FROM(16), GRAPHOPT_D_FROM(24)
+#define GRAPHOPT_D_32 GRAPHOPT_D_FROM(0), GRAPHOPT_D_FROM(8), GRAPHOPT_D_FROM(16), GRAPHOPT_D_FROM(24)
 #define GRAPHOPT_D_64 \
   GRAPHOPT_D_32, GRAPHOPT_D_FROM(32), GRAPHOPT_D_FROM(40), GRAPHOPT_D_FROM(48), GRAPHOPT_D_FROM(56)
 #define GRAPHOPT_D_128                                                                                             \
@@ -82,7 +78,7 @@ template <int kN>
 struct Wgmma;
 
 // N = 2 x registers; a, b, c, d, e, f: the operands' numbers, which follow those of the registers.
-#define GRAPHOPT_WGMMA(N, REGISTERS, a, b, c, d_, e, f)                                                                        \
+#define GRAPHOPT_WGMMA(N, REGISTERS, a, b, c, d_, e, f)                                                              \
   template <>                                                                                                        \
   struct Wgmma<N> {                                                                                                  \
     __device__ __forceinline__ static void s8(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, bool accumulate) {   \
@@ -117,20 +113,14 @@ struct Wgmma;
     }                                                                                                                \
   };
 
-GRAPHOPT_WGMMA(16, 8, "%8", "%9", "%10", "%11", "%12", "%13")
-GRAPHOPT_WGMMA(32, 16, "%16", "%17", "%18", "%19", "%20", "%21")
 GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
 GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
 GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130", "%131", "%132", "%133")
 #undef GRAPHOPT_WGMMA
-#undef GRAPHOPT_REGISTERS_8
-#undef GRAPHOPT_REGISTERS_16
 #undef GRAPHOPT_REGISTERS_32
 #undef GRAPHOPT_REGISTERS_64
 #undef GRAPHOPT_REGISTERS_128
 #undef GRAPHOPT_D_FROM
-#undef GRAPHOPT_D_8
-#undef GRAPHOPT_D_16
 #undef GRAPHOPT_D_32
 #undef GRAPHOPT_D_64
 #undef GRAPHOPT_D_128

@@ -2,6 +2,8 @@
 // asks.
 //   linear M N VECTORS MULTIPROCESSORS              -> kernel
 //   sm90 M N K C MULTIPROCESSORS                    -> kernel
+//   w4a8 M N VECTORS MULTIPROCESSORS                -> kernel
+//   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks stages shared_bytes
 #include "mixq/linear/policy.h"
@@ -10,6 +12,8 @@
 #include <string>
 
 #include "mixq/linear/sm90_policy.h"
+#include "mixq/linear_w4a8/policy.h"
+#include "mixq/linear_w4a8/sm90_policy.h"
 #include "mixq/quantize/policy.h"
 
 int main() {
@@ -17,14 +21,18 @@ int main() {
   for (std::string kind; std::cin >> kind;) {
     int64_t m = 0, size = 0;
     int multiprocessors = 0;
-    if (kind == "linear") {
+    if (kind == "linear" || kind == "w4a8") {
       bool vectors = false;
       std::cin >> m >> size >> vectors >> multiprocessors;
-      std::cout << static_cast<int>(pick_linear(m, size, vectors, multiprocessors)) << '\n';
-    } else if (kind == "sm90") {
+      int const kernel = kind == "linear" ? static_cast<int>(pick_linear(m, size, vectors, multiprocessors))
+                                          : static_cast<int>(pick_linear_w4a8(m, size, vectors, multiprocessors));
+      std::cout << kernel << '\n';
+    } else if (kind == "sm90" || kind == "sm90_w4") {
       int64_t k = 0, capacity = 0;
       std::cin >> m >> size >> k >> capacity >> multiprocessors;
-      std::cout << static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors)) << '\n';
+      int const kernel = kind == "sm90" ? static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors))
+                                        : static_cast<int>(pick_sm90_w4(m, size, k, capacity, multiprocessors));
+      std::cout << kernel << '\n';
     } else {
       QuantizeProblem problem{};
       int64_t shared_kib = 0;

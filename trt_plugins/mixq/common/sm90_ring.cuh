@@ -1,5 +1,5 @@
-// The ring of stages of the Hopper linear kernels: one thread fills it through the copy engine, warpgroups multiply what
-// is in it. A stage holds as much of K, be it codes or outlier channels, of rows of X and of W.
+// The ring of stages of the Hopper linear kernels: one thread fills it through the copy engine, warpgroups multiply
+// what is in it. A stage holds as much of K, be it codes or outlier channels, of rows of X and of W.
 #pragma once
 
 #include <cstdint>

@@ -7,8 +7,8 @@
 
 namespace graphopt::mixq {
 
-/// Scales, adds the bias to, and stores what a warp computes of Y: Tile::kWarpM tokens by Tile::kWarpN rows of W, in mma
-/// blocks of 16 x 8.
+/// Scales, adds the bias to, and stores what a warp computes of Y: Tile::kWarpM tokens by Tile::kWarpN rows of W, in
+/// mma blocks of 16 x 8.
 ///
 /// Args: has m, n, sx, sw, bias and y, as LinearArgs.
 template <class T, class Tile, class Args>

@@ -48,18 +48,6 @@ bool products_vector_aligned(LinearParams const& p) {
   return p.k % static_cast<int64_t>(kVector) == 0;
 }
 
-#ifdef GRAPHOPT_SM90A
-/// Whether the current device is a Hopper GPU, the only one that runs sm_90a code.
-Status is_sm90(bool* found) {
-  int device = 0, major = 0, minor = 0;
-  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  *found = major == 9 && minor == 0;
-  return Status::kOk;
-}
-#endif
-
 }  // namespace
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream) {

@@ -1,5 +1,5 @@
-// Kernel for any K, any group and any alignment: tiles through shared memory code by code, dp4a for the integer product,
-// float FMA for the outliers. Correct rather than fast.
+// Kernel for any K, any group and any alignment: tiles through shared memory code by code, dp4a for the integer
+// product, float FMA for the outliers. Correct rather than fast.
 #pragma once
 
 #include "mixq/linear_w4a8/codes.cuh"

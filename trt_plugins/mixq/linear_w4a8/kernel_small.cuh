@@ -1,6 +1,6 @@
 // Kernel for few tokens, where reading W is all the work: it goes from global memory straight into mma registers.
 //
-// Yᵀ = W Xᵀ, so that the 16 rows of an mma are rows of W and its 8 columns tokens. A dot product does not care about the
+// Yᵀ = W Xᵀ: the 16 rows of an mma are rows of W and its 8 columns tokens. A dot product does not care about the
 // order of K: lane (g = lane / 4, t = lane % 4) reads 16 consecutive bytes of rows g and g + 8 at byte 64 s + 16 t, the
 // codes of columns 128 s + 32 t and on, and each of the four words feeds one mma: the low nibbles are the first half of
 // its K, the high ones, 16 columns on, the second.

@@ -6,6 +6,7 @@
 #include "mixq/linear/params.h"
 #include "mixq/linear_w4a8/params.h"
 #include "mixq/linear_w4a8/policy.h"
+#include "mixq/linear_w4a8/sm90.h"
 
 namespace graphopt::mixq {
 
@@ -14,6 +15,11 @@ Status launch_linear_w4a8_typed(LinearW4A8Params const& p, LinearW4A8Kernel kern
 extern template Status launch_linear_w4a8_typed<float>(LinearW4A8Params const&, LinearW4A8Kernel, cudaStream_t);
 extern template Status launch_linear_w4a8_typed<__half>(LinearW4A8Params const&, LinearW4A8Kernel, cudaStream_t);
 extern template Status launch_linear_w4a8_typed<__nv_bfloat16>(LinearW4A8Params const&, LinearW4A8Kernel, cudaStream_t);
+#ifdef GRAPHOPT_SM90A
+extern template Status launch_linear_w4a8_sm90<__half>(LinearW4A8Params const&, Sm90W4Kernel, int, cudaStream_t);
+extern template Status launch_linear_w4a8_sm90<__nv_bfloat16>(LinearW4A8Params const&, Sm90W4Kernel, int,
+                                                              cudaStream_t);
+#endif
 
 namespace {
 
@@ -54,8 +60,18 @@ Status launch_linear_w4a8(LinearW4A8Params const& params, cudaStream_t stream) {
   if (params.m == 0) return Status::kOk;
   int multiprocessors = 0;
   GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
-  LinearW4A8Kernel const kernel =
-      pick_linear_w4a8(params.m, params.n, products_vector_aligned(params), multiprocessors);
+  bool const vectors = products_vector_aligned(params);
+#ifdef GRAPHOPT_SM90A
+  bool sm90 = false;
+  GRAPHOPT_TRY(is_sm90(&sm90));
+  if (sm90 && vectors && params.m >= kSm90W4LeastTokens && supports_sm90(params)) {
+    Sm90W4Kernel const kernel = pick_sm90_w4(params.m, params.n, params.k, params.capacity, multiprocessors);
+    auto const launch_typed =
+        params.dtype == DType::kFloat16 ? launch_linear_w4a8_sm90<__half> : launch_linear_w4a8_sm90<__nv_bfloat16>;
+    return launch_typed(params, kernel, multiprocessors, stream);
+  }
+#endif
+  LinearW4A8Kernel const kernel = pick_linear_w4a8(params.m, params.n, vectors, multiprocessors);
   switch (params.dtype) {
     case DType::kFloat32:
       return launch_linear_w4a8_typed<float>(params, kernel, stream);

@@ -7,7 +7,7 @@ namespace graphopt::mixq {
 
 /// A block's share of Y in the kernel for few tokens: 16 kRowTiles rows of W and 8 kTokenTiles tokens.
 ///   kDepth: steps of 128 columns that a warp has on their way. kWarps: that split K.
-template <int kRowTiles_, int kTokenTiles_, int kDepth_, int kWarps_ = 8>
+template <int kRowTiles_, int kTokenTiles_, int kDepth_, int kWarps_>
 struct SmallShape {
   static constexpr int kRowTiles = kRowTiles_;
   static constexpr int kTokenTiles = kTokenTiles_;
@@ -15,9 +15,9 @@ struct SmallShape {
   static constexpr int kWarps = kWarps_;
 };
 
-using Small8 = SmallShape<1, 1, 3>;
-using Small16 = SmallShape<1, 2, 2>;
-using Small32 = SmallShape<1, 4, 2>;
+using Small8 = SmallShape<1, 1, 2, 12>;
+using Small16 = SmallShape<1, 2, 2, 8>;
+using Small32 = SmallShape<1, 4, 1, 8>;
 
 /// A block's share of Y in the tile kernel and how its warps split it.
 ///   kRowsM, kRowsN: tokens and rows of W in a block; kWarpM, kWarpN: in a warp.
@@ -58,6 +58,7 @@ constexpr int w4a8_group_shift(int64_t group, int64_t k) {
 }
 
 /// The kernel for few tokens where they are few, else the largest tile that still gives every multiprocessor a block.
+/// On Hopper, tiles of wgmma take the place of these (sm90_policy.h).
 ///
 /// Args:
 ///   m, n: sizes of Y.

@@ -1,20 +1,19 @@
-// MixQ linear with 4-bit weights by the wgmma of Hopper: what it takes, and its launch.
+// MixQ linear with 4-bit weights by the wgmma of Hopper: what it takes, and its launch. See sm90_policy.h for the
+// choice of kernel.
 #pragma once
 
 #include "common/launch.h"
 #include "mixq/linear_w4a8/params.h"
+#include "mixq/linear_w4a8/sm90_policy.h"
 
 namespace graphopt::mixq {
-
-/// kTile<tokens>[x<blocks that share tokens>][Split<blocks that split K>], each of 128 rows of W.
-enum class Sm90W4Kernel { kTile256x2, kTile256, kTile128x2, kTile128, kTile128Split2, kTile64, kTile64Split2, kTile64Split4, kTile32, kTile32Split2, kTile32Split4, kTile16, kTile16Split2, kTile16Split4 };
 
 /// Whether `p`, whose products can read vectors, also suits the copy engine, and has a 2-byte T.
 inline bool supports_sm90(LinearW4A8Params const& p) {
   constexpr size_t kAlignment = 16;
   constexpr int64_t kMaxRows = int64_t{1} << 30;  // row numbers, rounded up to clusters of tiles, are int32
   constexpr int64_t kMaxTiles = int64_t{1} << 30;
-  int64_t const tiles = (p.m / 16 + 1) * (p.n / 128 + 1);
+  int64_t const tiles = (p.m / 64 + 1) * (p.n / 128 + 1);
   return element_size(p.dtype) == 2 && p.n % 8 == 0 && is_aligned(p.y, kAlignment) && p.m <= kMaxRows &&
          p.n <= kMaxRows && tiles <= kMaxTiles;
 }

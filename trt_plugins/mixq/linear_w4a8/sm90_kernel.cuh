@@ -1,8 +1,8 @@
 // MixQ linear with 4-bit weights on Hopper: wgmma fed by the copy engine, one persistent block per multiprocessor.
 //
-// Y^T = W X^T: wgmma takes its A operand from registers, and packed codes lie there as it wants them, so the rows of its
-// product are rows of W and its columns tokens. Three warpgroups: the first brings tiles in, the other two multiply 64
-// rows of W each:
+// Y^T = W X^T: wgmma takes its A operand from registers, and packed codes lie there as it wants them, so the rows of
+// its product are rows of W and its columns tokens. Three warpgroups: the first brings tiles in, the other two multiply
+// 64 rows of W each:
 //
 //     codes of K     ... | ... | ... |   4-bit -> int8 in registers; int32 sums (wgmma s8)
 //     y = sums sx sw                     in place: int32 and float32 sums have the same register layout
@@ -38,7 +38,7 @@ struct Sm90W4Args {
   int32_t m;
   int32_t n;
   int32_t x_rows;         // brought into a stage; the rest of a stage belongs to tokens that are not stored
-  int32_t code_stages;    // along K
+  int32_t code_stages;     // along K
   int32_t outlier_stages;  // along C
   int32_t group_shift;
   int32_t last_group;
@@ -64,15 +64,15 @@ struct Sm90W4Shared {
   __device__ __forceinline__ uint32_t sx_empty() const { return sx_full() + 8; }
 };
 
-/// The tiles of one block, and its part of K: every `clusters`-th tile in the order of Sm90Grid.
+/// The tiles of one block, every `clusters`-th one in the order of Sm90Grid, and its part of K.
 template <class Tile>
 class W4TileWalk {
  public:
   __device__ __forceinline__ explicit W4TileWalk(Sm90Grid const& grid)
       : grid_(grid),
-        rank_(Tile::kCluster == 1 ? 0 : static_cast<int>(cluster_rank())),
-        clusters_(static_cast<int>(gridDim.x) / Tile::kCluster),
-        index_(static_cast<int>(blockIdx.x) / Tile::kCluster) {}
+        rank_(Tile::kSplit == 1 ? 0 : static_cast<int>(cluster_rank())),
+        clusters_(static_cast<int>(gridDim.x) / Tile::kSplit),
+        index_(static_cast<int>(blockIdx.x) / Tile::kSplit) {}
 
   /// Whether there is another tile; then `token` and `row` are its first token and row of W.
   __device__ __forceinline__ bool next(int& token, int& row) {
@@ -80,20 +80,17 @@ class W4TileWalk {
     Sm90Grid::Cell const cell = grid_.cell(index_);
     index_ += clusters_;
     token = cell.down * Tile::kTokens;
-    row = (cell.across * Tile::kShare + (Tile::kSplit == 1 ? rank_ : 0)) * kSm90W4Rows;
+    row = cell.across * kSm90W4Rows;
     return true;
   }
 
   __device__ __forceinline__ int rank() const { return rank_; }
 
-  /// The first of this block's stages of codes, out of `stages`; rank() + 1 gives the end.
-  __device__ __forceinline__ int first_stage(int stages, int rank) const { return stages * rank / Tile::kSplit; }
-  __device__ __forceinline__ int begin(int stages) const { return Tile::kSplit == 1 ? 0 : first_stage(stages, rank_); }
-  __device__ __forceinline__ int end(int stages) const {
-    return Tile::kSplit == 1 ? stages : first_stage(stages, rank_ + 1);
-  }
+  /// This block's stages of codes, out of `stages`: from begin to end, which may be equal.
+  __device__ __forceinline__ int begin(int stages) const { return stages * rank_ / Tile::kSplit; }
+  __device__ __forceinline__ int end(int stages) const { return stages * (rank_ + 1) / Tile::kSplit; }
   /// Whether this block adds up the sums and stores them.
-  __device__ __forceinline__ bool leads() const { return Tile::kSplit == 1 || rank_ == 0; }
+  __device__ __forceinline__ bool leads() const { return rank_ == 0; }
 
  private:
   Sm90Grid const& grid_;
@@ -116,12 +113,12 @@ class Sm90W4Producer {
     int token, row;
     while (walk.next(token, row)) {
       for (int i = walk.begin(args_.code_stages); i < walk.end(args_.code_stages); ++i) {
-        fill<kStageColumns>(&args_.xq, &args_.wq, i * kStageColumns, i * kCodeRowBytes, token, row, walk.rank());
+        fill<kStageColumns>(&args_.xq, &args_.wq, i * kStageColumns, i * kCodeRowBytes, token, row);
       }
       if (!walk.leads()) continue;
       for (int i = 0; i < args_.outlier_stages; ++i) {
         int const channel = i * Traits::kStageOutliers;
-        fill<kCodeRowBytes>(&args_.xo, &args_.wo, channel, channel, token, row, walk.rank());
+        fill<kCodeRowBytes>(&args_.xo, &args_.wo, channel, channel, token, row);
       }
     }
   }
@@ -130,17 +127,10 @@ class Sm90W4Producer {
   /// Fill the next stage: columns from `x_column` and `w_column`; rows of X have kXRowBytes in a stage.
   template <int kXRowBytes>
   __device__ __forceinline__ void fill(CUtensorMap const* x, CUtensorMap const* w, int x_column, int w_column,
-                                       int token, int row, int rank) {
+                                       int token, int row) {
     uint32_t const barrier = stages_.full(at_.stage);
-    stages_.acquire(at_, args_.x_rows * Tile::kShare * kXRowBytes + Traits::kWBytes);
-    if constexpr (Tile::kShare == 1) {
-      tma_load(stages_.x(at_.stage), x, barrier, x_column, token);
-    } else {
-      constexpr int kPart = Tile::kTokens / Tile::kShare;
-      constexpr uint16_t kEveryone = (1 << Tile::kShare) - 1;
-      tma_load_multicast(stages_.x(at_.stage) + rank * kPart * kXRowBytes, x, barrier, x_column, token + rank * kPart,
-                         kEveryone);
-    }
+    stages_.acquire(at_, args_.x_rows * kXRowBytes + Traits::kWBytes);
+    tma_load(stages_.x(at_.stage), x, barrier, x_column, token);
     tma_load(stages_.w(at_.stage), w, barrier, w_column, row);
     at_.advance();
   }
@@ -227,8 +217,8 @@ class Sm90W4Consumer {
     }
   }
 
-  /// sums = xq wc^T over stages begin..end of K. Halves of a stage take turns with two sets of registers: one is decoded
-  /// while the products of the other run.
+  /// sums = xq wc^T over stages begin..end of K. Halves of a stage take turns with two sets of registers: one is
+  /// decoded while the products of the other run.
   __device__ __forceinline__ void multiply_codes(int begin, int end, int row) {
     scale_rows_[0] = args_.sg + clamped(row + lane_row_);
     scale_rows_[1] = args_.sg + clamped(row + lane_row_ + 8);
@@ -305,20 +295,17 @@ class Sm90W4Consumer {
     wgmma_wait<1>();
   }
 
-  /// Tell every block that writes to this stage that this warp has read it.
+  /// Tell the producer that this warp has read the stage.
   __device__ __forceinline__ void release(int stage) const {
     __syncwarp();
-    if constexpr (Tile::kShare == 1) {
-      if (lane_ == 0) mbarrier_arrive(stages_.empty(stage));
-    } else {
-      if (lane_ < Tile::kShare) mbarrier_arrive_at(stages_.empty(stage), lane_);
-    }
+    if (lane_ == 0) mbarrier_arrive(stages_.empty(stage));
   }
 
   /// Where the other blocks of a split leave the sums of this thread, four by four.
   __device__ __forceinline__ uint32_t part(int rank, int i) const {
-    constexpr int kPerRow = kWarpgroup * Traits::kConsumers;
-    return shared_.part(rank) + 16 * (i * kPerRow + warpgroup_ * kWarpgroup + static_cast<int>(threadIdx.x) % kWarpgroup);
+    constexpr int kReaders = kWarpgroup * Traits::kConsumers;
+    int const reader = warpgroup_ * kWarpgroup + static_cast<int>(threadIdx.x) % kWarpgroup;
+    return shared_.part(rank) + 16 * (i * kReaders + reader);
   }
 
   __device__ __forceinline__ void send_sums(int rank) const {
@@ -454,12 +441,12 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     for (CUtensorMap const* map : {&args.xq, &args.wq, &args.xo, &args.wo, &args.y}) prefetch_tensor_map(map);
-    shared.stages().init(Tile::kShare * Traits::kReaderWarps);
+    shared.stages().init(Traits::kReaderWarps);
     mbarrier_init(shared.sx_full(), 32);
     mbarrier_init(shared.sx_empty(), 32 * Traits::kReaderWarps);
     mbarrier_init_fence();
   }
-  if constexpr (Tile::kCluster > 1) {
+  if constexpr (Tile::kSplit > 1) {
     cluster_sync();
   } else {
     __syncthreads();
@@ -477,8 +464,6 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
     claim_registers<Traits::kConsumerRegisters>();
     Sm90W4Consumer<T, Traits>(args, shared, warp / 4 - 1).run();
   }
-  // A block's shared memory must outlive the arrivals of its peers.
-  if constexpr (Tile::kShare > 1) cluster_depart();
 }
 
 }  // namespace graphopt::mixq

@@ -12,11 +12,11 @@
 
 namespace graphopt::mixq {
 
-/// Tiles of tokens walked before the next rows of W: those that balance what clusters in flight read of X and of W.
+/// Tiles of tokens walked before the next rows of W: those that balance what blocks in flight read of X and of W.
 template <class Tile>
-int w4_group(int down, int clusters_in_flight) {
-  double const w_bytes = kSm90W4Rows * Tile::kShare * 0.5, x_bytes = Tile::kTokens;  // for each column
-  return std::clamp(static_cast<int>(std::lround(std::sqrt(clusters_in_flight * w_bytes / x_bytes))), 1, down);
+int w4_group(int down, int blocks_in_flight) {
+  double const w_bytes = kSm90W4Rows * 0.5, x_bytes = Tile::kTokens;  // for each column
+  return std::clamp(static_cast<int>(std::lround(std::sqrt(blocks_in_flight * w_bytes / x_bytes))), 1, down);
 }
 
 template <class T, class Tile>
@@ -24,8 +24,7 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   using Traits = Sm90W4Traits<T, Tile>;
   Sm90W4Args<T> args;
   // A box that reaches past the last token costs more than tokens that exist.
-  args.x_rows = static_cast<int32_t>(Tile::kShare > 1 ? Tile::kTokens / Tile::kShare
-                                                      : std::min<int64_t>(p.m, Tile::kTokens));
+  args.x_rows = static_cast<int32_t>(std::min<int64_t>(p.m, Tile::kTokens));
   int64_t const row_bytes = packed_row_bytes(p.k);
   GRAPHOPT_TRY(encode_tensor_map(&args.xq, p.xq, DType::kInt8, p.m, p.k, args.x_rows));
   GRAPHOPT_TRY(encode_tensor_map(&args.wq, p.wq4, DType::kInt8, p.n, row_bytes, kSm90W4Rows, kCodeRowBytes));
@@ -43,47 +42,29 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   args.group_shift = w4a8_group_shift(p.group, p.k);
   args.last_group = static_cast<int32_t>((p.k - 1) >> args.group_shift);
   args.grid.down = static_cast<int32_t>(ceil_div<int64_t>(p.m, Tile::kTokens));
-  args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, kSm90W4Rows * Tile::kShare));
-  int const at_once = multiprocessors / Tile::kCluster;
+  args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, kSm90W4Rows));
+  int const at_once = multiprocessors / Tile::kSplit;
   args.grid.group = w4_group<Tile>(args.grid.down, at_once);
   // Blocks that split K exchange their sums once, so each has one tile.
   int const clusters = Tile::kSplit > 1 ? args.grid.clusters() : std::min(at_once, args.grid.clusters());
-  return launch_clusters(linear_w4a8_sm90<T, Tile>, args, clusters * Tile::kCluster, Traits::kThreads,
-                         Traits::kSharedBytes, Tile::kCluster, stream);
+  return launch_clusters(linear_w4a8_sm90<T, Tile>, args, clusters * Tile::kSplit, Traits::kThreads,
+                         Traits::kSharedBytes, Tile::kSplit, stream);
 }
 
 template <class T>
 Status launch_linear_w4a8_sm90(LinearW4A8Params const& p, Sm90W4Kernel kernel, int multiprocessors,
                                cudaStream_t stream) {
   switch (kernel) {
-    case Sm90W4Kernel::kTile256x2:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile256:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<256>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile128x2:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile128:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile128Split2:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 1, 2>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile64:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile64Split2:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile64Split4:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1, 4>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile32:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<32>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile32Split2:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<32, 1, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile32Split4:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<32, 1, 4>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile16:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<16>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile16Split2:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<16, 1, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile16Split4:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<16, 1, 4>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile64Split:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile128:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 1>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile128Split:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 2>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile256:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 1>>(p, multiprocessors, stream);
   }
   return Status::kBadOperation;
 }

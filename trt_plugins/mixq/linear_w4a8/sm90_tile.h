@@ -6,21 +6,17 @@
 namespace graphopt::mixq {
 
 /// A block's share of Y [M, N]: kTokens tokens and kSm90W4Rows rows of W.
-///   kShare: blocks of a cluster that multiply the same tokens, each bringing its part of them to all.
-///   kSplit: blocks of a cluster that split K; the first one adds their sums. One of the two is 1.
-template <int kTokens_, int kShare_ = 1, int kSplit_ = 1>
+///   kSplit: blocks of a cluster that split K; the first one adds their sums.
+template <int kTokens_, int kSplit_>
 struct Sm90W4Tile {
   static constexpr int kTokens = kTokens_;
-  static constexpr int kShare = kShare_;
   static constexpr int kSplit = kSplit_;
-  static constexpr int kCluster = kShare * kSplit;
   static_assert(kTokens <= 256, "the rows of a box of the copy engine");
-  static_assert(kShare == 1 || kSplit == 1);
 };
 
-constexpr int kSm90W4Rows = 128;       // of W, in a block
-constexpr int kCodeRowBytes = 64;      // of W in a stage: 128 codes, or 32 outlier channels
-constexpr int kStageColumns = 128;     // codes of a row in a stage
+constexpr int kSm90W4Rows = 128;    // of W, in a block
+constexpr int kCodeRowBytes = 64;   // of W in a stage: 128 codes, or 32 outlier channels
+constexpr int kStageColumns = 128;  // codes of a row in a stage
 
 /// Sizes that follow from a tile and the 2-byte type T.
 template <class T, class Tile_>
@@ -40,7 +36,7 @@ struct Sm90W4Traits {
   static constexpr int kXBytes = Tile::kTokens * kStageColumns;
   static constexpr int kWBytes = kSm90W4Rows * kCodeRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;
-  static constexpr int kStoreTokens = Tile::kTokens < 32 ? Tile::kTokens : 32;
+  static constexpr int kStoreTokens = 32;
   static constexpr int kStoreBytes = kStoreTokens * 128;  // of 64 rows of W
   static constexpr int kStagingBytes = 2 * kConsumers * kStoreBytes;
   static constexpr int kPartBytes = kSm90W4Rows * Tile::kTokens * 4;  // int32 sums of one other block of the split

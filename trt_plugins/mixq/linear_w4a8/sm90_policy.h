@@ -1,0 +1,59 @@
+// Which Hopper w4a8 kernel runs. Host code only.
+//
+// Tiles of Y run in waves, as many as the device holds at once, and a wave takes as long as one of its tiles. The
+// numbers describe an H100 SXM; benchmarks/results/h100/mixq_w4a8.json has the measurements, and a test compares the
+// choice with the fastest kernel in it.
+#pragma once
+
+#include <cstdint>
+
+namespace graphopt::mixq {
+
+/// kTile<tokens>[Split], each of 128 rows of W. Split: two blocks share a tile, each with half of K.
+enum class Sm90W4Kernel { kTile64, kTile64Split, kTile128, kTile128Split, kTile256 };
+
+/// What a tile costs.
+struct Sm90W4Cost {
+  Sm90W4Kernel kernel;
+  int64_t tokens;
+  int64_t blocks;    // that share a tile
+  double per_stage;  // microseconds for 128 codes of K or 32 outlier channels
+  double per_tile;   // microseconds to exchange sums
+};
+
+constexpr int64_t kSm90W4LeastTokens = 33;  // below, the kernels for few tokens are as fast or faster
+
+constexpr Sm90W4Cost kSm90W4Costs[] = {
+    {Sm90W4Kernel::kTile64, 64, 1, 0.44, 0.0},   {Sm90W4Kernel::kTile64Split, 64, 2, 0.53, 1.5},
+    {Sm90W4Kernel::kTile128, 128, 1, 0.48, 0.0}, {Sm90W4Kernel::kTile128Split, 128, 2, 0.55, 2.3},
+    {Sm90W4Kernel::kTile256, 256, 1, 0.71, 0.0},
+};
+
+/// Estimated microseconds for Y [M, N] and K, without the launch. See pick_sm90_w4.
+constexpr double sm90_w4_time(Sm90W4Cost const& cost, int64_t m, int64_t n, int64_t k, int64_t capacity,
+                              int multiprocessors) {
+  int64_t const tiles = (m + cost.tokens - 1) / cost.tokens * ((n + 127) / 128);
+  int64_t const at_once = multiprocessors / cost.blocks;
+  int64_t const waves = (tiles + at_once - 1) / at_once;
+  auto const codes = static_cast<double>((k + 127) / 128), outliers = static_cast<double>((capacity + 31) / 32);
+  double const stages = codes / static_cast<double>(cost.blocks) + outliers;
+  return static_cast<double>(waves) * (stages * cost.per_stage + cost.per_tile);
+}
+
+/// The kernel that is estimated to be fastest.
+///
+/// Args:
+///   m, n, k, capacity: sizes, see LinearW4A8Params.
+///   multiprocessors: of the device, 2 or more.
+constexpr Sm90W4Kernel pick_sm90_w4(int64_t m, int64_t n, int64_t k, int64_t capacity, int multiprocessors) {
+  Sm90W4Cost const* best = kSm90W4Costs;
+  for (Sm90W4Cost const& cost : kSm90W4Costs) {
+    if (sm90_w4_time(cost, m, n, k, capacity, multiprocessors) <
+        sm90_w4_time(*best, m, n, k, capacity, multiprocessors)) {
+      best = &cost;
+    }
+  }
+  return best->kernel;
+}
+
+}  // namespace graphopt::mixq
