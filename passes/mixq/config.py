@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from graphopt.passes.mixq.numerics import CAPACITY_STEP
+from graphopt.passes.mixq.prediction import SIGMA, SIGMA_RMS
 
 
 class OutlierConfig(BaseModel):
@@ -26,7 +27,22 @@ class OutlierConfig(BaseModel):
     )
     threshold: float = Field(6.0, gt=0, description="select threshold: channels whose maximum exceeds this")
     top: int = Field(64, ge=0, description="select top: this many channels with the largest maxima")
-    capacity: int = Field(128, ge=CAPACITY_STEP, description="at most this many; a multiple of 16")
+    capacity: int = Field(
+        128, ge=CAPACITY_STEP, description="at most this many, calibrated and predicted; a multiple of 16"
+    )
+    online: bool | Literal["auto"] = Field(
+        False,
+        description="add the channels that exceed sigma or sigma_rms at run time; auto: where nothing is calibrated",
+    )
+    sigma: float = Field(
+        SIGMA.default, ge=0, allow_inf_nan=False, description="online: outliers are larger than this; 0: no such bound"
+    )
+    sigma_rms: float = Field(
+        SIGMA_RMS.default,
+        ge=0,
+        allow_inf_nan=False,
+        description="online: and larger than sigma_rms x rms of their token; 0: no such bound",
+    )
 
     @field_validator("capacity")
     @classmethod
@@ -34,6 +50,18 @@ class OutlierConfig(BaseModel):
         if value % CAPACITY_STEP:
             raise ValueError(f"must be a multiple of {CAPACITY_STEP}")
         return value
+
+    @model_validator(mode="after")
+    def _online_needs_a_bound(self) -> "OutlierConfig":
+        if self.online is True and not self.sigma and not self.sigma_rms:
+            raise ValueError("online prediction needs sigma or sigma_rms above 0; set one, or online to false")
+        return self
+
+    def predicts(self, *, calibrated: bool) -> bool:
+        """Whether outliers are predicted online, given whether there are statistics to select them from."""
+        if self.online == "auto":
+            return not calibrated and self.select != "none" and max(self.sigma, self.sigma_rms) > 0
+        return self.online
 
 
 class MixQConfig(BaseModel):

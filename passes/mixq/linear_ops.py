@@ -4,11 +4,15 @@ All three compute Y = T(s_x s_w (X_q W_cᵀ) + X_O W_Oᵀ + bias) with int8 weig
 stored but made from 4-bit codes and integer group scales, W_c[n, k] = sg[k // group, n] · W_q4[n, k], so that every sum
 of products stays an exact int32 one with one scale at the end, whatever the groups are: a kernel decodes while it loads
 and is otherwise the one of w8a8 (numerics.py, "4-bit weights").
+
+Each has a form for online prediction, with "Online" at the end of its name: xo then holds the channels set, of which
+only those of idx have original columns in wo; the others' are T(s_w W_c).
 """
 
-__all__ = ["LINEAR", "LINEAR_W4A4", "LINEAR_W4A8"]
+__all__ = ["LINEAR", "LINEAR_W4A4", "LINEAR_W4A8", "ONLINE_LINEARS"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,8 @@ from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
 from graphopt.numerics.packing import PACK_STEP, pack_int4, unpack_int4
 from graphopt.passes.mixq import numerics
-from graphopt.passes.mixq.operands import SX, XO, XQ, XQ4, example_indices, example_rows
+from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices, example_rows
+from graphopt.passes.mixq.prediction import write_columns
 
 _SW = Param("sw", "(N,) float32: scale of each output channel")
 _WO = Param("wo", "(N, C) T: original outlier columns, 0 in padding")
@@ -37,27 +42,40 @@ _GROUP = Attribute(
 _SUM = "int8 products in int32, outlier products in float32, one rounding to T at the end (MixQ, SC'24)"
 
 
-def _eight_bit_body(b: BodyBuilder) -> None:
+#: Returns the outlier columns, given what writes the dequantized weight (N, K) float32.
+_Columns = Callable[[BodyBuilder, Callable[[], str]], str]
+
+
+def _original_columns(_: BodyBuilder, __: Callable[[], str]) -> str:
+    return "wo"
+
+
+def _extended_columns(b: BodyBuilder, weight: Callable[[], str]) -> str:
+    return write_columns(b, weight())
+
+
+def _eight_bit_body(b: BodyBuilder, columns: _Columns = _original_columns) -> None:
     x = b.op("DequantizeLinear", "xq", b.const(1.0), b.const(0, np.int8))
     w = b.op("DequantizeLinear", "wq", "sw", axis=0)
-    _add_outliers(b, b.op("Mul", b.op("MatMul", x, b.op("Transpose", w, perm=[1, 0])), "sx"))
+    _add_outliers(b, b.op("Mul", b.op("MatMul", x, b.op("Transpose", w, perm=[1, 0])), "sx"), columns(b, lambda: w))
 
 
-def _add_outliers(b: BodyBuilder, inner: str) -> None:
-    outer = b.op("MatMul", b.cast("xo"), b.op("Transpose", b.cast("wo"), perm=[1, 0]))
+def _add_outliers(b: BodyBuilder, inner: str, columns: str) -> None:
+    outer = b.op("MatMul", b.cast("xo"), b.op("Transpose", b.cast(columns), perm=[1, 0]))
     b.cast_like(b.op("Add", b.op("Add", inner, outer), b.cast("bias")), "xo", out="y")
 
 
-def _four_bit_body(b: BodyBuilder, x: str) -> None:
+def _four_bit_body(b: BodyBuilder, x: str, columns: _Columns) -> None:
     """Write y for the float32 codes ``x`` (..., columns); columns of wq4 beyond those are padding."""
-    columns = b.op("Gather", b.op("Shape", x), b.const([-1], np.int64), axis=0)
+    count = b.op("Gather", b.op("Shape", x), b.const([-1], np.int64), axis=0)
     first, one = b.const([0], np.int64), b.const([1], np.int64)
-    codes = b.op("Slice", _unpacked(b, "wq4"), first, columns, one, one)
-    every = b.op("Range", b.const(0, np.int64), b.op("Squeeze", columns, first), b.const(1, np.int64))
+    codes = b.op("Slice", _unpacked(b, "wq4"), first, count, one, one)
+    every = b.op("Range", b.const(0, np.int64), b.op("Squeeze", count, first), b.const(1, np.int64))
     group = b.op("Div", every, b.attribute("group", AttributeProto.INT))
     scales = b.op("Gather", b.op("DequantizeLinear", "sg", b.const(1.0), b.const(0, np.int8)), group, axis=0)
     w = b.op("Mul", b.op("Transpose", codes, perm=[1, 0]), scales)
-    _add_outliers(b, b.op("Mul", b.op("Mul", b.op("MatMul", x, w), "sx"), "sw"))
+    inner = b.op("Mul", b.op("Mul", b.op("MatMul", x, w), "sx"), "sw")
+    _add_outliers(b, inner, columns(b, lambda: b.op("Transpose", b.op("Mul", w, "sw"), perm=[1, 0])))
 
 
 def _unpacked(b: BodyBuilder, packed: str) -> str:
@@ -75,12 +93,12 @@ def _unpacked(b: BodyBuilder, packed: str) -> str:
     return str(b.op("Reshape", halves, b.op("Concat", lead, b.op("Mul", count, b.const([2], np.int64)), axis=0)))
 
 
-def _w4a8_body(b: BodyBuilder) -> None:
-    _four_bit_body(b, b.op("DequantizeLinear", "xq", b.const(1.0), b.const(0, np.int8)))
+def _w4a8_body(b: BodyBuilder, columns: _Columns = _original_columns) -> None:
+    _four_bit_body(b, b.op("DequantizeLinear", "xq", b.const(1.0), b.const(0, np.int8)), columns)
 
 
-def _w4a4_body(b: BodyBuilder) -> None:
-    _four_bit_body(b, _unpacked(b, "xq4"))
+def _w4a4_body(b: BodyBuilder, columns: _Columns = _original_columns) -> None:
+    _four_bit_body(b, _unpacked(b, "xq4"), columns)
 
 
 def _evaluate_w4a8(
@@ -94,22 +112,39 @@ def _evaluate_w4a4(xq4: np.ndarray, *rest: np.ndarray, group: int = 64) -> tuple
     return _evaluate_w4a8(unpack_int4(xq4, 2 * xq4.shape[-1]), *rest, group=group)
 
 
-def _eight_bit_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
+#: Makes example inputs of a linear from a generator, T, the outlier channels of the activation and of the weight.
+_Examples = Callable[[np.random.Generator, Any, np.ndarray, np.ndarray], Sequence[np.ndarray]]
+
+
+def _eight_bit_examples(
+    rng: np.random.Generator, dtype: Any, of_x: np.ndarray, of_w: np.ndarray
+) -> Sequence[np.ndarray]:
     x, w = example_rows(rng, dtype), (rng.standard_normal((24, 80)) * 0.1).astype(dtype)
-    return (
-        *numerics.quantize_rows(x, example_indices()),
-        *numerics.quantize_weight(w, example_indices()),
-        rng.standard_normal(24).astype(dtype),
-    )
+    bias = rng.standard_normal(24).astype(dtype)
+    return (*numerics.quantize_rows(x, of_x), *numerics.quantize_weight(w, of_w), bias)
 
 
-def _four_bit_examples(rng: np.random.Generator, dtype: Any, bits: int) -> Sequence[np.ndarray]:
+def _four_bit_examples(
+    rng: np.random.Generator, dtype: Any, of_x: np.ndarray, of_w: np.ndarray, bits: int
+) -> Sequence[np.ndarray]:
     x, w = example_rows(rng, dtype), rng.standard_normal((24, 80)).astype(dtype)
-    xq, sx, xo = numerics.quantize_rows(x, example_indices(), bits)
-    codes, sw, wo = numerics.quantize_rows(w, example_indices(), 4)
+    xq, sx, xo = numerics.quantize_rows(x, of_x, bits)
+    codes, sw, wo = numerics.quantize_rows(w, of_w, 4)
     groups = rng.integers(1, numerics.GROUP_SCALE_MAX + 1, (2, 24)).astype(np.int8)
     bias = rng.standard_normal(24).astype(dtype)
     return xq if bits == 8 else pack_int4(xq), sx, xo, pack_int4(codes), groups, sw[:, 0] / 10, wo, bias
+
+
+def _w4a8_examples(*given: Any) -> Sequence[np.ndarray]:
+    return _four_bit_examples(*given, 8)
+
+
+def _w4a4_examples(*given: Any) -> Sequence[np.ndarray]:
+    return _four_bit_examples(*given, 4)
+
+
+def _offline(examples: _Examples) -> Callable[[np.random.Generator, Any], Sequence[np.ndarray]]:
+    return lambda rng, dtype: examples(rng, dtype, example_indices(), example_indices())
 
 
 LINEAR = OpSpec(
@@ -120,7 +155,7 @@ LINEAR = OpSpec(
     outputs=(_Y,),
     body=_eight_bit_body,
     evaluate=lambda *inputs: (numerics.linear(*inputs),),
-    examples=_eight_bit_examples,
+    examples=_offline(_eight_bit_examples),
     plugin=True,
 )
 
@@ -134,7 +169,8 @@ LINEAR_W4A8 = OpSpec(
     attributes=(_GROUP,),
     body=_w4a8_body,
     evaluate=_evaluate_w4a8,
-    examples=lambda rng, dtype: _four_bit_examples(rng, dtype, 8),
+    examples=_offline(_w4a8_examples),
+    plugin=True,
 )
 
 LINEAR_W4A4 = OpSpec(
@@ -147,5 +183,66 @@ LINEAR_W4A4 = OpSpec(
     attributes=(_GROUP,),
     body=_w4a4_body,
     evaluate=_evaluate_w4a4,
-    examples=lambda rng, dtype: _four_bit_examples(rng, dtype, 4),
+    examples=_offline(_w4a4_examples),
 )
+
+
+def _int8_codes(given: dict[str, np.ndarray], _: int, __: int) -> np.ndarray:
+    return given["wq"]
+
+
+def _int4_codes(given: dict[str, np.ndarray], channels: int, group: int) -> np.ndarray:
+    return numerics.grouped_codes(unpack_int4(given["wq4"], channels), given["sg"], group)
+
+
+def _online(
+    spec: OpSpec,
+    body: Callable[[BodyBuilder, _Columns], None],
+    codes: Callable[[dict[str, np.ndarray], int, int], np.ndarray],
+    examples: _Examples,
+) -> OpSpec:
+    """Return the form of ``spec`` for online prediction.
+
+    Args:
+        spec: a linear.
+        body: its body, given what writes the outlier columns.
+        codes: W_c (N, K) int8 from the inputs by name, K and the group.
+        examples: its inputs.
+    """
+    names = [p.name for p in spec.inputs]
+
+    def evaluate(*inputs: np.ndarray, **attributes: int) -> tuple[np.ndarray, ...]:
+        *own, indices, extended = inputs
+        given = dict(zip(names, own, strict=True))
+        channels = np.maximum(extended, 0)
+        wc = codes(given, int(channels.max(initial=0)) + 1, attributes.get("group", int(_GROUP.default)))
+        dequantized = wc[:, channels].astype(np.float32) * given["sw"][:, None]
+        given["wo"] = numerics.extend_columns(given["wo"], indices, extended, dequantized)
+        return spec.evaluate(*given.values(), **attributes)
+
+    def online_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
+        # Of the outliers 3, 17 and 79, one was not there when the weight was quantized; 20 is none but was predicted.
+        indices = example_indices(known=False)
+        extended = numerics.pad_indices(np.array([3, 17, 20, 79]), 2 * numerics.CAPACITY_STEP)
+        return (*examples(rng, dtype, extended, indices), indices, extended)
+
+    return replace(
+        spec,
+        name=f"{spec.name}Online",
+        doc=f"{spec.doc} xo holds the channels set. Their columns are those of wo for channels in idx and "
+        "T(sw * wc[:, channel]) for others.",
+        inputs=(*spec.inputs, IDX, SET),
+        body=lambda b: body(b, _extended_columns),
+        evaluate=evaluate,
+        examples=online_examples,
+        plugin=False,
+        _functions={},
+    )
+
+
+#: The forms for online prediction, by the name of the op without it.
+ONLINE_LINEARS = {
+    LINEAR.name: _online(LINEAR, _eight_bit_body, _int8_codes, _eight_bit_examples),
+    LINEAR_W4A8.name: _online(LINEAR_W4A8, _w4a8_body, _int4_codes, _w4a8_examples),
+    LINEAR_W4A4.name: _online(LINEAR_W4A4, _w4a4_body, _int4_codes, _w4a4_examples),
+}

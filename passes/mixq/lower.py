@@ -4,13 +4,14 @@
       =>  MixQAddRMSNorm(x, r) -> xq, sx, xo, sum;  MixQLinear(xq, sx, xo, ...) three times
 
 The outlier set belongs to the tensor and so to the whole group; every weight of the group is quantized around it. The
-linears of a group agree on the bits of the activation; how their weights are stored is their own affair.
+linears of a group agree on the bits of the activation; how their weights are stored is their own affair. With online
+prediction the ops are those that end in "Online", and the linears read the set that their quantizing op predicts.
 """
 
 __all__ = ["SCHEME", "MixQ"]
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,35 @@ class _Group:
     linears: list[tuple[LinearView, MixQConfig]]
 
 
+@dataclass(frozen=True)
+class _Outliers:
+    """The outlier channels of a group's input.
+
+    Attributes:
+        indices: (C,) int32, known now: ascending, padded with -1.
+        capacity: of a call, if more are predicted ``online``.
+        online: whether they are.
+    """
+
+    indices: np.ndarray
+    capacity: int
+    online: bool
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """For the report."""
+        return {"outliers": int((self.indices >= 0).sum()), "capacity": self.capacity, "online": self.online}
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """What the quantizing op of a group hands to its linears: before their weights (xq, sx, xo), and after them."""
+
+    op: str
+    before: list[gs.Tensor]
+    after: list[gs.Tensor] = field(default_factory=list)
+
+
 class MixQ:
     """The scheme of "MixQ: Taming Dynamic Outliers in Mixed-Precision Quantization by Online Prediction" (SC'24)."""
 
@@ -81,12 +111,13 @@ class MixQ:
         for group in self._groups(model, assignment, report):
             _check_statistics(group, statistics)
             outliers = _select(group, statistics)
-            if not outliers.size and statistics is None and group.outliers.select != "none":
-                report.note(STAGE, self.name, group.linears[0][0].name, "no calibration: the outlier set is empty")
+            if statistics is None and group.outliers.select != "none":
+                known = "outliers are predicted online" if outliers.online else "the outlier set is empty"
+                report.note(STAGE, self.name, group.linears[0][0].name, f"no calibration: {known}")
             if dry_run:
                 for linear, config in group.linears:
-                    reason = _described(config, _entry(statistics, linear))
-                    report.rewritten(STAGE, self.name, linear.name, reason, outliers=int(outliers.size))
+                    reason = _described(config, _entry(statistics, linear), outliers)
+                    report.rewritten(STAGE, self.name, linear.name, reason, **outliers.detail)
                 continue
             _lower_group(model, group, outliers, statistics, report)
         if not dry_run:
@@ -134,38 +165,44 @@ def _choose_rounding(config: MixQConfig, entry: LinearStatistics | None) -> str:
     return "nearest" if entry is None or entry.second_moment is None else "gptq"
 
 
-def _described(config: MixQConfig, entry: LinearStatistics | None) -> str:
+def _described(config: MixQConfig, entry: LinearStatistics | None, outliers: _Outliers) -> str:
     """The op that a linear becomes, and how its weight is rounded where there is a choice."""
-    name = _LINEARS[config.bits].name
+    name = ops.variant(_LINEARS[config.bits], online=outliers.online).name
     if config.bits == "w8a8" and config.rounding == "nearest" and not config.clip:
         return name
     group = f", groups of {config.group}" if config.group else ""
     return f"{name}{group}, {_choose_rounding(config, entry)}{', clipped' if config.clip else ''}"
 
 
-def _select(group: _Group, statistics: Statistics | None) -> np.ndarray:
-    """Return the outlier channels of the group's input, ascending."""
+def _select(group: _Group, statistics: Statistics | None) -> _Outliers:
     settings = group.outliers
     entry = _entry(statistics, group.linears[0][0])
-    if entry is None or settings.select == "none":
-        return np.zeros(0, np.int32)
-    return numerics.select_outliers(
-        entry.absmax,
-        entry.rms,
-        rule=settings.select,
-        threshold=settings.threshold,
-        multiple=settings.multiple,
-        top=settings.top,
-        capacity=settings.capacity,
-    )
+    chosen = np.zeros(0, np.int32)
+    if entry is not None and settings.select != "none":
+        chosen = numerics.select_outliers(
+            entry.absmax,
+            entry.rms,
+            rule=settings.select,
+            threshold=settings.threshold,
+            multiple=settings.multiple,
+            top=settings.top,
+            capacity=settings.capacity,
+        )
+    indices = numerics.pad_indices(chosen, _slots(chosen.size))
+    if not settings.predicts(calibrated=entry is not None):
+        return _Outliers(indices, indices.size, online=False)
+    return _Outliers(indices, min(settings.capacity, _slots(group.linears[0][0].shape[1])), online=True)
+
+
+def _slots(channels: int) -> int:
+    """The smallest capacity that holds ``channels``."""
+    return max(1, -(-channels // numerics.CAPACITY_STEP)) * numerics.CAPACITY_STEP
 
 
 def _lower_group(
-    model: Model, group: _Group, outliers: np.ndarray, statistics: Statistics | None, report: Report
+    model: Model, group: _Group, outliers: _Outliers, statistics: Statistics | None, report: Report
 ) -> None:
-    capacity = max(numerics.CAPACITY_STEP, -(-outliers.size // numerics.CAPACITY_STEP) * numerics.CAPACITY_STEP)
-    indices = numerics.pad_indices(outliers, capacity)
-    quantized, how = _quantize(model, group, indices)
+    codes = _quantize(model, group, outliers)
     moments: dict[float, SecondMoment] = {}
     for linear, config in group.linears:
         report.progress(f"{STAGE}: {linear.name}")
@@ -173,20 +210,18 @@ def _lower_group(
         moment = None
         if entry is not None and entry.second_moment is not None and _choose_rounding(config, entry) == "gptq":
             if config.damping not in moments:
-                inner = ~numerics.outlier_mask(indices, entry.channels)
+                inner = ~numerics.outlier_mask(outliers.indices, entry.channels)
                 moments[config.damping] = SecondMoment(entry.second_moment, inner, config.damping)
             moment = moments[config.damping]
         importance = None if entry is None else entry.mean_square
-        weight = quantize_weight(linear, indices, config, importance=importance, moment=moment)
-        detail = _replace_linear(model, linear, config, quantized, weight)
-        reason = f"{_described(config, entry)}, input from {how}"
-        report.rewritten(
-            STAGE, MixQ.name, linear.name, reason, outliers=int(outliers.size), capacity=capacity, **detail
-        )
+        weight = quantize_weight(linear, outliers.indices, config, importance=importance, moment=moment)
+        detail = _replace_linear(model, linear, config, codes, weight)
+        reason = f"{_described(config, entry, outliers)}, input from {codes.op}"
+        report.rewritten(STAGE, MixQ.name, linear.name, reason, **outliers.detail, **detail)
 
 
-def _quantize(model: Model, group: _Group, indices: np.ndarray) -> tuple[list[gs.Tensor], str]:
-    """Insert the quantizing op of a group; return ([xq, sx, xo], name of the op)."""
+def _quantize(model: Model, group: _Group, outliers: _Outliers) -> _Codes:
+    """Insert the quantizing op of a group."""
     x, first = group.x, group.linears[0][0]
     channels = first.shape[1]
     dtype = weights.onnx_dtype(first.weight.dtype)
@@ -196,36 +231,57 @@ def _quantize(model: Model, group: _Group, indices: np.ndarray) -> tuple[list[gs
     def variable(suffix: str, kind: Any, last: int) -> gs.Variable:
         return gs.Variable(f"{stem}_{suffix}", kind, None if lead is None else [*lead, last])
 
-    codes = channels if group.bits == 8 else packed_bytes(channels)
-    outputs = [variable("xq", np.int8, codes), variable("sx", np.float32, 1), variable("xo", dtype, indices.size)]
-    idx = gs.Constant(f"{stem}_idx", indices)
+    width = channels if group.bits == 8 else packed_bytes(channels)
+    outputs = [variable("xq", np.int8, width), variable("sx", np.float32, 1), variable("xo", dtype, outliers.capacity)]
+    idx = gs.Constant(f"{stem}_idx", outliers.indices)
+    predicted = [gs.Variable(f"{stem}_set", np.int32, [outliers.capacity])] if outliers.online else []
+    settings = group.outliers
+    attrs: dict[str, Any] = {}
+    if outliers.online:
+        attrs = {"sigma": settings.sigma, "sigma_rms": settings.sigma_rms, "capacity": outliers.capacity}
+    fusion = _fuse(model, group, variable)
+    spec = ops.variant(fusion.spec, bits=group.bits, online=outliers.online)
+    node = spec.node(stem, [*fusion.inputs, idx], [*outputs, *fusion.outputs, *predicted], **fusion.attributes, **attrs)
+    model.graph.nodes.append(node)
+    return _Codes(node.op, outputs, [idx, *predicted] if outliers.online else [])
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    """An 8-bit quantizing op in place of a group's producer: its inputs before idx, its outputs after xo."""
+
+    spec: OpSpec
+    inputs: list[gs.Tensor]
+    outputs: list[gs.Tensor] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def _fuse(model: Model, group: _Group, variable: Callable[[str, Any, int], gs.Variable]) -> _Fusion:
+    """Take the producer of a group's input out of the graph if it fuses; ``variable`` makes an output."""
+    x, first = group.x, group.linears[0][0]
+    channels, dtype = first.shape[1], weights.onnx_dtype(first.weight.dtype)
     lowered = {id(linear.node) for linear, _ in group.linears}
     emit_y = query.is_output(model.graph, x) or any(id(n) not in lowered for n in query.consumers(x))
     producer = query.producer(x)
     fused = _PRODUCERS.get(producer.op) if producer is not None and producer.domain == DOMAIN else None
     if producer is None or fused is None:
-        node = ops.with_codes_of(group.bits, ops.QUANTIZE).node(stem, [x, idx], outputs)
-        model.graph.nodes.append(node)
-        return outputs, node.op
+        return _Fusion(ops.QUANTIZE, [x])
     attrs = {"epsilon": producer.attrs["epsilon"]} if "epsilon" in producer.attrs else {}
-    inputs, spec, extra = list(producer.inputs), fused.plain, []
+    inputs, spec, outputs = list(producer.inputs), fused.plain, []
     if fused.with_add is not None and (add := _residual_add(inputs[0])) is not None:
         spec, inputs = fused.with_add, [*add.inputs, *inputs[1:]]
         total = add.outputs[0]
         emit_sum = query.is_output(model.graph, total) or len(query.consumers(total)) > 1
         if emit_sum:
             add.outputs.clear()
-            extra.append(total)
+            outputs.append(total)
         else:
-            extra.append(variable("sum", dtype, channels))
+            outputs.append(variable("sum", dtype, channels))
         attrs["emit_sum"] = int(emit_sum)
     producer.outputs.clear()
     producer.inputs.clear()
-    extra.append(x if emit_y else variable("y", dtype, channels))
-    spec = ops.with_codes_of(group.bits, spec)
-    node = spec.node(stem, [*inputs, idx], [*outputs, *extra], emit_y=int(emit_y), **attrs)
-    model.graph.nodes.append(node)
-    return outputs, node.op
+    outputs.append(x if emit_y else variable("y", dtype, channels))
+    return _Fusion(spec, inputs, outputs, {**attrs, "emit_y": int(emit_y)})
 
 
 def _residual_add(total: gs.Tensor) -> gs.Node | None:
@@ -240,7 +296,7 @@ def _residual_add(total: gs.Tensor) -> gs.Node | None:
 
 
 def _replace_linear(
-    model: Model, linear: LinearView, config: MixQConfig, quantized: list[gs.Tensor], weight: QuantizedWeight
+    model: Model, linear: LinearView, config: MixQConfig, codes: _Codes, weight: QuantizedWeight
 ) -> dict[str, Any]:
     """Swap a canonical linear for a MixQ one; return sizes and normalized errors for the report."""
     n, k = linear.shape
@@ -255,7 +311,8 @@ def _replace_linear(
     output, before = linear.node.outputs[0], weights.nbytes(linear.weight)
     linear.node.outputs.clear()
     linear.node.inputs.clear()
-    spec = _LINEARS[config.bits]
-    model.graph.nodes.append(spec.node(linear.name, [*quantized, *constants, bias], [output], **attributes))
+    spec = ops.variant(_LINEARS[config.bits], online=bool(codes.after))
+    inputs = [*codes.before, *constants, bias, *codes.after]
+    model.graph.nodes.append(spec.node(linear.name, inputs, [output], **attributes))
     detail = {"N": n, "K": k, "bytes_before": before, "bytes_after": weight.nbytes, "weight_error": weight.error}
     return detail if weight.output_error is None else {**detail, "output_error": weight.output_error}

@@ -18,6 +18,15 @@ below one real scale per output channel (as in QServe, Lin et al., 2024, section
 |W_c| ≤ 126 fits int8, so groups cost neither a float32 accumulator per group nor accuracy: on SmolLM2 the output error
 of a layer is 1 % above that of float32 group scales (0.0437 against 0.0434 at group 64 with GPTQ).
 
+Online prediction (section 4) extends O by what exceeds a threshold τ_m in some token m of the call at hand:
+
+    r[k]  = max over m of |X[m, k]| / τ_m,  k not in O        τ_m = max(σ, σ_rms · rms of token m outside O)
+    O'    = O and the channels with r[k] > 1, the largest first, as far as the capacity goes
+    W_O'  = W[:, O], and s_w W_q where a channel is not in O
+
+X is then quantized around O'. The channels of an earlier call may stand in for O in all but W_O, which is how a plugin
+remembers.
+
 Deviations from the released code, all on purpose: outliers never enter a scale; quantization and dequantization use
 the same 127; the input is not modified; W_O holds original columns and not dequantized ones.
 """
@@ -26,10 +35,14 @@ __all__ = [
     "CAPACITY_STEP",
     "GROUP_SCALE_MAX",
     "ROW_TOLERANCE",
+    "excess",
+    "extend_columns",
+    "gather_outliers",
     "grouped_codes",
     "linear",
     "outlier_mask",
     "pad_indices",
+    "predict_outliers",
     "quantize_rows",
     "quantize_weight",
     "select_outliers",
@@ -102,6 +115,63 @@ def quantize_rows(y: np.ndarray, indices: np.ndarray, bits: int = 8) -> tuple[np
     x = np.where(mask, np.float32(0), y.astype(np.float32))
     sx, inverse = affine.absmax_scale(x, bits)
     return affine.quantize(x, inverse, bits), sx, gather_outliers(y, indices)
+
+
+def excess(y: np.ndarray, indices: np.ndarray, *, sigma: float, sigma_rms: float) -> np.ndarray:
+    """Return (K,) float32: by how much the largest value of each channel exceeds its token's threshold.
+
+    A channel of ``indices`` has 0, and so has every channel in a token that is not finite or whose threshold is 0.
+
+    Args:
+        y: (..., K), float32, float16 or bfloat16.
+        indices: (C,) int32, padded with -1.
+        sigma: absolute threshold.
+        sigma_rms: threshold as a multiple of the token's rms, in which channels of ``indices`` count as 0. The larger
+            threshold decides.
+    """
+    mask = outlier_mask(indices, y.shape[-1])
+    x = np.abs(np.where(mask, np.float32(0), y.astype(np.float32))).reshape(-1, y.shape[-1])
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        rms = np.sqrt(np.mean(x * x, axis=-1, keepdims=True))
+        threshold = np.maximum(np.float32(sigma), np.float32(sigma_rms) * rms)
+        usable = np.isfinite(threshold) & (threshold > 0) & np.isfinite(x).all(-1, keepdims=True)
+        ratio = np.where(usable, x / threshold, np.float32(0))
+    return np.max(ratio, axis=0, initial=np.float32(0))
+
+
+def predict_outliers(
+    y: np.ndarray, indices: np.ndarray, *, sigma: float, sigma_rms: float, capacity: int
+) -> np.ndarray:
+    """Return (capacity,) int32: ``indices`` and the channels of y that exceed a threshold, ascending, then -1.
+
+    Where there are too many, the largest `excess` wins, and the first channel among equal ones. Feeding the result of
+    one call to the next as ``indices`` is what a plugin that remembers does.
+
+    Args:
+        y, indices, sigma, sigma_rms: as in `excess`.
+        capacity: at least the number of channels in ``indices``.
+    """
+    score = excess(y, indices, sigma=sigma, sigma_rms=sigma_rms)
+    score[outlier_mask(indices, y.shape[-1])] = np.inf
+    largest = np.argsort(-score, kind="stable")[:capacity]
+    return pad_indices(largest[score[largest] > 1], capacity)
+
+
+def extend_columns(wo: np.ndarray, indices: np.ndarray, extended: np.ndarray, dequantized: np.ndarray) -> np.ndarray:
+    """Return (N, C'): the outlier columns for ``extended``, original ones where there are some.
+
+    Args:
+        wo: (N, C) T, original columns of the channels ``indices``.
+        indices: (C,) int32, padded with -1.
+        extended: (C',) int32, padded with -1.
+        dequantized: (N, C') float32: s_w W_c of the channels ``extended``, anything in padding.
+    """
+    columns = np.where(extended >= 0, dequantized, np.float32(0)).astype(wo.dtype)
+    slot = {int(channel): c for c, channel in enumerate(indices) if channel >= 0}
+    for c, channel in enumerate(extended):
+        if int(channel) in slot:
+            columns[:, c] = wo[:, slot[int(channel)]]
+    return columns
 
 
 def gather_outliers(y: np.ndarray, indices: np.ndarray) -> np.ndarray:

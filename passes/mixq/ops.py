@@ -3,7 +3,9 @@
 A quantizing op computes what its producer computes (a norm, a gated activation, ...), rounds it to the activation type
 T, and hands out X_q, s_x and X_O; linears that read the same X share it. `_quantize_rows` is the common tail of all
 bodies and `numerics.quantize_rows` its evaluator. Every op exists with 8-bit and with 4-bit codes; the 4-bit one has
-the same inputs and attributes, "4" at the end of its name, and packed codes xq4 in place of xq.
+the same inputs and attributes, "4" at the end of its name, and packed codes xq4 in place of xq. Each of these exists
+once more with online prediction: "Online" at the end of its name, the attributes of `numerics.predict_outliers`, and a
+last output set, the outlier channels that xq, sx and xo belong to.
 """
 
 __all__ = [
@@ -18,11 +20,12 @@ __all__ = [
     "OPS",
     "QUANTIZE",
     "RMS_NORM",
-    "with_codes_of",
+    "variant",
 ]
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +35,9 @@ from graphopt.core.op import Attribute, OpSpec, Param
 from graphopt.numerics import affine, layers
 from graphopt.numerics.packing import PACK_STEP, pack_int4
 from graphopt.passes.mixq import numerics
-from graphopt.passes.mixq.linear_ops import LINEAR, LINEAR_W4A4, LINEAR_W4A8
-from graphopt.passes.mixq.operands import SX, XO, XQ, XQ4, example_indices, example_rows
+from graphopt.passes.mixq.linear_ops import LINEAR, LINEAR_W4A4, LINEAR_W4A8, ONLINE_LINEARS
+from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices, example_rows
+from graphopt.passes.mixq.prediction import CAPACITY, SIGMA, SIGMA_RMS, write_outlier_mask, write_prediction
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -43,27 +47,21 @@ _X = Param("x", "(..., K) T")
 _RESIDUAL = Param("residual", "(..., K) T: added to x before the norm")
 _GAMMA = Param("gamma", "(K,) T")
 _BETA = Param("beta", "(K,) T")
-_IDX = Param("idx", "(C,) int32: outlier channels, ascending, padded with -1; C a multiple of 16, at least 16")
 
 _EPSILON = Attribute("epsilon", 1e-5, "added to the variance or mean square")
 _EMIT_Y = Attribute("emit_y", 0, "1 if the output y is read by something else than the sharing linears")
 _EMIT_SUM = Attribute("emit_sum", 0, "1 if the output sum is read")
 
-_TAIL = (
-    "Then, per token, quantized to {} bits as numerics.py says: X_q, s_x and X_O of the rounded value (MixQ, SC'24)."
-)
 
+def _quantize_rows(b: BodyBuilder, y: str, indices: str, bits: int) -> None:
+    """Write the outputs xq or xq4, sx, xo for the value ``y`` (type T); arithmetic in float32.
 
-def _quantize_rows(b: BodyBuilder, y: str, bits: int) -> None:
-    """Write the outputs xq or xq4, sx, xo for the value ``y`` (type T) and the input ``idx``; arithmetic in float32."""
+    ``indices`` names the outlier channels: (C,) int32, padded with -1.
+    """
     x = b.cast(y)
     channels = b.op("Gather", b.op("Shape", x), b.const(-1, np.int64), axis=0)
-    every = b.op("Range", b.const(0, np.int64), channels, b.const(1, np.int64))
-    index = b.cast("idx", 7)
-    hits = b.op("Equal", every, b.op("Unsqueeze", index, b.const([1], np.int64)))
-    is_outlier = b.cast(b.reduce("Max", b.cast(hits), 0, keepdims=0), 9)
-    zero = b.const(0.0)
-    inner = b.op("Where", is_outlier, zero, x)
+    index, zero = b.cast(indices, 7), b.const(0.0)
+    inner = b.op("Where", write_outlier_mask(b, indices, channels), zero, x)
     amax = b.reduce("Max", b.op("Abs", inner), -1)
     # ONNX leaves the maximum of a NaN open: the sum of 0·x carries NaN and Inf into the scale of their row.
     poison = b.reduce("Sum", b.op("Mul", inner, zero), -1)
@@ -97,19 +95,70 @@ def _packed(b: BodyBuilder, codes: str, channels: str) -> str:
     return str(b.op("Add", b.op("Mul", high, sixteen), b.op("Sub", low, borrow)))
 
 
-def _emit(b: BodyBuilder, value: str, like: str, bits: int) -> None:
-    """Round the float32 ``value`` to T as the output y, and quantize it."""
-    _quantize_rows(b, b.cast_like(value, like, out="y"), bits)
+@dataclass(frozen=True)
+class _Tail:
+    """What comes after y in every quantizing op: prediction if ``online``, then codes of ``bits``."""
+
+    bits: int
+    online: bool
+
+    def name(self, base: str) -> str:
+        return f"MixQ{base}{'' if self.bits == 8 else self.bits}{'Online' if self.online else ''}"
+
+    def doc(self, formula: str) -> str:
+        predicted = "the channels of numerics.predict_outliers" if self.online else "idx"
+        return (
+            f"{formula}. Then, per token, quantized to {self.bits} bits as numerics.py says: X_q, s_x and X_O of the "
+            f"rounded value, the outlier channels O being {predicted} (MixQ, SC'24)."
+        )
+
+    def attributes(self, *own: Attribute) -> tuple[Attribute, ...]:
+        return (*own, *((SIGMA, SIGMA_RMS, CAPACITY) if self.online else ()))
+
+    def indices(self) -> np.ndarray:
+        """Return example outlier channels; one is left to predict if ``online``."""
+        return example_indices(known=not self.online)
+
+    def outputs(self, *more: Param) -> tuple[Param, ...]:
+        return (XQ if self.bits == 8 else XQ4, SX, XO, *more, *((SET,) if self.online else ()))
+
+    def write(self, b: BodyBuilder, y: str) -> None:
+        """Write xq or xq4, sx, xo (and set) of the value ``y``."""
+        indices = "idx"
+        if self.online:
+            indices = "set"
+            write_prediction(b, y)
+        _quantize_rows(b, y, indices, self.bits)
+
+    def emit(self, b: BodyBuilder, value: str, like: str) -> None:
+        """Round the float32 ``value`` to T as the output y, and quantize it."""
+        self.write(b, b.cast_like(value, like, out="y"))
+
+    def evaluate(
+        self,
+        y: np.ndarray,
+        indices: np.ndarray,
+        *more: np.ndarray,
+        sigma: float = SIGMA.default,
+        sigma_rms: float = SIGMA_RMS.default,
+        capacity: int = int(CAPACITY.default),
+        **_: float,
+    ) -> Arrays:
+        """Return all outputs: those of `numerics.quantize_rows`, packed if 4 bits, ``more``, and set."""
+        if self.online:
+            indices = numerics.predict_outliers(y, indices, sigma=sigma, sigma_rms=sigma_rms, capacity=capacity)
+        xq, sx, xo = numerics.quantize_rows(y, indices, self.bits)
+        return (xq if self.bits == 8 else pack_int4(xq), sx, xo, *more, *((indices,) if self.online else ()))
 
 
-def _norm_body(b: BodyBuilder, source: str, bits: int, *, center: bool) -> None:
+def _norm_body(b: BodyBuilder, source: str, tail: _Tail, *, center: bool) -> None:
     x = b.cast(source)
     if center:
         x = b.op("Sub", x, b.reduce("Mean", x, -1))
     square = b.reduce("Mean", b.op("Mul", x, x), -1)
     scale = b.op("Reciprocal", b.op("Sqrt", b.op("Add", square, b.attribute("epsilon"))))
     y = b.op("Mul", b.op("Mul", x, scale), b.cast("gamma"))
-    _emit(b, b.op("Add", y, b.cast("beta")) if center else y, source, bits)
+    tail.emit(b, b.op("Add", y, b.cast("beta")) if center else y, source)
 
 
 def _add(b: BodyBuilder) -> str:
@@ -144,122 +193,121 @@ def _vector(rng: np.random.Generator, dtype: Any, channels: int = 80) -> np.ndar
     return rng.uniform(0.5, 1.5, channels).astype(dtype)
 
 
-def _outputs(bits: int, *more: Param) -> tuple[Param, ...]:
-    return (XQ if bits == 8 else XQ4, SX, XO, *more)
-
-
-def _name(base: str, bits: int) -> str:
-    return f"MixQ{base}{'' if bits == 8 else bits}"
-
-
-def _quantized(y: np.ndarray, indices: np.ndarray, bits: int) -> Arrays:
-    """Evaluate the tail: `numerics.quantize_rows`, packed if 4 bits."""
-    xq, sx, xo = numerics.quantize_rows(y, indices, bits)
-    return xq if bits == 8 else pack_int4(xq), sx, xo
-
-
-def _quantize(bits: int) -> OpSpec:
+def _quantize(tail: _Tail) -> OpSpec:
     return OpSpec(
-        name=_name("Quantize", bits),
+        name=tail.name("Quantize"),
         family="Quantize",
-        doc=f"Quantize x with nothing to fuse it into. {_TAIL.format(bits)}",
-        inputs=(_X, _IDX),
-        outputs=_outputs(bits),
-        body=lambda b: _quantize_rows(b, "x", bits),
-        evaluate=lambda x, idx: _quantized(x, idx, bits),
-        examples=lambda rng, dtype: (example_rows(rng, dtype), example_indices()),
-        plugin=bits == 8,
+        doc=tail.doc("Quantize y = x with nothing to fuse it into"),
+        inputs=(_X, IDX),
+        outputs=tail.outputs(),
+        attributes=tail.attributes(),
+        body=lambda b: tail.write(b, "x"),
+        evaluate=tail.evaluate,
+        examples=lambda rng, dtype: (example_rows(rng, dtype), tail.indices()),
+        plugin=_has_plugin(tail),
     )
 
 
-def _norm(bits: int, *, center: bool, add: bool) -> OpSpec:
+def _norm(tail: _Tail, *, center: bool, add: bool) -> OpSpec:
     kind = "LayerNorm" if center else "RMSNorm"
 
     def body(b: BodyBuilder) -> None:
-        _norm_body(b, _add(b) if add else "x", bits, center=center)
+        _norm_body(b, _add(b) if add else "x", tail, center=center)
 
-    def evaluate(x: np.ndarray, *rest: np.ndarray, epsilon: float = 1e-5, **_: int) -> Arrays:
+    def evaluate(x: np.ndarray, *rest: np.ndarray, epsilon: float = 1e-5, **attributes: Any) -> Arrays:
         *weights, idx = rest
         if add:
             x = (x.astype(np.float32) + weights.pop(0).astype(np.float32)).astype(x.dtype)
         norm: Callable[..., np.ndarray] = layers.layer_norm if center else layers.rms_norm
         y = norm(x, *weights, epsilon)
-        return (*_quantized(y, idx, bits), *((x,) if add else ()), y)
+        return tail.evaluate(y, idx, *((x,) if add else ()), y, **attributes)
 
     def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
         residual = [example_rows(rng, dtype)] if add else []
         beta = [_vector(rng, dtype)] if center else []
-        return (example_rows(rng, dtype), *residual, _vector(rng, dtype), *beta, example_indices())
+        return (example_rows(rng, dtype), *residual, _vector(rng, dtype), *beta, tail.indices())
 
     formula = "(s - mean) / sqrt(var + epsilon) * gamma + beta" if center else "s / sqrt(mean(s^2) + epsilon) * gamma"
     return OpSpec(
-        name=_name(f"{'Add' if add else ''}{kind}", bits),
+        name=tail.name(f"{'Add' if add else ''}{kind}"),
         family="Norm",
-        doc=f"y = T({formula}) over the last axis, s = {'T(x + residual)' if add else 'x'}. {_TAIL.format(bits)}",
-        inputs=(_X, *((_RESIDUAL,) if add else ()), _GAMMA, *((_BETA,) if center else ()), _IDX),
-        outputs=_outputs(bits, *((_SUM,) if add else ()), _Y),
-        attributes=(_EPSILON, *((_EMIT_SUM,) if add else ()), _EMIT_Y),
+        doc=tail.doc(f"y = T({formula}) over the last axis, s = {'T(x + residual)' if add else 'x'}"),
+        inputs=(_X, *((_RESIDUAL,) if add else ()), _GAMMA, *((_BETA,) if center else ()), IDX),
+        outputs=tail.outputs(*((_SUM,) if add else ()), _Y),
+        attributes=tail.attributes(_EPSILON, *((_EMIT_SUM,) if add else ()), _EMIT_Y),
         body=body,
         evaluate=evaluate,
         examples=examples,
-        plugin=bits == 8,
+        plugin=_has_plugin(tail),
     )
 
 
-def _activation(bits: int, name: str, *, gate: bool) -> OpSpec:
+def _activation(tail: _Tail, name: str, *, gate: bool) -> OpSpec:
     write, formula = _ACTIVATIONS[name]
 
     def body(b: BodyBuilder) -> None:
         if gate:
-            _emit(b, b.op("Mul", write(b, b.cast("gate")), b.cast("up")), "gate", bits)
+            tail.emit(b, b.op("Mul", write(b, b.cast("gate")), b.cast("up")), "gate")
         else:
-            _emit(b, write(b, b.cast("x")), "x", bits)
+            tail.emit(b, write(b, b.cast("x")), "x")
 
-    def evaluate(x: np.ndarray, *rest: np.ndarray, **_: int) -> Arrays:
+    def evaluate(x: np.ndarray, *rest: np.ndarray, **attributes: Any) -> Arrays:
         *up, idx = rest
         factor = up[0] if gate else np.ones((), x.dtype)
         y = layers.gated(formula, x, factor)
-        return (*_quantized(y, idx, bits), y)
+        return tail.evaluate(y, idx, y, **attributes)
 
     def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
         up = [example_rows(rng, dtype)] if gate else []
-        return (example_rows(rng, dtype), *up, example_indices())
+        return (example_rows(rng, dtype), *up, tail.indices())
 
     inputs = (Param("gate", "(..., K) T"), Param("up", "(..., K) T")) if gate else (_X,)
     return OpSpec(
-        name=_name(f"{'Gated' if gate else ''}{name}", bits),
+        name=tail.name(f"{'Gated' if gate else ''}{name}"),
         family="GatedAct",
-        doc=f"y = T({name.lower()}({'gate) * up' if gate else 'x)'}). {_TAIL.format(bits)}",
-        inputs=(*inputs, _IDX),
-        outputs=_outputs(bits, _Y),
-        attributes=(_EMIT_Y,),
+        doc=tail.doc(f"y = T({name.lower()}({'gate) * up' if gate else 'x)'})"),
+        inputs=(*inputs, IDX),
+        outputs=tail.outputs(_Y),
+        attributes=tail.attributes(_EMIT_Y),
         body=body,
         evaluate=evaluate,
         examples=examples,
-        plugin=bits == 8,
+        plugin=_has_plugin(tail),
     )
 
 
-def _quantizing(bits: int) -> tuple[OpSpec, ...]:
-    """Return the ten quantizing ops with codes of ``bits``, in an order that does not depend on them."""
+def _has_plugin(tail: _Tail) -> bool:
+    return tail.bits == 8 and not tail.online
+
+
+def _quantizing(tail: _Tail) -> tuple[OpSpec, ...]:
+    """Return the ten quantizing ops that end in ``tail``, in an order that does not depend on it."""
     return (
-        _quantize(bits),
-        *(_norm(bits, center=center, add=add) for center in (False, True) for add in (False, True)),
-        *(_activation(bits, name, gate=True) for name in _ACTIVATIONS),
-        *(_activation(bits, name, gate=False) for name in ("Gelu", "GeluTanh")),
+        _quantize(tail),
+        *(_norm(tail, center=center, add=add) for center in (False, True) for add in (False, True)),
+        *(_activation(tail, name, gate=True) for name in _ACTIVATIONS),
+        *(_activation(tail, name, gate=False) for name in ("Gelu", "GeluTanh")),
     )
 
 
-_EIGHT, _FOUR = _quantizing(8), _quantizing(4)
+_QUANTIZING = {tail: _quantizing(tail) for tail in (_Tail(bits, online) for online in (False, True) for bits in (8, 4))}
+_PLAIN = _QUANTIZING[_Tail(8, online=False)]
 
-QUANTIZE, RMS_NORM, ADD_RMS_NORM, LAYER_NORM, ADD_LAYER_NORM = _EIGHT[:5]
+QUANTIZE, RMS_NORM, ADD_RMS_NORM, LAYER_NORM, ADD_LAYER_NORM = _PLAIN[:5]
 #: By activation name.
-GATED = dict(zip(_ACTIVATIONS, _EIGHT[5:8], strict=True))
-GELUS = dict(zip(("Gelu", "GeluTanh"), _EIGHT[8:], strict=True))
+GATED = dict(zip(_ACTIVATIONS, _PLAIN[5:8], strict=True))
+GELUS = dict(zip(("Gelu", "GeluTanh"), _PLAIN[8:], strict=True))
 
-OPS: tuple[OpSpec, ...] = (*_EIGHT, LINEAR, *_FOUR, LINEAR_W4A8, LINEAR_W4A4)
+_LINEARS = (LINEAR, LINEAR_W4A8, LINEAR_W4A4)
+OPS: tuple[OpSpec, ...] = (*(op for ops in _QUANTIZING.values() for op in ops), *_LINEARS, *ONLINE_LINEARS.values())
 
 
-def with_codes_of(bits: int, spec: OpSpec) -> OpSpec:
-    """Return the quantizing op that computes what ``spec``, one of the 8-bit ones, does, with codes of ``bits``."""
-    return spec if bits == 8 else _FOUR[_EIGHT.index(spec)]
+def variant(spec: OpSpec, *, bits: int = 8, online: bool) -> OpSpec:
+    """Return the op that does what ``spec`` does, with online prediction and codes of ``bits``.
+
+    Args:
+        spec: an 8-bit quantizing op, or any linear (which ``bits`` leaves as it is), both without prediction.
+    """
+    if spec.name in ONLINE_LINEARS:
+        return ONLINE_LINEARS[spec.name] if online else spec
+    return _QUANTIZING[_Tail(bits, online)][_PLAIN.index(spec)]

@@ -5,7 +5,7 @@ import pytest
 from graphopt.core.recipe import Recipe
 from graphopt.errors import RecipeError
 from graphopt.passes.mixq import SCHEME
-from graphopt.passes.mixq.config import PRESETS, MixQConfig
+from graphopt.passes.mixq.config import PRESETS, MixQConfig, OutlierConfig
 
 SCHEMES = {SCHEME.name: SCHEME}
 
@@ -41,6 +41,15 @@ def test_the_4_bit_presets_keep_8_bits_where_they_matter() -> None:
     assert bits["mixq-w4a4"] == ["w4a4", "w8a8", "w4a4", "w8a8", "w8a8"]
 
 
+def test_online_prediction_is_for_what_is_not_calibrated_unless_told() -> None:
+    auto = OutlierConfig(online="auto")
+    assert auto.predicts(calibrated=False) and not auto.predicts(calibrated=True)
+    assert not OutlierConfig(online="auto", select="none").predicts(calibrated=False)
+    assert not OutlierConfig(online="auto", sigma_rms=0).predicts(calibrated=False)
+    assert OutlierConfig(online=True, select="none").predicts(calibrated=True)
+    assert not OutlierConfig(online=False).predicts(calibrated=False)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -49,6 +58,10 @@ def test_the_4_bit_presets_keep_8_bits_where_they_matter() -> None:
         ({"outliers": {"capacity": 24}}, "multiple of 16"),
         ({"outliers": {"capacity": 0}}, "greater than or equal to 16"),
         ({"outliers": {"multiple": 0}}, "greater than 0"),
+        ({"outliers": {"online": "yes please"}}, "online"),
+        ({"outliers": {"online": True, "sigma_rms": 0}}, "online prediction needs sigma or sigma_rms above 0"),
+        ({"outliers": {"sigma": -1}}, "greater than or equal to 0"),
+        ({"outliers": {"sigma_rms": float("inf")}}, "finite"),
         ({"outliers": {"select": "best"}}, "'rms', 'threshold', 'top' or 'none'"),
         ({"bits": "w2a8"}, "'w8a8', 'w4a8' or 'w4a4'"),
         ({"bits": "w4a8", "group": 32}, "0, 64 or 128"),

@@ -227,6 +227,44 @@ def test_without_statistics_the_set_is_empty_and_the_report_says_so() -> None:
     assert len(block.run()) == 3
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+def test_online_prediction_makes_up_for_statistics(bits: str, dtype: Any) -> None:
+    online = MixQConfig(bits=bits, rounding="nearest", outliers=OutlierConfig(online=True, capacity=48))
+    calibrated, block = Block(dtype), Block(dtype)
+    calibrated.lower(config=MixQConfig(bits=bits, rounding="nearest"))
+    report = block.lower(config=online, statistics=None)
+    assert {f.reason for f in report.findings if f.status == "note"} == {
+        "no calibration: outliers are predicted online"
+    }
+    detail = next(f.detail for f in report.findings if f.node == "q_proj" and f.status == "rewritten")
+    assert (detail["outliers"], detail["capacity"], detail["online"]) == (0, 48, True)
+    nodes = block.ops()
+    quantizer = nodes["q_proj"].inputs[0].inputs[0]
+    assert quantizer.op == f"MixQAddRMSNorm{'4' if bits == 'w4a4' else ''}Online"
+    assert nodes["q_proj"].inputs[-1] is nodes["up_proj"].inputs[-1] is quantizer.outputs[-1]
+    assert nodes["q_proj"].inputs[-2] is quantizer.inputs[-1]
+    assert weights.read(nodes["q_proj"].inputs[5 if bits == "w8a8" else 6]).shape == (F, 16), "no columns to store"
+    # Predicted columns are as coarse as their weights: half of these outputs comes through them.
+    allowance = 0.01 if bits == "w8a8" else 0.15
+    for got, known, want in zip(block.run(), calibrated.run(), block.reference(), strict=True):
+        assert normalized_error(got, want) < normalized_error(known, want) + allowance
+
+
+def test_online_prediction_extends_a_calibrated_set() -> None:
+    block, statistics = Block(), Block().statistics()
+    for entry in statistics.linears.values():
+        entry.absmax[OUTLIERS[1:]] = 1
+    block.lower(config=MixQConfig(outliers=OutlierConfig(online=True)), statistics=statistics)
+    offline = Block()
+    offline.lower(statistics=statistics)
+    quantizer = block.ops()["q_proj"].inputs[0].inputs[0]
+    assert weights.read(quantizer.inputs[-1])[:2].tolist() == [OUTLIERS[0], -1]
+    assert quantizer.attrs["capacity"] == K, "no more than there are channels"
+    for got, without, want in zip(block.run(), offline.run(), block.reference(), strict=True):
+        assert normalized_error(got, want) < normalized_error(without, want)
+
+
 def test_shared_weight_is_refused_with_the_culprit() -> None:
     block = Block()
     embed = gs.Variable("embedded", np.float32, ["n", F])
