@@ -4,13 +4,16 @@ __all__ = ["app"]
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from graphopt.cli.console import JsonFlag, emit, guard, stdout
+
+if TYPE_CHECKING:
+    from graphopt.engine.measure import SlowLayer
 
 app = typer.Typer(no_args_is_help=True, help="Measure how fast things are on the GPU of this machine.")
 
@@ -30,20 +33,29 @@ def engine(
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Latency, time by op and memory of a plan, on random inputs.
+    """Latency, time by op and memory of a plan, on random inputs; with a baseline, also what is slower than there.
 
     Examples:
 
       graphopt bench engine model.plan
 
       graphopt bench engine model.plan --baseline fp16.plan --cuda-graph --shapes 'input_ids:1x1'
+
+      graphopt bench engine model.plan --baseline fp16.plan --json > bench.json
+
+      graphopt optimize model.onnx --from-profile bench.json     (leaves out what was slower)
     """
+    from graphopt.engine.measure import slower
+
     plans = {"plan": plan} | ({"baseline": baseline} if baseline else {})
     results = {
         name: _measure(path, shapes, profile, samples, seed, plugins, cuda_graph=cuda_graph)
         for name, path in plans.items()
     }
-    emit({**results, "cuda_graph": cuda_graph}, json, lambda out: _render(out, results))
+    layers = [r.pop("layers") for r in results.values()]
+    slow = slower(*layers) if baseline else []
+    data = {**results, "cuda_graph": cuda_graph, "slower": [s.to_dict() for s in slow]}
+    emit(data, json, lambda out: _render(out, results, slow))
 
 
 @app.command()
@@ -106,22 +118,24 @@ def _measure(
         if cuda_graph:
             runner.capture()
         timing = latency(runner, samples)
+        layers = runner.layer_times()
         return {
             "file": str(plan),
             "shapes": {name: list(shape) for name, shape in wanted.items()},
             "latency": asdict(timing),
             "memory": asdict(runner.memory()),
-            "ops": [asdict(op) for op in by_op(runner.layer_times())],
+            "ops": [asdict(op) for op in by_op(layers)],
+            "layers": layers,
         }
 
 
-def _render(out: Console, results: dict[str, dict[str, Any]]) -> None:
+def _render(out: Console, results: dict[str, dict[str, Any]], slow: "list[SlowLayer]") -> None:
     table = Table("", *results)
     for label, key in (("median", "median_us"), ("90 %", "p90_us"), ("99 %", "p99_us"), ("fastest", "min_us")):
         table.add_row(label, *(f"{r['latency'][key]:,.1f} us" for r in results.values()))
     for label, key in (
-        ("plan", "plan"),
-        ("scratch", "scratch"),
+        ("weights", "weights"),
+        ("activations", "activations"),
         ("cache", "cache"),
         ("other inputs, outputs", "other_io"),
     ):
@@ -130,6 +144,8 @@ def _render(out: Console, results: dict[str, dict[str, Any]]) -> None:
     if "baseline" in results:
         ratio = results["baseline"]["latency"]["median_us"] / results["plan"]["latency"]["median_us"]
         out.print(f"{ratio:.2f} times as fast as the baseline", highlight=False)
+    for layer in slow:
+        out.print(layer.sentence, highlight=False, soft_wrap=True)
     for name, result in results.items():
         ops = Table("op", "layers", "us", "share", title=f"{name}: {result['file']}")
         for op in result["ops"]:

@@ -20,6 +20,10 @@ def optimize(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Glob of linears that stay as they are (repeatable; with a preset).")
     ] = None,
+    from_profile: Annotated[
+        Path | None,
+        typer.Option(help="JSON of 'graphopt bench engine --baseline': what was slower there stays as it is."),
+    ] = None,
     stats: Annotated[Path | None, typer.Option(help="Statistics made by 'graphopt calibrate'.")] = None,
     kv_cache: Annotated[
         str | None, typer.Option(help="Update the key-value cache in place; its format: static.", show_default=False)
@@ -62,6 +66,10 @@ def optimize(
         rules = rules.with_cache(kv_cache, {} if kv_capacity is None else {"capacity": kv_capacity}, CACHES)
     elif kv_capacity is not None:
         raise RecipeError("--kv-capacity needs --kv-cache, such as --kv-cache static")
+    if from_profile:
+        from graphopt.engine.measure import read_slower
+
+        rules = rules.excluding(read_slower(from_profile))
     statistics = Statistics.load(stats) if stats else None
     output = output or model.with_name(f"{model.name.removesuffix('.onnx')}.opt.onnx")
     if not dry_run:

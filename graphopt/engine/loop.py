@@ -51,7 +51,7 @@ class PlanLoop:
         runner = self._runner
         shapes = runner.shapes({**{name: array.shape for name, array in feeds.items()}, **self._state_shapes})
         first = self._bound is None
-        if shapes != self._bound:
+        if shapes != self._bound or not self._in_place:
             runner.bind(shapes)
             self._bound = shapes
         elif self._replay and not runner.captured:

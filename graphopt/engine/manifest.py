@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from graphopt.engine.profiles import Profile, Range
 from graphopt.errors import EngineError
+from graphopt.ir import kv_cache, origin
+from graphopt.ir.kv_cache import KvCache
 
 #: Version of this file's format; a reader refuses another one.
 FORMAT = 1
@@ -95,6 +99,19 @@ class Manifest:
     workspace_bytes: int | None
     build_seconds: float
     peak_host_bytes: int
+
+    @property
+    def cache(self) -> KvCache | None:
+        """The model's cache, if it is updated in place."""
+        return kv_cache.read(self._properties())
+
+    @property
+    def scheme(self) -> str | None:
+        """The recipe that the model's weights went through; None if they are untouched."""
+        return origin.read(self._properties())
+
+    def _properties(self) -> list[onnx.StringStringEntryProto]:
+        return [onnx.StringStringEntryProto(key=k, value=v) for k, v in self.source.metadata.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

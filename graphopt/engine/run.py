@@ -37,10 +37,11 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device: the plan (mostly weights), TensorRT's scratch, the cache, the other inputs and outputs."""
+    """Bytes on the device: weights (where TensorRT does not tell, those of the plan), activations and scratch, the
+    key-value cache (once, where past and present share an address), the other inputs and outputs."""
 
-    plan: int
-    scratch: int
+    weights: int
+    activations: int
     cache: int
     other_io: int
 
@@ -74,6 +75,7 @@ class Runner:
 
     def __enter__(self) -> "Runner":
         self.manifest = require_usable(self._plan, self._plugin_library)
+        self.cache = self.manifest.cache
         self._flavour = select(self.manifest.flavour)
         if self.manifest.plugins is not None:
             plugins.load(plugins.locate(self._plugin_library, self._flavour), self._flavour)
@@ -105,6 +107,8 @@ class Runner:
         ports = tuple(self._port(self._engine.get_tensor_name(i), mode) for i in range(self._engine.num_io_tensors))
         self.inputs = tuple(p for p in ports if p.is_input)
         self.outputs = tuple(p for p in ports if not p.is_input)
+        if self.cache is not None and self.in_place:
+            self.share({present: past for past, present in self.cache.pairs})
 
     def _port(self, name: str, input_mode: Any) -> Port:
         kind = self._engine.get_tensor_dtype(name).name
@@ -112,6 +116,11 @@ class Runner:
         if dtype is None:
             raise EngineError(f"tensor '{name}' of {self._plan} has type {kind}, which cannot be passed from here")
         return Port(name, dtype, self._engine.get_tensor_mode(name) == input_mode)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a cache may be updated at one address: kernels of ours do, function bodies need not."""
+        return self.manifest.plugins is not None
 
     # -- shapes and memory
 
@@ -293,10 +302,17 @@ class Runner:
 
     def memory(self) -> Memory:
         """What the plan takes on the device with the shapes in use."""
-        scratch = getattr(self._engine, "device_memory_size_v2", None) or self._engine.device_memory_size
+        activations = getattr(self._engine, "device_memory_size_v2", None) or self._engine.device_memory_size
         sizes = {name: buffer.bytes for name, buffer in self._buffers.items()}
         cache = sum(size for name, size in sizes.items() if name.startswith(("past", "present")))
-        return Memory(self.manifest.plan_bytes, int(scratch), cache, sum(sizes.values()) - cache)
+        stat = getattr(self._flavour.trt, "EngineStat", None)
+        weights = self._engine.get_engine_stat(stat.TOTAL_WEIGHTS_SIZE) if stat is not None else 0
+        return Memory(
+            int(weights) if weights > 0 else self.manifest.plan_bytes,
+            int(activations),
+            cache,
+            sum(sizes.values()) - cache,
+        )
 
     def layer_times(self, runs: int = 10) -> list[LayerTime]:
         """Mean time of every layer over ``runs`` runs; time whole runs before: profiling stays on."""

@@ -122,9 +122,7 @@ class Decoder:
         if rows.ndim != 2:
             raise ModelError(f"{self.runner.path}: '{LOGITS}' has rank {rows.ndim + 1}, not [1, tokens, vocabulary]")
         if len(rows) < (1 if last else new):
-            raise ModelError(
-                f"{self.runner.path}: '{LOGITS}' has {len(rows)} rows for {new} tokens; export all"
-            )
+            raise ModelError(f"{self.runner.path}: '{LOGITS}' has {len(rows)} rows for {new} tokens; export all")
         self.length += new
         return np.asarray(rows[-new:], np.float32)
 

@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-import onnx
-
 from graphopt.calibrate.feeds import Input, role_of
 from graphopt.engine import manifest as manifests
 from graphopt.engine.loop import PlanLoop
 from graphopt.engine.ports import numpy_dtype
 from graphopt.engine.profiles import Shape
 from graphopt.engine.run import Runner as Engine
-from graphopt.ir import kv_cache, origin
 from graphopt.runners.protocol import Array
 
 
@@ -32,10 +29,9 @@ class PlanRunner:
 
     def __init__(self, path: Path, plugins: Path | None = None, *, cuda_graph: bool = True) -> None:
         manifest = manifests.read(path)
-        entries = [onnx.StringStringEntryProto(key=k, value=v) for k, v in manifest.source.metadata.items()]
         self.path = path
-        self.cache = kv_cache.read(entries)
-        self.scheme = origin.read(entries)
+        self.cache = manifest.cache
+        self.scheme = manifest.scheme
         self.profiles = manifest.profiles
         self.inputs = tuple(
             Input(t.name, numpy_dtype(t.dtype), tuple(d if d >= 0 else None for d in t.shape),
@@ -62,4 +58,5 @@ class PlanRunner:
 
     def loop(self, state: Mapping[str, str], shapes: Mapping[str, Shape], *, in_place: bool) -> PlanLoop:
         """See the protocol."""
+        in_place = in_place and self._engine.in_place
         return PlanLoop(self._engine, state, shapes, in_place=in_place, cuda_graph=self._cuda_graph)

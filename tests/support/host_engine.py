@@ -18,7 +18,7 @@ import pytest
 
 from graphopt.engine import device, run
 from graphopt.engine import manifest as manifests
-from graphopt.engine.manifest import FORMAT, Manifest, Source, Tensor
+from graphopt.engine.manifest import FORMAT, Manifest, Plugins, Source, Tensor
 from graphopt.engine.messages import Messages
 from graphopt.engine.profiles import Profile, Range, Shape
 
@@ -165,7 +165,13 @@ class HostEngine:
         return tuple(d if isinstance(d, int) else sizes[d] for d in declared)
 
 
-def write_plan(path: Path, model: Path, profiles: Sequence[dict[str, tuple[Shape, Shape, Shape]]] = ()) -> Path:
+def write_plan(
+    path: Path,
+    model: Path,
+    profiles: Sequence[dict[str, tuple[Shape, Shape, Shape]]] = (),
+    *,
+    plugins: bool = True,
+) -> Path:
     """Write a "plan" of ``model`` with its manifest; profiles map inputs to (min, opt, max)."""
     engine, proto = HostEngine(str(model), HostCuda()), onnx.load(model, load_external_data=False)
     tensors = [Tensor(p.name, engine.kinds[p.name], engine.get_tensor_shape(p.name)) for p in engine.ports]
@@ -181,7 +187,7 @@ def write_plan(path: Path, model: Path, profiles: Sequence[dict[str, tuple[Shape
         plan_sha256="",
         plan_bytes=len(content),
         source=Source(str(model), "", (), {p.key: p.value for p in proto.metadata_props}),
-        plugins=None,
+        plugins=Plugins("p.so", "", None, None) if plugins else None,
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         profiles=tuple(
@@ -205,6 +211,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: HostEngine(bytes(plan).decode(), cuda))
     trt = SimpleNamespace(Runtime=lambda logger: runtime, TensorIOMode=SimpleNamespace(INPUT="input"))
     flavour = SimpleNamespace(trt=trt, logger=None, messages=Messages())
+    monkeypatch.setattr(run, "plugins", SimpleNamespace(locate=lambda *_: Path("p.so"), load=lambda *_: None))
     monkeypatch.setattr(run, "select", lambda name: flavour)
     monkeypatch.setattr(run, "require_usable", lambda plan, library: manifests.read(plan))
     monkeypatch.setattr(device, "importlib", SimpleNamespace(import_module=lambda name: cuda))

@@ -136,6 +136,27 @@ def bad_models(tmp_path: Path, good: Path) -> Iterator[tuple[str, Path, str]]:
         yield name, tmp_path / f"{name}.onnx", part
 
 
+def test_what_was_slower_stays_as_it_is(model: Path, tmp_path: Path) -> None:
+    slow = {"names": ["/lm_head/MatMul"], "us": 3.0, "baseline_us": 2.0, "sentence": "'/lm_head/MatMul' takes 3.0 us"}
+    (tmp_path / "bench.json").write_text(json.dumps({"slower": [slow]}))
+    done = optimize(model, "-o", tmp_path / "o.onnx", "--from-profile", tmp_path / "bench.json", "--json")
+    found = json.loads(done.stdout)["findings"]
+    left = [(f["node"], f["reason"]) for f in found if f["rule"] == "recipe"]
+    assert left == [("/lm_head/MatMul", "bench.json: '/lm_head/MatMul' takes 3.0 us")]
+    assert sum(f["rule"] == "mixq" and f["status"] == "rewritten" for f in found) == LINEARS - 1
+
+
+def test_bad_profiles(model: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.json"
+    for content in ("", "[]", "{}", '{"slower": [{"names": ["x"]}]}'):
+        bench.write_text(content)
+        assert "is not what 'graphopt bench engine --baseline PLAN --json' prints" in refused(
+            model, "--from-profile", bench
+        )
+    bench.write_text(json.dumps({"slower": [{"names": ["/lm_haed/MatMul"], "sentence": "slow"}]}))
+    assert "'/lm_haed/MatMul' matches none" in refused(model, "--from-profile", bench)
+
+
 def test_bad_models(model: Path, tmp_path: Path) -> None:
     for name, path, part in list(bad_models(tmp_path, model)):
         before = folder(tmp_path)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from graphopt.cli.main import app
 from graphopt.engine import run as runs
+from graphopt.engine.measure import read_slower
 from graphopt.engine.npz import read_npz, write_npz
 from graphopt.engine.ports import Port
 from graphopt.engine.run import LayerTime, Memory
@@ -25,7 +26,8 @@ class FakeRunner:
     inputs = PORTS
 
     def __init__(self, plan: Path, plugin_library: Path | None = None) -> None:
-        self._ms = 2.0 if plan.stem == "slow" else 1.0
+        self._slow = plan.stem == "slow"
+        self._ms = 2.0 if self._slow else 1.0
         self.captured = False
 
     def __enter__(self) -> "FakeRunner":
@@ -51,6 +53,8 @@ class FakeRunner:
         return Memory(100, 20, 3, 4)
 
     def layer_times(self) -> list[LayerTime]:
+        if self._slow:
+            return [LayerTime("l", "MatrixMultiply", 500.0), LayerTime("s", "Softmax", 200.0)]
         return [LayerTime("l", "MixQLinear", 700.0), LayerTime("s", "Softmax", 300.0)]
 
 
@@ -99,3 +103,12 @@ def test_bench_compares_with_the_baseline() -> None:
     assert [(o["op"], o["share"]) for o in shown["plan"]["ops"]] == [("MixQLinear", 0.7), ("Softmax", 0.3)]
     done = invoke(app, ["bench", "engine", "fast.plan", "--baseline", "slow.plan"])
     assert "2.00 times as fast as the baseline" in done.output
+    assert "'l' takes 700.0 us, 1.40 times the 500.0 us of the baseline" in done.output
+
+
+def test_bench_saves_what_was_slower_for_optimize(tmp_path: Path) -> None:
+    done = invoke(app, ["bench", "engine", "fast.plan", "--baseline", "slow.plan", "--json"])
+    (tmp_path / "bench.json").write_text(done.stdout)
+    sentence = "'l' takes 700.0 us, 1.40 times the 500.0 us of the baseline"
+    assert read_slower(tmp_path / "bench.json") == {"l": f"bench.json: {sentence}"}
+    assert output("bench", "engine", "fast.plan")["slower"] == []

@@ -131,12 +131,20 @@ def test_a_static_cache_stays_at_one_address_and_decoding_is_replayed(
             assert cuda.launches == 12 * graphs  # the first token's run is what the graph is recorded after
 
 
+@pytest.mark.parametrize(("plugins", "cuda_graph"), [(True, False), (False, True)])
 def test_without_a_cuda_graph(
-    folder: Path, tmp_path: Path, ids: np.ndarray, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    ids: np.ndarray,
+    whole: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    plugins: bool,
+    cuda_graph: bool,
 ) -> None:
+    """Unasked for; or impossible, as function bodies may read the past after they write the present."""
     cuda = host_engine.install(monkeypatch)
-    plan = host_engine.write_plan(tmp_path / "static.plan", folder / "static.onnx", BUCKETS)
-    with open_runner(plan, cuda_graph=False) as runner:
+    plan = host_engine.write_plan(tmp_path / "static.plan", folder / "static.onnx", BUCKETS, plugins=plugins)
+    with open_runner(plan, cuda_graph=cuda_graph) as runner:
         decoder = Decoder(runner)
         decoder.begin(LENGTH)
         rows = np.concatenate([decoder.feed(piece, last=False) for piece in split(ids, (20, 1, 1, 1))])
