@@ -31,6 +31,9 @@ def calibrate(
     second_moment: Annotated[
         bool, typer.Option("--second-moment", help="Also the K x K second moment of every input (large).")
     ] = False,
+    keys_values: Annotated[
+        bool, typer.Option("--keys-values", help="Also keys and values of some tokens, for caches with codebooks.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Measure the inputs of every linear layer, for 'graphopt optimize --stats'.
@@ -48,6 +51,7 @@ def calibrate(
       graphopt calibrate model.onnx --data inputs.npz
     """
     from graphopt import compile, ir
+    from graphopt.calibrate.attention import collect_attention
     from graphopt.calibrate.collect import collect
 
     output = output or model.with_name(f"{model.name.removesuffix('.onnx')}.stats.npz")
@@ -67,10 +71,16 @@ def calibrate(
             source={**source, "samples": len(feeds), "model": model.name},
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+        if keys_values:
+            task = bar.add_task("keys and values", total=None)
+            statistics.attentions = collect_attention(
+                loaded, feeds, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            )
     statistics.save(output)
     summary = {
         "file": str(output),
         "linears": len(statistics.linears),
+        "attentions": len(statistics.attentions),
         "tokens": max(entry.tokens for entry in statistics.linears.values()),
         "source": statistics.source,
         "seconds": round(time.perf_counter() - start, 2),

@@ -1,10 +1,10 @@
-"""Calibration statistics of the inputs of linears, and the file that carries them from `calibrate` to `optimize`."""
+"""Calibration statistics of linears and attention, and the file that carries them from `calibrate` to `optimize`."""
 
-__all__ = ["LinearStatistics", "Statistics"]
+__all__ = ["AttentionStatistics", "LinearStatistics", "Statistics"]
 
 import json
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,37 @@ class LinearStatistics:
 
 
 @dataclass
+class AttentionStatistics:
+    """What an attention layer keeps of some tokens, and how much of its output comes from each.
+
+    Attributes:
+        keys: (tokens, Hkv, D) float16, rotated, as a cache holds them.
+        values: (tokens, Hkv, Dv) float16.
+        attention: (tokens, Hkv) float32, sum of p² over the queries and query heads that read a token with probability
+            p: an error e of its value is a squared error of e² · attention in the outputs.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    attention: np.ndarray
+
+    def damage(self) -> str | None:
+        """What is wrong with the arrays, as the end of a sentence; None if they belong together and are finite."""
+        shapes = self.keys.shape[:2], self.values.shape[:2], self.attention.shape
+        if self.keys.ndim != 3 or self.values.ndim != 3 or len(set(shapes)) != 1:
+            return f"has keys and values of shapes {self.keys.shape} and {self.values.shape}"
+        if not all(np.isfinite(a).all() for a in (self.keys, self.values, self.attention)):
+            return "has statistics that are not finite"
+        return None
+
+
+@dataclass
 class Statistics:
-    """Statistics by name of the canonical Linear node, with where they come from."""
+    """Statistics by name of the canonical Linear and Attention nodes, with where they come from."""
 
     linears: dict[str, LinearStatistics] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    attentions: dict[str, AttentionStatistics] = field(default_factory=dict)
 
     def of(self, name: str, channels: int) -> LinearStatistics:
         """Return the statistics of linear ``name``, whose input has ``channels`` channels.
@@ -104,8 +130,11 @@ class Statistics:
             arrays[f"{i}.absmax"], arrays[f"{i}.mean_square"] = entry.absmax, entry.mean_square
             if entry.second_moment is not None:
                 arrays[f"{i}.second_moment"] = entry.second_moment
+        for i, layer in enumerate(self.attentions.values()):
+            arrays |= {f"attention{i}.{name}": array for name, array in vars(layer).items()}
         header = {
             "graphopt_statistics": _FORMAT,
+            "attentions": list(self.attentions),
             "names": names,
             "tokens": [e.tokens for e in self.linears.values()],
             "second_moments": [e.second_moment is not None for e in self.linears.values()],
@@ -140,13 +169,17 @@ class Statistics:
                     )
                     for i, name in enumerate(header["names"])
                 }
+                attentions = {
+                    name: AttentionStatistics(*(data[f"attention{i}.{f.name}"] for f in fields(AttentionStatistics)))
+                    for i, name in enumerate(header.get("attentions", ()))
+                }
         except FileNotFoundError as e:
             raise CalibrationError(f"statistics file {path} does not exist; make it with 'graphopt calibrate'") from e
         except _DAMAGE as e:
             raise CalibrationError(
                 f"{path} is not a statistics file of 'graphopt calibrate', or it is truncated"
             ) from e
-        for name, entry in linears.items():
+        for name, entry in (*linears.items(), *attentions.items()):
             if reason := entry.damage():
                 raise CalibrationError(f"{path}: '{name}' {reason}; make it again with 'graphopt calibrate'")
-        return cls(linears, source)
+        return cls(linears, source, attentions)

@@ -1,0 +1,128 @@
+"""Keys and values of attention layers and who reads them, measured by running the model in ONNX Runtime."""
+
+__all__ = ["collect_attention"]
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt import ir
+from graphopt.calibrate.feeds import Feed
+from graphopt.calibrate.taps import BUDGET, Tap, TappedModel, grouped, rows
+from graphopt.core.op import DOMAIN
+from graphopt.core.statistics import AttentionStatistics
+from graphopt.errors import CalibrationError
+from graphopt.ir import query
+
+#: Tokens of which keys and values are kept.
+TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    scale: float
+    taps: tuple[Tap, ...]  # q, k, v, mask
+
+
+def collect_attention(
+    model: ir.Model,
+    feeds: Sequence[Feed],
+    *,
+    tokens: int = TOKENS,
+    budget: int = BUDGET,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, AttentionStatistics]:
+    """Run ``model`` on ``feeds`` and return what each canonical attention reads, by its name.
+
+    Args:
+        model: canonical, with the bodies of its custom ops attached; not changed.
+        feeds: at least one; each is run by itself.
+        tokens: keep keys and values of about this many, spread evenly over all.
+        budget: bytes of inner values held at once.
+        threads: for ONNX Runtime (default: all cores).
+        progress: called with (runs done, runs in all).
+
+    Raises:
+        CalibrationError: no attention, or keys, values or queries that are NaN or Inf.
+        ModelError: ONNX Runtime refuses the model or a feed.
+    """
+    nodes = [n for n in model.graph.nodes if query.is_op(n, "Attention", domain=DOMAIN)]
+    layers = [_Layer(n.name, float(n.attrs["scale"]), tuple(_tap(t) for t in n.inputs)) for n in nodes]
+    if not layers:
+        raise CalibrationError("the model has no attention whose keys and values could be measured")
+    by_query = {layer.taps[0].tensor: layer for layer in layers}
+    longest = max(map(rows, feeds))
+    cost = {layer.taps[0].tensor: 4 * longest * sum(tap.channels for tap in layer.taps[1:]) for layer in layers}
+    groups = grouped((layer.taps[0] for layer in layers), longest, budget, extra=cost)
+    stride = max(1, sum(map(rows, feeds)) // tokens)
+    found: dict[str, AttentionStatistics] = {}
+    done = 0
+    with TappedModel(model, threads=threads) as tapped:
+        for group in groups:
+            part = [by_query[tap.tensor] for tap in group]
+            observers = {layer.name: _Observer(stride, layer.scale) for layer in part}
+            session = tapped.open(list({tap.tensor: tap for layer in part for tap in layer.taps}.values()))
+            for feed in feeds:
+                values = session.run(feed)
+                for layer in part:
+                    if not observers[layer.name].update(*(values[tap.tensor] for tap in layer.taps)):
+                        raise CalibrationError(
+                            f"keys, values or queries of '{layer.name}' hold NaN or Inf during calibration; check the "
+                            "model's weights and the data, or calibrate it in a wider type"
+                        )
+                done += 1
+                if progress:
+                    progress(done, len(feeds) * len(groups))
+            found |= {name: observer.statistics() for name, observer in observers.items()}
+    return found
+
+
+def _tap(tensor: gs.Tensor) -> Tap:
+    shape = tensor.shape or []
+    sizes = [int(n) for n in (shape[1], shape[3]) if isinstance(n, (int, np.integer))] if len(shape) == 4 else []
+    return Tap(tensor.name, int(np.prod(sizes, dtype=np.int64)))
+
+
+class _Observer:
+    """Keeps every ``stride``-th token's keys and values of one layer, and how much they are read."""
+
+    def __init__(self, stride: int, scale: float) -> None:
+        self._stride, self._scale, self._next = stride, scale, 0
+        self._kept: list[tuple[np.ndarray, ...]] = []
+
+    def update(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> bool:
+        """Add a run; False if q, k or v are not finite.
+
+        Args:
+            q: (B, Hq, S, D) float32.
+            k: (B, Hkv, L, D) float32.
+            v: (B, Hkv, L, Dv) float32.
+            mask: additive, broadcastable to (B, Hq, S, L).
+        """
+        if not all(np.isfinite(x).all() for x in (q, k, v)):
+            return False
+        batch, heads, length = len(k), k.shape[1], k.shape[2]
+        read = np.zeros((batch, heads, length), np.float32)
+        group = q.shape[1] // heads
+        for h in range(q.shape[1]):
+            part = mask[:, h : h + 1] if mask.shape[1] > 1 else mask
+            scores = q[:, h] @ k[:, h // group].transpose(0, 2, 1) * np.float32(self._scale) + part[:, 0]
+            scores = np.exp(scores - np.maximum(scores.max(axis=2, keepdims=True), np.finfo(np.float32).min))
+            total = scores.sum(axis=2, keepdims=True)
+            probabilities = np.divide(scores, total, where=total > 0, out=np.zeros_like(scores))
+            read[:, h // group] += np.square(probabilities).sum(axis=1)
+        limit = np.finfo(np.float16).max
+        flat = [x.transpose(0, 2, 1, 3).reshape(batch * length, heads, x.shape[3]) for x in (k, v)]
+        halves = [np.clip(x, -limit, limit).astype(np.float16) for x in flat]
+        kept = slice(self._next, None, self._stride)
+        self._kept.append(tuple(x[kept] for x in (*halves, read.transpose(0, 2, 1).reshape(-1, heads))))
+        self._next = (self._next - batch * length) % self._stride
+        return True
+
+    def statistics(self) -> AttentionStatistics:
+        """Return what was kept."""
+        return AttentionStatistics(*(np.concatenate(parts) for parts in zip(*self._kept, strict=True)))

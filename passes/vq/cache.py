@@ -1,0 +1,138 @@
+"""The key-value cache in codes: CachedLayer -> VQCachedAttention, with codebooks trained on calibrated keys and values.
+
+A codebook belongs to a layer, a key head and a group of v channels. Tokens count in its training by how much they are
+read, Σ p² over the queries that read them with probability p: that is what an error of a value costs in the outputs.
+"""
+
+__all__ = ["CODES", "Codes", "CodesConfig"]
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import BaseModel, ConfigDict, Field
+
+from graphopt.core.cache import CachedLayer
+from graphopt.core.report import Report
+from graphopt.core.statistics import AttentionStatistics, Statistics
+from graphopt.ir.model import Model
+from graphopt.passes.vq import cache_ops
+from graphopt.passes.vq.kmeans import kmeans
+
+STAGE = "lower-vq-cache"
+_BITS = 8
+#: How often k-means moves entries.
+_ITERATIONS = 12
+#: Share of the mean weight that every token has at least.
+_FLOOR = 0.1
+
+
+class CodesConfig(BaseModel):
+    """One byte for every ``vector`` consecutive channels of a key or value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    capacity: int | None = Field(
+        default=None, ge=1, description="Rows of the cache for each sequence; null leaves it a dynamic axis."
+    )
+    vector: Literal[2, 4, 8, 16] = Field(2, description="v: channels that share a code of 8 bits")
+    weighting: Literal["attention", "none"] = Field(
+        "attention", description="whether tokens count in training by how much they are read, or all alike"
+    )
+    seed: int = Field(0, ge=0, description="of everything random")
+
+
+class Codes:
+    """Keys and values as entries of codebooks ("Coupled Quantization", Zhang et al., 2024)."""
+
+    name = "vq"
+    config: type[BaseModel] = CodesConfig
+    presets: Mapping[str, Mapping[str, Any]] = {"cq4": {"vector": 2}, "cq2": {"vector": 4}}
+    ops = cache_ops.OPS
+
+    def refusal(self, layer: CachedLayer, config: Any, statistics: Statistics | None) -> str | None:
+        """See `graphopt.core.cache.CacheFormat.refusal`."""
+        entry = None if statistics is None else statistics.attentions.get(layer.name)
+        if entry is None:
+            return "it has no statistics of keys and values; make them with 'graphopt calibrate --keys-values'"
+        if layer.head_size % config.vector:
+            return f"its head size {layer.head_size} is no multiple of vector {config.vector}"
+        expected = layer.kv_heads, layer.head_size
+        if entry.keys.shape[1:] != expected or entry.values.shape[1:] != expected:
+            return f"its heads are {expected}, the statistics have {entry.keys.shape[1:]}; calibrate this very model"
+        return None
+
+    def emit(
+        self, model: Model, layers: Sequence[CachedLayer], config: Any, statistics: Statistics | None, report: Report
+    ) -> tuple[float, list[tuple[str, str]]]:
+        """See `graphopt.core.cache.CacheFormat.emit`."""
+        assert statistics is not None
+        pairs = []
+        for layer in layers:
+            report.progress(f"{STAGE}: {layer.name}")
+            entry = statistics.attentions[layer.name]
+            books = dict(zip(("codebook_k", "codebook_v"), _train(entry, config, layer.name), strict=True))
+            constants = [model.store.put(model.unique_name(f"{layer.name}_{n}"), book) for n, book in books.items()]
+            for past, present in ((layer.past_k, layer.present_k), (layer.past_v, layer.present_v)):
+                _hold_codes(past, present, layer.head_size // config.vector)
+                pairs.append((past.name, present.name))
+            inputs = [layer.q, layer.k, layer.v, layer.cos, layer.sin, layer.past_k, layer.past_v, layer.start]
+            outputs = [layer.y, layer.present_k, layer.present_v]
+            node = cache_ops.CACHED_ATTENTION.node(
+                layer.name, [*inputs, *constants], outputs, scale=layer.scale, rotary=layer.rotary
+            )
+            model.graph.nodes.append(node)
+            errors = {
+                f"{what}_error": _error(samples, book)
+                for what, samples, book in zip(
+                    ("key", "value"), (entry.keys, entry.values), books.values(), strict=True
+                )
+            }
+            sizes = {"codebook_bytes": sum(book.nbytes for book in books.values())}
+            report.note(
+                STAGE, self.name, layer.name, f"VQ<{config.vector},{_BITS},1> keys and values", **errors, **sizes
+            )
+        return _BITS / config.vector, pairs
+
+
+CODES = Codes()
+
+
+def _hold_codes(past: gs.Variable, present: gs.Variable, groups: int) -> None:
+    for tensor in (past, present):
+        tensor.dtype = np.int8
+        tensor.shape = [*tensor.shape[:-1], groups]
+
+
+def _train(entry: AttentionStatistics, config: CodesConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codebooks of keys and of values, each (Hkv, G, 256, v) float16, frequent entries first."""
+    rng = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
+    read = entry.attention if config.weighting == "attention" else np.ones_like(entry.attention)
+    weight = read + np.float32(_FLOOR) * (read.mean(axis=0) + np.finfo(np.float32).tiny)
+    keys, values = (
+        np.stack([_head(x[:, h].astype(np.float32), weight[:, h], config.vector, rng) for h in range(x.shape[1])])
+        for x in (entry.keys, entry.values)
+    )
+    return keys, values
+
+
+def _head(x: np.ndarray, weight: np.ndarray, v: int, rng: np.random.Generator) -> np.ndarray:
+    """Train the codebooks of one head: x (tokens, D), weight (tokens,) -> (G, 256, v) float16."""
+    books = []
+    for start in range(0, x.shape[1], v):
+        vectors = x[None, :, start : start + v]
+        book, codes = kmeans(vectors, np.eye(v, dtype=np.float32)[None], weight[None], 1 << _BITS, _ITERATIONS, rng)
+        books.append(book[np.argsort(-np.bincount(codes[0], minlength=len(book)), kind="stable")])
+    return np.stack(books).astype(np.float16)
+
+
+def _error(samples: np.ndarray, codebook: np.ndarray) -> float:
+    """||x - x̂|| / ||x|| of samples (tokens, Hkv, D)."""
+    exact = samples.astype(np.float32)
+    codes = np.concatenate(
+        [cache_ops.encode_cache(part, codebook) for part in np.array_split(exact, len(exact) // 64 + 1)]
+    )
+    back = cache_ops.decode_cache(codes[:, :, None], codebook)[:, :, 0]
+    norm = float(np.linalg.norm(exact))
+    return float(np.linalg.norm(exact - back)) / norm if norm else 0.0
