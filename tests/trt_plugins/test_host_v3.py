@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphopt.core.op import OpSpec
-from graphopt.passes.mixq.ops import LINEAR, OPS
+from graphopt.passes.mixq.ops import OPS
 
 BATCH, LENGTH, K, N, CAPACITY = 2, 5, 64, 48, 32
 ROWS = (BATCH, LENGTH)
@@ -26,22 +26,24 @@ class Case:
 
     def shape(self, operand: str) -> tuple[int, ...]:
         fixed = {"gamma": (K,), "beta": (K,), "idx": (CAPACITY,), "wq": (N, K), "sw": (N,), "wo": (N, CAPACITY)}
-        fixed["bias"] = (N,)
-        last = {"sx": 1, "xo": CAPACITY}
-        if operand == "y" and self.spec is LINEAR:
+        fixed |= {"bias": (N,), "wq4": (N, K // 2), "sg": (1, N)}
+        last = {"sx": 1, "xo": CAPACITY, "xq4": K // 2}
+        if operand == "y" and self.spec.family == "Linear":
             return (*ROWS, N)
         if operand in ("sum", "y") and not self.emit:
             return (*ROWS, 1)
         return fixed.get(operand, (*ROWS, last.get(operand, K)))
 
     def type(self, operand: str) -> str:
-        return {"xq": "i8", "wq": "i8", "sx": "f32", "sw": "f32", "idx": "i32"}.get(operand, self.activation)
+        codes = dict.fromkeys(("xq", "xq4", "wq", "wq4", "sg"), "i8")
+        return {**codes, "sx": "f32", "sw": "f32", "idx": "i32"}.get(operand, self.activation)
 
     def lines(self) -> Iterator[str]:
         yield f"case {self.name} {self.spec.name}"
         for attribute in self.spec.attributes:
-            integer = attribute.name.startswith("emit_")
-            yield f"field {attribute.name} {f'i {self.emit}' if integer else 'f 1e-6'}"
+            integer = isinstance(attribute.default, int)
+            value = self.emit if attribute.name.startswith("emit_") else attribute.default
+            yield f"field {attribute.name} {'i' if integer else 'f'} {value}"
         for param in self.spec.inputs:
             shape = " ".join(map(str, self.shape(param.name)))
             yield f"input {self.type(param.name)} none {shape}"

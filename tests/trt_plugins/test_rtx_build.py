@@ -13,10 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.core.op import OpSpec
 from graphopt.engine.build import BuildOptions, build
+from graphopt.numerics.packing import pack_int4
 from graphopt.passes.mixq.ops import LINEAR, OPS
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 K, N, CAPACITY = 64, 48, 16
+PACKED = K // 2  # bytes of a row of 4-bit codes
 
 pytestmark = pytest.mark.rtx
 
@@ -31,6 +33,8 @@ def _constant(rng: np.random.Generator, name: str, dtype: np.dtype) -> np.ndarra
         "gamma": lambda: rng.uniform(0.5, 1.5, K).astype(dtype),
         "beta": lambda: rng.standard_normal(K).astype(dtype),
         "wq": lambda: codes,
+        "wq4": lambda: pack_int4(np.clip(codes, -7, 7)),
+        "sg": lambda: rng.integers(1, 19, (1, N)).astype(np.int8),
         "sw": lambda: rng.uniform(1e-3, 1e-2, N).astype(np.float32),
         "wo": lambda: rng.standard_normal((N, CAPACITY)).astype(dtype),
         "bias": lambda: rng.standard_normal(N).astype(dtype),
@@ -54,6 +58,7 @@ class _Model:
     def _operand(self, node: str, name: str) -> str:
         shapes: dict[str, tuple[int, int]] = {
             "xq": (TensorProto.INT8, K),
+            "xq4": (TensorProto.INT8, PACKED),
             "sx": (TensorProto.FLOAT, 1),
             "xo": (self.elem, CAPACITY),
         }
@@ -68,12 +73,11 @@ class _Model:
         self.weights.append(numpy_helper.from_array(_constant(self.rng, name, self.dtype), unique))
         return unique
 
-    def add(self, spec: OpSpec, **attributes: int) -> list[str]:
+    def add(self, spec: OpSpec, **attributes: float) -> list[str]:
         node = f"{spec.name}_{len(self.nodes)}"
         emitted = [p.name for p in spec.outputs]
         outputs = [f"{node}.{name}" for name in emitted]
-        if any(a.name == "epsilon" for a in spec.attributes):
-            attributes["epsilon"] = 1e-6  # type: ignore[assignment]
+        attributes = {a.name: a.default for a in spec.attributes} | attributes
         self.nodes.append(
             helper.make_node(
                 spec.name,
@@ -86,7 +90,7 @@ class _Model:
                 **attributes,
             )
         )
-        elems = {"xq": TensorProto.INT8, "sx": TensorProto.FLOAT}
+        elems = {"xq": TensorProto.INT8, "xq4": TensorProto.INT8, "sx": TensorProto.FLOAT}
         for name, output in zip(emitted, outputs, strict=True):
             if attributes.get(f"emit_{name}", 1):
                 self.outputs.append(self._value(output, elems.get(name, self.elem), None))
@@ -100,7 +104,7 @@ class _Model:
 
 
 def _shapes(model: _Model, batch: int, length: int) -> tuple[str, ...]:
-    last = {"sx": 1, "xo": CAPACITY}
+    last = {"sx": 1, "xo": CAPACITY, "xq4": PACKED}
     return (",".join(f"{name}:{batch}x{length}x{last.get(name, K)}" for name in model.inputs),)
 
 
@@ -120,12 +124,13 @@ def test_every_op_builds_as_a_plugin(dtype: str, rng: np.random.Generator, tmp_p
         max_shapes=_shapes(model, 4, 32),
     )
     result = build(model.save(tmp_path / "ops.onnx"), tmp_path / "ops.plan", options)
-    assert result.manifest.plugin_layers == len(model.nodes) == 20
+    assert result.manifest.plugin_layers == len(model.nodes) == 21
     activation = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[dtype]
     for tensor in result.manifest.outputs:
         operand = tensor.name.rsplit(".", 1)[1]
-        last = {"sx": 1, "xo": CAPACITY, "y": N if tensor.name.startswith("MixQLinear") else K}.get(operand, K)
-        assert tensor.dtype == {"xq": "INT8", "sx": "FLOAT"}.get(operand, activation), tensor.name
+        own = {"sx": 1, "xo": CAPACITY, "xq4": PACKED, "y": N if tensor.name.startswith("MixQLinear") else K}
+        last = own.get(operand, K)
+        assert tensor.dtype == {"xq": "INT8", "xq4": "INT8", "sx": "FLOAT"}.get(operand, activation), tensor.name
         assert tensor.shape == (-1, -1, last), tensor.name
 
 
