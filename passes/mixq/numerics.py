@@ -18,14 +18,17 @@ below one real scale per output channel (as in QServe, Lin et al., 2024, section
 |W_c| ≤ 126 fits int8, so groups cost neither a float32 accumulator per group nor accuracy: on SmolLM2 the output error
 of a layer is 1 % above that of float32 group scales (0.0437 against 0.0434 at group 64 with GPTQ).
 
-Online prediction (section 4) extends O by what exceeds a threshold τ_m in some token m of the call at hand:
+Online prediction (section 4) quantizes ahead of detection: the 8-bit codes that O gives tell what exceeds a threshold
+τ_m in some token m of the call at hand, and extend O by it:
 
-    r[k]  = max over m of |X[m, k]| / τ_m,  k not in O        τ_m = max(σ, σ_rms · rms of token m outside O)
+    τ_m   = max(σ, σ_rms · s_x[m] · sqrt(Σ_k X_q[m, k]² / K))
+    r[k]  = max over m of s_x[m] |X_q[m, k]| / τ_m
     O'    = O and the channels with r[k] > 1, the largest first, as far as the capacity goes
     W_O'  = W[:, O], and s_w W_q where a channel is not in O
 
-X is then quantized around O'. The channels of an earlier call may stand in for O in all but W_O, which is how a plugin
-remembers.
+X is then quantized around O'. Sums of squares of codes are exact integers and the rest is float32 in a fixed order, so
+that every implementation predicts the same set. The channels of an earlier call may stand in for O in all but W_O,
+which is how a plugin remembers.
 
 Deviations from the released code, all on purpose: outliers never enter a scale; quantization and dequantization use
 the same 127; the input is not modified; W_O holds original columns and not dequantized ones.
@@ -118,9 +121,9 @@ def quantize_rows(y: np.ndarray, indices: np.ndarray, bits: int = 8) -> tuple[np
 
 
 def excess(y: np.ndarray, indices: np.ndarray, *, sigma: float, sigma_rms: float) -> np.ndarray:
-    """Return (K,) float32: by how much the largest value of each channel exceeds its token's threshold.
+    """Return (K,) float32: r, by how much the largest value of each channel exceeds its token's threshold.
 
-    A channel of ``indices`` has 0, and so has every channel in a token that is not finite or whose threshold is 0.
+    It is 0 for the channels of ``indices``, and in tokens that are not finite or whose threshold is 0.
 
     Args:
         y: (..., K), float32, float16 or bfloat16.
@@ -129,13 +132,15 @@ def excess(y: np.ndarray, indices: np.ndarray, *, sigma: float, sigma_rms: float
         sigma_rms: threshold as a multiple of the token's rms, in which channels of ``indices`` count as 0. The larger
             threshold decides.
     """
-    mask = outlier_mask(indices, y.shape[-1])
-    x = np.abs(np.where(mask, np.float32(0), y.astype(np.float32))).reshape(-1, y.shape[-1])
+    channels = y.shape[-1]
+    xq, sx, _ = quantize_rows(y.reshape(-1, channels), indices)
+    codes = np.abs(xq.astype(np.int32))
+    squares = np.sum(codes * codes, axis=-1, keepdims=True, dtype=np.int32)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        rms = np.sqrt(np.mean(x * x, axis=-1, keepdims=True))
-        threshold = np.maximum(np.float32(sigma), np.float32(sigma_rms) * rms)
-        usable = np.isfinite(threshold) & (threshold > 0) & np.isfinite(x).all(-1, keepdims=True)
-        ratio = np.where(usable, x / threshold, np.float32(0))
+        rms = sx * np.sqrt(squares.astype(np.float32) / np.float32(channels))
+        bound = np.maximum(np.float32(sigma), np.float32(sigma_rms) * rms)
+        usable = np.isfinite(sx) & (bound > 0)
+        ratio = np.where(usable, codes.astype(np.float32) * sx / bound, np.float32(0))
     return np.max(ratio, axis=0, initial=np.float32(0))
 
 

@@ -10,6 +10,7 @@ from onnx import AttributeProto, TensorProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute
+from graphopt.numerics import affine
 
 #: Defaults are those of `graphopt.passes.mixq.config.OutlierConfig`.
 SIGMA = Attribute("sigma", 0.0, "a channel outside idx with a value larger than this is an outlier; 0: no such bound")
@@ -32,14 +33,21 @@ def write_prediction(b: BodyBuilder, y: str) -> None:
     matrix = b.op("Concat", b.reduce("Prod", lead, 0), _vector(b, channels), axis=0)
     x = b.op("Reshape", b.cast(y), matrix, allowzero=1)
     known, zero = write_outlier_mask(b, "idx", channels), b.const(0.0)
-    magnitude = b.op("Abs", b.op("Where", known, zero, x))
-    square = b.first(b.reduce("Mean", b.op("Mul", magnitude, magnitude), -1))
-    bound = b.op("Max", b.attribute("sigma"), b.op("Mul", b.attribute("sigma_rms"), b.op("Sqrt", square)))
-    # 0·s is 0 only for finite s; the sum of a token's magnitudes is finite only if all of them are.
-    total = b.first(b.reduce("Sum", magnitude, -1))
-    finite = b.op("Equal", b.op("Mul", b.op("Add", bound, total), zero), zero)
+    inner = b.op("Where", known, zero, x)
+    magnitude = b.op("Abs", inner)
+    amax = b.first(b.reduce("Max", magnitude, -1))
+    q = b.const(float(affine.Q_MAX[8]))
+    scale = b.op("Div", amax, q)
+    inverse = b.op("Where", b.op("Equal", amax, zero), zero, b.op("Div", q, amax))
+    codes = b.op("Round", b.op("Mul", magnitude, inverse))
+    codes = b.op("Where", b.op("Less", codes, b.const(float(affine.Q_MAX[8] + 1))), codes, zero)  # NaN and Inf: 0
+    integers = b.cast(codes, TensorProto.INT32)
+    squares = b.cast(b.first(b.reduce("Sum", b.op("Mul", integers, integers), -1)))
+    rms = b.op("Mul", scale, b.op("Sqrt", b.op("Div", squares, b.cast(channels))))
+    bound = b.op("Max", b.attribute("sigma"), b.op("Mul", b.attribute("sigma_rms"), rms))
+    finite = b.op("Equal", b.first(b.reduce("Sum", b.op("Mul", inner, zero), -1)), zero)
     usable = b.op("And", finite, b.op("Greater", bound, zero))
-    ratio = b.op("Where", usable, b.op("Div", magnitude, bound), zero)
+    ratio = b.op("Where", usable, b.op("Div", b.op("Mul", codes, scale), bound), zero)
     # A token of zeros, so that there is a largest value where there are no tokens.
     none = b.op("Expand", zero, b.op("Concat", b.const([1], np.int64), _vector(b, channels), axis=0))
     excess = b.reduce("Max", b.op("Concat", ratio, none, axis=0), 0, keepdims=0)
