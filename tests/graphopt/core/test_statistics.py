@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphopt.core.statistics import LinearStatistics, Statistics
+from graphopt.core.statistics import AttentionStatistics, LinearStatistics, Statistics
 from graphopt.errors import CalibrationError, OutputError
 from tests.support.arrays import activations
 
@@ -29,12 +29,22 @@ def entry(rng: np.random.Generator, channels: int = 20, moment: bool = False) ->
 
 def example(rng: np.random.Generator) -> Statistics:
     linears = {"model.layers.0.q": entry(rng), "weird/name.npy 日本": entry(rng, 7, True), "third": entry(rng, 1)}
-    return Statistics(linears, {"text": "wiki", "tokens": 50, "list": [1, 2]})
+    attentions = {"attn": attention_entry(rng)}
+    return Statistics(linears, {"text": "wiki", "tokens": 50, "list": [1, 2]}, attentions)
+
+
+def attention_entry(rng: np.random.Generator) -> AttentionStatistics:
+    keys, values = (activations(rng, 30, 2, size, dtype=np.float16) for size in (8, 4))
+    return AttentionStatistics(keys, values, rng.uniform(0, 3, (30, 2)).astype(np.float32))
 
 
 def assert_equal(a: Statistics, b: Statistics) -> None:
     assert list(a.linears) == list(b.linears)
     assert a.source == b.source
+    assert list(a.attentions) == list(b.attentions)
+    for name, layer in a.attentions.items():
+        for field, array in vars(layer).items():
+            np.testing.assert_array_equal(array, getattr(b.attentions[name], field))
     for name, x in a.linears.items():
         y = b.linears[name]
         assert (x.tokens, x.channels, x.rms) == (y.tokens, y.channels, y.rms)
@@ -193,3 +203,14 @@ def test_disk_full(rng: np.random.Generator, tmp_path: Path, room: int) -> None:
 def test_folder_missing(rng: np.random.Generator, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist; create it first"):
         example(rng).save(tmp_path / "no" / "s.npz")
+
+
+@pytest.mark.parametrize("field", ["keys", "values", "attention"])
+def test_keys_and_values_that_do_not_fit(rng: np.random.Generator, tmp_path: Path, field: str) -> None:
+    for spoil in (lambda a: a[:-1], lambda a: np.full_like(a, np.inf)):
+        statistics = example(rng)
+        layer = statistics.attentions["attn"]
+        setattr(layer, field, spoil(getattr(layer, field)))
+        statistics.save(tmp_path / "s.npz")
+        with pytest.raises(CalibrationError, match="'attn' has"):
+            Statistics.load(tmp_path / "s.npz")

@@ -1,0 +1,112 @@
+"""The cache in codes, end to end: calibrate, lower, and prefill and decode like the decoder with a growing cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphopt import compile, ir
+from graphopt.calibrate.attention import collect_attention
+from graphopt.core.recipe import Recipe
+from graphopt.core.report import Report
+from graphopt.core.statistics import Statistics
+from graphopt.errors import RecipeError
+from graphopt.ir import kv_cache
+from graphopt.passes import CACHES, SCHEMES
+from graphopt.passes.vq.cache import CODES, CodesConfig
+from tests.support.decoders import CONFIG, write_decoder
+from tests.support.runtime import run_ort
+
+TOKENS, CAPACITY = 24, 32
+
+
+def growing_feed(ids: np.ndarray) -> dict[str, np.ndarray]:
+    batch, length = ids.shape
+    empty = np.zeros((batch, CONFIG.num_key_value_heads, 0, CONFIG.head_dim), np.float32)
+    past = {f"past_key_values.{i}.{k}": empty for i in range(CONFIG.num_hidden_layers) for k in ("key", "value")}
+    positions = np.broadcast_to(np.arange(length), ids.shape).copy()
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": positions, **past}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("decoder") / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def statistics(source: Path) -> Statistics:
+    model = ir.load(source)
+    compile.canonicalize(model)
+    rng = np.random.default_rng(2)
+    feeds = [growing_feed(rng.integers(0, CONFIG.vocab_size, (2, TOKENS))) for _ in range(12)]
+    return Statistics(attentions=collect_attention(model, feeds))
+
+
+def lowered(source: Path, path: Path, preset: str, statistics: Statistics | None) -> tuple[Path, Report]:
+    model = ir.load(source)
+    recipe = Recipe.preset("none", SCHEMES).with_cache(preset, {"capacity": CAPACITY}, CACHES)
+    report = compile.optimize(model, recipe, statistics)
+    return ir.save(model, path)[0], report
+
+
+@pytest.mark.parametrize(("preset", "vector", "allowed"), [("cq4", 2, 0.1), ("cq2", 4, 0.4)])
+def test_prefill_and_decode_resemble_the_growing_cache(
+    source: Path, statistics: Statistics, tmp_path: Path, preset: str, vector: int, allowed: float
+) -> None:
+    path, report = lowered(source, tmp_path / "q.onnx", preset, statistics)
+    model = ir.load(path)
+    described = kv_cache.read(model.shell.metadata_props)
+    assert described is not None
+    assert (described.kind, described.bits, described.capacity) == ("vq", 8 / vector, CAPACITY)
+    errors = [f.detail["value_error"] for f in report.findings if "value_error" in f.detail]
+    assert len(errors) == CONFIG.num_hidden_layers
+    ids = np.random.default_rng(8).integers(0, CONFIG.vocab_size, (2, TOKENS))
+    expected = run_ort(source, growing_feed(ids))[0]
+    shape = 2, CONFIG.num_key_value_heads, CAPACITY, CONFIG.head_dim // vector
+    cache = {past: np.full(shape, 77, np.int8) for past, _ in described.pairs}
+    got = []
+    names = [t.name for t in model.graph.outputs]
+    for first, last in ((0, 20), (20, 21), (21, 22), (22, 24)):
+        feed = {"input_ids": ids[:, first:last], described.start: np.full(2, first, np.int32), **cache}
+        outputs = dict(zip(names, run_ort(path, feed), strict=True))
+        cache = {past: outputs[present] for past, present in described.pairs}
+        got.append(outputs["logits"])
+    logits = np.concatenate(got, axis=1)
+    assert 1e-4 < np.linalg.norm(logits - expected) / np.linalg.norm(expected) < allowed
+
+
+def test_without_keys_and_values_the_cache_stays_as_it_is(source: Path, tmp_path: Path) -> None:
+    _, report = lowered(source, tmp_path / "q.onnx", "cq4", None)
+    reasons = [f.reason for f in report.findings if f.status == "skipped" and f.rule == "vq"]
+    assert len(reasons) == CONFIG.num_hidden_layers
+    assert all("graphopt calibrate --keys-values" in reason for reason in reasons)
+
+
+def test_a_head_size_that_is_no_multiple_of_the_vector(source: Path, statistics: Statistics, tmp_path: Path) -> None:
+    odd = Statistics(attentions=statistics.attentions)
+    model = ir.load(source)
+    recipe = Recipe.preset("none", SCHEMES).with_cache("cq4", {}, CACHES)
+    assert not [f for f in compile.optimize(model, recipe, odd).findings if f.status == "skipped" and f.rule == "vq"]
+    with pytest.raises(RecipeError, match="vector"):
+        Recipe.preset("none", SCHEMES).with_cache("cq4", {"vector": 3}, CACHES)
+
+
+def test_tokens_that_are_read_count_more(statistics: Statistics) -> None:
+    """With weighting, the values that attention reads most are nearer to their entries than without."""
+    from graphopt.passes.vq.cache import _train
+    from graphopt.passes.vq.cache_ops import decode_cache, encode_cache
+
+    name, entry = list(statistics.attentions.items())[-1]  # the first layer's values are those of few tokens
+    weight = entry.attention[..., None]
+    errors = []
+    for weighting in ("attention", "none"):
+        book = _train(entry, CodesConfig(vector=4, weighting=weighting), name)[1]
+        exact = entry.values.astype(np.float32)
+        back = decode_cache(encode_cache(exact, book)[:, :, None], book)[:, :, 0]
+        errors.append(float((np.square(exact - back) * weight).sum()))
+    assert errors[0] < errors[1]
+
+
+def test_the_format_is_registered() -> None:
+    assert CACHES[CODES.name] is CODES
+    assert set(CODES.presets) == {"cq4", "cq2"}
