@@ -1,7 +1,7 @@
 """Take out what computes nothing, so that patterns need not look through it.
 
     Constant              -> an initializer
-    Identity(x)           -> x
+    Identity(x), Concat(x)                                            -> x
     Cast(x) to its own type, Dropout(x) at inference, x * 1, x / 1    -> x
     Transpose(Transpose(x)) that cancel out                           -> x
     Reshape(Reshape(x)) that gives back x's own shape                 -> x
@@ -23,7 +23,7 @@ from graphopt.ir.model import Model
 from graphopt.passes.canonicalize.symbolic import dimension, integers
 
 STAGE = "clean-up"
-_NO_OPS = ("Identity", "Cast", "Dropout", "Mul", "Div", "Transpose", "Reshape")
+_NO_OPS = ("Identity", "Concat", "Cast", "Dropout", "Mul", "Div", "Transpose", "Reshape")
 
 
 def clean_up(model: Model, report: Report) -> None:
@@ -67,8 +67,8 @@ def _source(node: gs.Node) -> gs.Tensor | None:
     if not query.is_op(node, *_NO_OPS):
         return None
     x = node.inputs[0]
-    if node.op == "Identity":
-        return x
+    if node.op in ("Identity", "Concat"):
+        return x if len(node.inputs) == 1 else None
     if node.op == "Cast":
         return x if element_type(x) == weights.onnx_dtype(node.attrs["to"]) else None
     if node.op == "Dropout":

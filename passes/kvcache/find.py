@@ -78,8 +78,8 @@ def _match(graph: gs.Graph, node: gs.Node) -> Layer | Refusal:
             return Refusal(half, node.name)
         halves.append(half)
     (past_k, new_k), (past_v, new_v) = halves
-    sizes = [_size(t, 3) for t in (new_k, new_v)]
-    kv_heads = _size(new_k, 1)
+    sizes = [_size(3, *pair) for pair in halves]
+    kv_heads = _size(1, *halves[0])
     if kv_heads is None or None in sizes or sizes[0] != sizes[1]:
         return Refusal(f"'{new_k.name}' and '{new_v.name}' do not have known heads of one size", node.name)
     q, turn_q = _unturned(node.inputs[0])
@@ -108,9 +108,10 @@ def _appended(
     return past, new
 
 
-def _size(x: gs.Tensor, axis: int) -> int | None:
-    size = x.shape[axis] if x.shape is not None and len(x.shape) == 4 else None
-    return int(size) if isinstance(size, (int, np.integer)) else None
+def _size(axis: int, *tensors: gs.Tensor) -> int | None:
+    """Return dimension ``axis`` of (B, Hkv, L, D) tensors, from the first that knows it."""
+    known = [t.shape[axis] for t in tensors if t.shape is not None and len(t.shape) == 4]
+    return next((int(size) for size in known if isinstance(size, (int, np.integer))), None)
 
 
 def _unturned(x: gs.Tensor) -> tuple[gs.Tensor, tuple[gs.Tensor, gs.Tensor] | None]:

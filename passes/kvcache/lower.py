@@ -71,7 +71,11 @@ def lower(
     for refusal in refusals:
         report.skipped(STAGE, cache.name, refusal.node or "", refusal.reason)
     if refusals or not layers:
-        reason = "another layer cannot change, and all share their inputs" if refusals else "no attention has a cache"
+        reason = (
+            "another layer cannot change, and all share their inputs"
+            if refusals
+            else "no attention reads past and new keys, concatenated"
+        )
         for name in [layer.node.name for layer in layers] or ["model"]:
             report.skipped(STAGE, cache.name, name, reason)
         return

@@ -51,6 +51,7 @@ CASES = {
     "llama_dynamo18_eager": Case(DECODER),
     "llama_dynamo18_fp16": Case(DECODER, dtype="float16"),
     "llama_dynamo18_kv": Case(DECODER, (PROMPT, STEP, CHUNK, (2, 3, 4))),
+    "llama_dynamo18_kv_fp16": Case(DECODER, (PROMPT, STEP, CHUNK), "float16"),
     "llama_dynamo18_tied": Case(DECODER),
     # ONNX Runtime's RotaryEmbedding of opset 23 rejects batches.
     "llama_dynamo23": Case(DECODER, ((1, 5, 0),)),
@@ -63,8 +64,14 @@ CASES = {
     # The builder's own mask for MultiHeadAttention fits prompts only.
     "llama_genai_mha": Case(DECODER, (PROMPT, (1, 7, 0)), "float16"),
     "llama_torchscript17": Case({"Linear": 8, "RMSNorm": 3, "Rotary": 2, "Attention": 1, "GatedSilu": 1}),
+    "llama_torchscript17_kv": Case(
+        {"Linear": 8, "RMSNorm": 3, "Rotary": 2, "Attention": 1, "GatedSilu": 1}, (PROMPT, STEP, CHUNK)
+    ),
+    # Its window of 40 keys is longer than these.
+    "mistral_dynamo18_kv": Case(DECODER, (PROMPT, STEP, CHUNK)),
     "qwen2_dynamo18": Case(DECODER | {"Linear": 9, "LinearBias": 6}),
     "qwen2_genai_fp32": Case(PACKED | {"Linear": 9, "LinearBias": 2}, (PROMPT, STEP, CHUNK)),
+    "qwen3_dynamo18_kv": Case(DECODER | {"RMSNorm": 9}, (PROMPT, STEP, CHUNK)),
 }
 ALL = pytest.mark.parametrize("name", CASES)
 
@@ -213,7 +220,7 @@ def test_layers_share_mask_and_tables() -> None:
 def test_residual_sums_have_known_shapes(name: str) -> None:
     """Schemes fuse a norm with the sum before it only where nothing is broadcast."""
     model, _ = canonical(name)
-    norms = [n for n in model.graph.nodes if n.op in ("RMSNorm", "LayerNorm")]
+    norms = [n for n in model.graph.nodes if n.op in ("RMSNorm", "LayerNorm") and list(n.inputs[1].shape) == [HIDDEN]]
     sums = [n.inputs[0].inputs[0] for n in norms if n.inputs[0].inputs[0].op == "Add"]
     # BERT's sum of embeddings comes from tables, not from activations.
     residual = [[t.shape for t in s.inputs] for s in sums if "embeddings" not in s.name]

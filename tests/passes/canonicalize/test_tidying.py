@@ -37,6 +37,7 @@ GATHER = "agraph (float[B, 4, 6] x) => (float[B, 4, 6] y)"
          "%y = Mul(%x, f32[1]{2.5})"),
         ("agraph (float[B] x) => (float[B] y) { i = Identity(x) y = Neg(i) }", "%y = Neg(%x)"),
         ("agraph (float[B] x) => (float[B] y) { n = Neg(x) y = Identity(n) }", "%y = Neg(%x)"),
+        ("agraph (float[B] x) => (float[B] y) { c = Concat<axis=0>(x) y = Neg(c) }", "%y = Neg(%x)"),
         ("agraph (float[B] x) => (float[B] y) { c = Cast<to=1>(x) y = Neg(c) }", "%y = Neg(%x)"),
         ("agraph (float[B] x) => (float[B] y) { d = Dropout(x) y = Neg(d) }", "%y = Neg(%x)"),
         ("agraph (float[B] x) => (float[B] y) <float one = {1.0}> { m = Mul(one, x) d = Div(m, one) y = Neg(d) }",

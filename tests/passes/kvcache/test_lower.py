@@ -19,8 +19,9 @@ from tests.support.runtime import run_ort
 #: Logits of two layers: float16 rounds scores and probabilities of the concatenating model, which the op does not.
 TOLERANCE = {"float32": 1e-6, "float16": 2**-8}
 EXPORTED = [
-    "llama_dynamo18_kv", "llama_dynamo23_kv", "llama_genai_fp16", "llama_genai_fp32", "llama_genai_int4",
-    "llama_genai_int4_tied", "llama_genai_mha", "qwen2_genai_fp32",
+    "llama_dynamo18_kv", "llama_dynamo18_kv_fp16", "llama_dynamo23_kv", "llama_genai_fp16", "llama_genai_fp32",
+    "llama_genai_int4", "llama_genai_int4_tied", "llama_genai_mha", "llama_torchscript17_kv", "qwen2_genai_fp32",
+    "qwen3_dynamo18_kv",
 ]  # fmt: skip
 REWRITTEN = ("rewritten", "a causal attention_mask (padding on the {}) is replaced by start")
 
@@ -167,8 +168,10 @@ def insert(model: ir.Model, after: str, op: str, other: gs.Tensor, **attrs: int)
     model.tidy()
 
 
-def test_models_without_a_cache_say_so() -> None:
-    assert refused(ir.load(EXPORTERS / "llama_dynamo18.onnx")) == {"no attention has a cache"}
+@pytest.mark.parametrize("name", ["llama_dynamo18", "mistral_dynamo18_kv"])
+def test_models_without_a_cache_that_grows_say_so(name: str) -> None:
+    """Mistral cuts its cache to the sliding window."""
+    assert refused(ir.load(EXPORTERS / f"{name}.onnx")) == {"no attention reads past and new keys, concatenated"}
 
 
 def test_sliding_windows_are_refused() -> None:
