@@ -26,8 +26,10 @@ _CODES = {
     "VQLinear": ("codes", 1),
     "VQLinearE8": ("codes", 4),
 }
-#: Operands of lowered linears that are not the weight: the bias, and a table that is the same for all of them.
-_BESIDES = ("bias", "table")
+#: Operands of lowered linears that are not the weight: the bias, and what several of them share.
+_BESIDES = ("bias", "table", "idx")
+#: Ends the names of MixQ ops with online prediction, which store what those without it store.
+_ONLINE = "Online"
 #: What may stand between a stored weight and the product that uses it.
 _VIEWS = ("Transpose", "Cast", "Identity", "DequantizeLinear")
 
@@ -99,10 +101,11 @@ def _layer(node: gs.Node) -> WeightLayer | None:
 
 def _lowered(node: gs.Node) -> WeightLayer:
     spec = next((s for s in OPS if s.is_node(node)), None)
-    if spec is None or node.op not in _CODES:
+    entry = _CODES.get(node.op.removesuffix(_ONLINE))
+    if spec is None or entry is None:
         raise InternalError(f"no entry for the linear op '{node.op}' of node '{node.name}'")
     given = {p.name: t for p, t in zip(spec.inputs, node.inputs, strict=True)}
-    codes_name, count = _CODES[node.op]
+    codes_name, count = entry
     codes, packed = given[codes_name], Fraction(count)
     if "codebooks" in given:
         _, _, residuals, _, vector = given["codebooks"].shape
