@@ -3,6 +3,7 @@
 __all__ = ["AttentionStatistics", "LinearStatistics", "Statistics"]
 
 import json
+import struct
 import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,10 @@ from graphopt.errors import CalibrationError
 from graphopt.ir.files import replacing
 
 _FORMAT = 1
+#: Second moments from this many bytes on stay in the file, mapped; smaller ones are read, and so checked.
+_MAPPED_BYTES = 16 << 20
+#: Bytes of a ZIP archive's header of a member, without its name.
+_LOCAL_HEADER = 30
 #: What reading a file that is truncated, damaged or something else altogether raises.
 _DAMAGE = (
     LookupError,
@@ -35,7 +40,7 @@ class LinearStatistics:
         absmax: (K,) float32, max over tokens of |X[:, k]|.
         mean_square: (K,) float64, mean over tokens of X[:, k]².
         tokens: number of tokens seen.
-        second_moment: (K, K) float32, mean over tokens of XᵀX; only if asked for.
+        second_moment: (K, K) float32, mean over tokens of XᵀX; only if asked for. Large ones are memory maps.
     """
 
     absmax: np.ndarray
@@ -60,7 +65,8 @@ class LinearStatistics:
             return f"has channel statistics of shapes {self.absmax.shape} and {self.mean_square.shape}"
         if moment is not None and moment.shape != (self.channels, self.channels):
             return f"has {self.channels} channels but a second moment of shape {moment.shape}"
-        given = (a for a in (self.absmax, self.mean_square, moment) if a is not None)
+        small = None if isinstance(moment, np.memmap) else moment
+        given = (a for a in (self.absmax, self.mean_square, small) if a is not None)
         if not all(np.isfinite(a).all() for a in given):
             return "has statistics that are not finite"
         return None
@@ -93,7 +99,10 @@ class AttentionStatistics:
 
 @dataclass
 class Statistics:
-    """Statistics by name of the canonical Linear and Attention nodes, with where they come from."""
+    """Statistics by name of the canonical Linear and Attention nodes, with where they come from.
+
+    Linears that read one input share one entry, in memory and in the file.
+    """
 
     linears: dict[str, LinearStatistics] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
@@ -125,8 +134,9 @@ class Statistics:
             OutputError: the file cannot be written; nothing is left behind.
         """
         arrays: dict[str, np.ndarray] = {}
-        names = list(self.linears)
-        for i, entry in enumerate(self.linears.values()):
+        entries = list({id(e): e for e in self.linears.values()}.values())
+        number = {id(e): i for i, e in enumerate(entries)}
+        for i, entry in enumerate(entries):
             arrays[f"{i}.absmax"], arrays[f"{i}.mean_square"] = entry.absmax, entry.mean_square
             if entry.second_moment is not None:
                 arrays[f"{i}.second_moment"] = entry.second_moment
@@ -135,9 +145,10 @@ class Statistics:
         header = {
             "graphopt_statistics": _FORMAT,
             "attentions": list(self.attentions),
-            "names": names,
-            "tokens": [e.tokens for e in self.linears.values()],
-            "second_moments": [e.second_moment is not None for e in self.linears.values()],
+            "names": list(self.linears),
+            "entries": [number[id(e)] for e in self.linears.values()],
+            "tokens": [e.tokens for e in entries],
+            "second_moments": [e.second_moment is not None for e in entries],
             "source": self.source,
         }
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
@@ -160,15 +171,18 @@ class Statistics:
                         f"{path} has statistics format {header.get('graphopt_statistics')}, not "
                         f"{_FORMAT}; make it again with 'graphopt calibrate'"
                     )
-                linears = {
-                    name: LinearStatistics(
+                entries = [
+                    LinearStatistics(
                         data[f"{i}.absmax"],
                         data[f"{i}.mean_square"],
-                        int(header["tokens"][i]),
-                        data[f"{i}.second_moment"] if header["second_moments"][i] else None,
+                        int(tokens),
+                        _moment(path, data, f"{i}.second_moment") if header["second_moments"][i] else None,
                     )
-                    for i, name in enumerate(header["names"])
-                }
+                    for i, tokens in enumerate(header["tokens"])
+                ]
+                # Files from before entries were shared have one for each name.
+                numbers = header.get("entries", range(len(header["names"])))
+                linears = {name: entries[i] for name, i in zip(header["names"], numbers, strict=True)}
                 attentions = {
                     name: AttentionStatistics(*(data[f"attention{i}.{f.name}"] for f in fields(AttentionStatistics)))
                     for i, name in enumerate(header.get("attentions", ()))
@@ -183,3 +197,20 @@ class Statistics:
             if reason := entry.damage():
                 raise CalibrationError(f"{path}: '{name}' {reason}; make it again with 'graphopt calibrate'")
         return cls(linears, source, attentions)
+
+
+def _moment(path: Path, data: Any, name: str) -> np.ndarray:
+    """Return the array ``name`` of the archive ``data`` at ``path``: mapped, if it is large."""
+    member = data.zip.getinfo(f"{name}.npy")
+    if member.file_size < _MAPPED_BYTES or member.compress_type != zipfile.ZIP_STORED:
+        array: np.ndarray = data[name]
+        return array
+    with path.open("rb") as f:
+        f.seek(member.header_offset)
+        local_header = f.read(_LOCAL_HEADER)
+        # The lengths of the name and of the extra field, which the archive's directory need not repeat.
+        f.seek(sum(struct.unpack("<HH", local_header[-4:])), 1)
+        version = np.lib.format.read_magic(f)
+        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}[version[0]]
+        shape, fortran, dtype = read_header(f)
+        return np.memmap(path, dtype, "r", f.tell(), shape, "F" if fortran else "C")

@@ -65,6 +65,36 @@ def test_round_trip(rng: np.random.Generator, tmp_path: Path) -> None:
     assert Statistics.load(tmp_path / "s.npz").linears == {}
 
 
+def test_linears_of_one_input_share_an_entry(rng: np.random.Generator, tmp_path: Path) -> None:
+    shared, other = entry(rng, 30, True), entry(rng, 30, True)
+    Statistics({"q": shared, "o": other, "k": shared}).save(tmp_path / "s.npz")
+    Statistics({"q": shared, "o": other}).save(tmp_path / "two.npz")
+    loaded = Statistics.load(tmp_path / "s.npz").linears
+    assert list(loaded) == ["q", "o", "k"]
+    assert loaded["q"] is loaded["k"]
+    np.testing.assert_array_equal(loaded["o"].second_moment, other.second_moment)
+    assert (tmp_path / "s.npz").stat().st_size < (tmp_path / "two.npz").stat().st_size + 100
+
+
+def test_files_with_an_entry_for_each_name_are_read(rng: np.random.Generator, tmp_path: Path) -> None:
+    rewritten(rng, tmp_path / "s.npz", {"entries": None})
+    assert [e.channels for e in Statistics.load(tmp_path / "s.npz").linears.values()] == [20, 7, 1]
+
+
+def test_large_second_moments_stay_in_the_file(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = Statistics({"small": entry(rng, 9, True), "large": entry(rng, 40, True)})
+    statistics.save(tmp_path / "s.npz")
+    monkeypatch.setattr("graphopt.core.statistics._MAPPED_BYTES", 40 * 40 * 4)
+    loaded = Statistics.load(tmp_path / "s.npz")
+    assert_equal(loaded, statistics)
+    assert [isinstance(e.second_moment, np.memmap) for e in loaded.linears.values()] == [False, True]
+    assert_equal(Statistics.load(tmp_path / "s.npz"), loaded)
+    loaded.save(tmp_path / "s.npz")  # over the file that is mapped
+    assert_equal(Statistics.load(tmp_path / "s.npz"), statistics)
+
+
 @given(
     names=st.lists(st.text(st.characters(codec="utf-8"), max_size=20), unique=True, max_size=5), seed=st.integers(0, 99)
 )
@@ -151,6 +181,8 @@ def rewritten(rng: np.random.Generator, path: Path, header: dict[str, Any], **ar
         ({"graphopt_statistics": None}, {}, "has statistics format None"),
         ({"names": None}, {}, "is not a statistics file"),
         ({"source": None}, {}, "is not a statistics file"),
+        ({"entries": [0, 1, 9]}, {}, "is not a statistics file"),
+        ({"entries": [0, 1]}, {}, "is not a statistics file"),
         ({"tokens": [1]}, {}, "is not a statistics file"),
         ({"tokens": ["x", "y", "z"]}, {}, "is not a statistics file"),
         ({}, {"0.absmax": None}, "is not a statistics file"),
