@@ -60,19 +60,44 @@ __device__ __forceinline__ bool mbarrier_try_wait(uint32_t barrier, uint32_t par
   return done != 0;
 }
 
-/// Wait until the phase of `parity` has completed. A build with GRAPHOPT_WAIT_LIMIT_NS traps instead of hanging.
-__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+/// The same for what other blocks of the cluster have written, too.
+__device__ __forceinline__ bool mbarrier_try_wait_cluster(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred complete;\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, complete;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+/// Wait until `try_wait` returns true. A build with GRAPHOPT_WAIT_LIMIT_NS traps instead of hanging.
+template <class TryWait>
+__device__ __forceinline__ void wait_for(TryWait&& try_wait) {
 #ifdef GRAPHOPT_WAIT_LIMIT_NS
   uint64_t start, now;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-  while (!mbarrier_try_wait(barrier, parity)) {
+  while (!try_wait()) {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     if (now - start > GRAPHOPT_WAIT_LIMIT_NS) __trap();
   }
 #else
-  while (!mbarrier_try_wait(barrier, parity)) {
+  while (!try_wait()) {
   }
 #endif
+}
+
+/// Wait until the phase of `parity` has completed.
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+  wait_for([&] { return mbarrier_try_wait(barrier, parity); });
+}
+
+__device__ __forceinline__ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+  wait_for([&] { return mbarrier_try_wait_cluster(barrier, parity); });
 }
 
 // --- bulk copies ----------------------------------------------------------------------------------------------------
@@ -125,6 +150,16 @@ __device__ __forceinline__ void bulk_wait_read() {
 
 /// Order this thread's stores to shared memory before later reads by the copy engine or the tensor cores.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/// Store 16 bytes into another block of the cluster, and count them on a barrier of that block. Both addresses are
+/// those of address_at. No fence: who waits for the barrier by mbarrier_wait_cluster sees what was stored.
+__device__ __forceinline__ void store_async(uint32_t shared, uint32_t barrier, uint32_t a, uint32_t b, uint32_t c,
+                                            uint32_t d) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%2, %3, %4, %5}, [%1];" ::"r"(shared),
+      "r"(barrier), "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
+}
 
 /// The address of `shared` of this block in block `rank` of the cluster.
 __device__ __forceinline__ uint32_t address_at(uint32_t shared, uint32_t rank) {

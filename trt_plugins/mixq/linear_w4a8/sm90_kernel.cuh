@@ -62,6 +62,7 @@ struct Sm90W4Shared {
   __device__ __forceinline__ uint32_t sx() const { return base + Traits::kSxOffset; }
   __device__ __forceinline__ uint32_t sx_full() const { return stages().full(2 * Traits::kStages); }
   __device__ __forceinline__ uint32_t sx_empty() const { return sx_full() + 8; }
+  __device__ __forceinline__ uint32_t parts_full() const { return sx_full() + 16; }
 };
 
 /// The tiles of one block, every `clusters`-th one in the order of Sm90Grid, and its part of K.
@@ -182,9 +183,8 @@ class Sm90W4Consumer {
       load_row_values(row);
       multiply_codes(walk.begin(args_.code_stages), walk.end(args_.code_stages), row);
       if constexpr (Tile::kSplit > 1) {
-        if (!walk.leads()) send_sums(walk.rank());
-        cluster_sync();
-        if (!walk.leads()) return;
+        if (!walk.leads()) return send_sums(walk.rank());
+        mbarrier_wait_cluster(shared_.parts_full(), 0);
         add_sums();
       }
       mbarrier_wait(shared_.sx_full(), sx_parity_);
@@ -308,12 +308,13 @@ class Sm90W4Consumer {
     return shared_.part(rank) + 16 * (i * kReaders + reader);
   }
 
+  /// Give the sums to the first block of the cluster.
   __device__ __forceinline__ void send_sums(int rank) const {
+    uint32_t const barrier = address_at(shared_.parts_full(), 0);
 #pragma unroll
     for (int i = 0; i < Traits::kSums / 4; ++i) {
-      asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address_at(part(rank, i), 0)),
-                   "r"(sum_[4 * i]), "r"(sum_[4 * i + 1]), "r"(sum_[4 * i + 2]), "r"(sum_[4 * i + 3])
-                   : "memory");
+      store_async(address_at(part(rank, i), 0), barrier, sum_[4 * i], sum_[4 * i + 1], sum_[4 * i + 2],
+                  sum_[4 * i + 3]);
     }
   }
 
@@ -444,7 +445,9 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
     shared.stages().init(Traits::kReaderWarps);
     mbarrier_init(shared.sx_full(), 32);
     mbarrier_init(shared.sx_empty(), 32 * Traits::kReaderWarps);
+    mbarrier_init(shared.parts_full(), 1);
     mbarrier_init_fence();
+    if constexpr (Tile::kSplit > 1) mbarrier_arrive_expect(shared.parts_full(), Traits::kPartsBytes);
   }
   if constexpr (Tile::kSplit > 1) {
     cluster_sync();
@@ -454,12 +457,9 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
 
   if (warp < kWarpgroup / 32) {
     release_registers<Traits::kProducerRegisters>();
-    // The consumers' exchange of sums waits for all threads, and this warpgroup for the consumers.
-    if constexpr (Tile::kSplit > 1) cluster_arrive();
     if (warp == 0 && first_lane) Sm90W4Producer<T, Traits>(args, shared).run();
     if (warp == 1) produce_sx(args, shared);
     __syncwarp();
-    if constexpr (Tile::kSplit > 1) cluster_wait();
   } else {
     claim_registers<Traits::kConsumerRegisters>();
     Sm90W4Consumer<T, Traits>(args, shared, warp / 4 - 1).run();
