@@ -12,7 +12,7 @@ from graphopt.passes.canonicalize import CANONICALIZE, legalize
 SCHEMES: dict[str, Scheme] = {s.name: s for s in (mixq.SCHEME, mant.SCHEME, vq.SCHEME)}
 
 #: Formats of the key-value cache by name.
-CACHES: dict[str, CacheFormat] = {c.name: c for c in (kvcache.STATIC, vq.CODES)}
+CACHES: dict[str, CacheFormat] = {c.name: c for c in (kvcache.STATIC, mant.CACHE, vq.CODES)}
 
 #: Every custom op: the canonical ones, those of the schemes, those of the cache formats.
 OPS: tuple[OpSpec, ...] = (

@@ -19,8 +19,20 @@ For int8 tensor cores a·i + 2^i is rewritten, exactly:
 Both tables fit int8, which 2^7 does not; INT4 is the first one alone.
 """
 
-__all__ = ["INT4_TYPE", "MANT", "NF4", "STEPS", "TYPES", "TypeTable", "split_factors", "split_tables"]
+__all__ = [
+    "INT4_TYPE",
+    "KV_STEPS",
+    "MANT",
+    "MANT_KV",
+    "NF4",
+    "STEPS",
+    "TYPES",
+    "TypeTable",
+    "split_factors",
+    "split_tables",
+]
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +40,8 @@ import numpy as np
 
 #: The coefficient a of each adaptive type, by type id.
 STEPS = (0, 5, 10, 17, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
+#: The same for the key-value cache.
+KV_STEPS = (0, *STEPS[2:5], 25, *STEPS[5:])
 #: Number of type ids, and of codes of a type.
 TYPES = CODES = 16
 #: Type id of plain INT4.
@@ -108,15 +122,14 @@ class TypeTable:
         return np.nan_to_num(self.values * 128).astype(np.int8)
 
 
-def _magnitudes() -> np.ndarray:
-    """Return (16, 8): i of INT4 and a·i + 2^i of all others, each divided by the power of two above its largest."""
-    adaptive = [a * _INDEX + 2**_INDEX for a in STEPS]
-    rows = np.array([*adaptive, _INDEX], np.float64)
-    return rows / _powers()[:, None]
+def _adaptive(steps: Sequence[int]) -> "TypeTable":
+    """Return the types a·i + 2^i of fifteen ``steps`` and INT4, each divided by the power of two above its largest."""
+    rows = np.array([*(a * _INDEX + 2**_INDEX for a in steps), _INDEX]) / _powers(steps)[:, None]
+    return _table(rows, rows, tuple(range(TYPES)))
 
 
-def _powers() -> np.ndarray:
-    largest = np.array([7 * a + 2**7 for a in STEPS] + [7], np.float64)
+def _powers(steps: Sequence[int]) -> np.ndarray:
+    largest = np.array([7 * a + 2**7 for a in steps] + [7], np.float64)
     return np.asarray(2.0 ** np.ceil(np.log2(largest)))
 
 
@@ -127,7 +140,9 @@ def _table(positive: np.ndarray, negative: np.ndarray, ids: tuple[int, ...]) -> 
 
 
 #: The sixteen types of M-ANT.
-MANT = _table(_magnitudes(), _magnitudes(), tuple(range(TYPES)))
+MANT = _adaptive(STEPS)
+#: Those of the key-value cache: a = 25, which is close to NF4, in place of 5.
+MANT_KV = _adaptive(KV_STEPS)
 #: NF4 alone, as type 0.
 NF4 = _table(np.array([_NF4_POSITIVE]), np.array([_NF4_NEGATIVE]), (0,))
 
@@ -141,4 +156,4 @@ def split_tables() -> np.ndarray:
 def split_factors() -> np.ndarray:
     """Return (2, 16) float32 by type id: what the two tables are multiplied with to give `MANT`'s values."""
     first, second = [a + 1 for a in STEPS] + [1], [1] * len(STEPS) + [0]
-    return np.asarray(np.array([first, second]) / _powers(), np.float32)
+    return np.asarray(np.array([first, second]) / _powers(STEPS), np.float32)
