@@ -1,9 +1,9 @@
 """Reading inner values of a model: they become extra graph outputs, a bounded number of them at a time."""
 
-__all__ = ["BUDGET", "Tap", "TappedModel", "grouped", "rows"]
+__all__ = ["BUDGET", "Run", "Tap", "TappedModel", "grouped", "rows"]
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,8 @@ from graphopt.errors import OutputError
 #: Bytes of inner values of one model held at once, unless told otherwise.
 BUDGET = 1 << 29
 _PREFIX = "graphopt_tap:"
+#: (feed, names of outputs) -> those outputs.
+Run = Callable[[Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,12 @@ class TappedModel:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def open(self, taps: Sequence[Tap]) -> "TapSession":
+    def open(self, taps: Sequence[Tap], start: Callable[[Path], Run] | None = None) -> "TapSession":
         """Return a session that yields the values of ``taps``.
+
+        Args:
+            taps: of the main graph.
+            start: what runs the group's file; None for ONNX Runtime.
 
         Raises:
             ModelError: ONNX Runtime refuses the model.
@@ -105,20 +111,21 @@ class TappedModel:
             path.write_bytes(proto.SerializeToString())
         except OSError as e:
             raise OutputError(f"cannot write {path}: {e.strerror or e}; point TMPDIR to a folder with room") from e
-        session = Session(path, optimize=self._optimize, threads=self._threads)
-        return TapSession(session, taps, {i.name for i in proto.graph.input})
+        run = start(path) if start else Session(path, optimize=self._optimize, threads=self._threads).run
+        return TapSession(run, taps, {i.name for i in proto.graph.input})
 
 
 class TapSession:
     """A session on one group of taps; made by `TappedModel.open`."""
 
-    def __init__(self, session: Session, taps: Sequence[Tap], inputs: set[str]) -> None:
-        self._session, self._taps, self._inputs = session, taps, inputs
+    def __init__(self, run: Run, taps: Sequence[Tap], inputs: set[str]) -> None:
+        self._run, self._taps, self._inputs = run, taps, inputs
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return the taps' values by tensor name, float32, of the model run on ``feed``."""
-        values = self._session.run({n: a for n, a in feed.items() if n in self._inputs})
-        return {tap.tensor: values[_PREFIX + tap.tensor] for tap in self._taps}
+        names = [_PREFIX + tap.tensor for tap in self._taps]
+        values = self._run({n: a for n, a in feed.items() if n in self._inputs}, names)
+        return {tap.tensor: values[name] for tap, name in zip(self._taps, names, strict=True)}
 
 
 def _keep_only(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from graphopt.cli import sources
+from graphopt.cli import runners, sources
 from graphopt.cli.console import JsonFlag, console, emit, guard, progress
 from graphopt.compare.metrics import METRICS, Difference, Tolerance
 from graphopt.compare.outputs import Comparison
@@ -18,8 +18,17 @@ from graphopt.errors import CalibrationError, ComparisonFailed, nearest
 
 @guard
 def compare(
-    model: Annotated[Path, typer.Argument(help="The ONNX file to judge.")],
-    reference: Annotated[Path, typer.Argument(help="The ONNX file to judge it by.")],
+    models: Annotated[
+        list[Path], typer.Argument(help="Files to judge, .onnx or .plan, and last the one to judge them by.")
+    ],
+    runner: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ort, reference or trt: for all files, or given once for each. trt builds a plan of an .onnx file.",
+            show_default="trt for a .plan, else ort",
+        ),
+    ] = None,
+    plugins: runners.PluginsFlag = None,
     text: sources.TextFlag = None,
     tokenizer: sources.TokenizerFlag = None,
     data: sources.DataFlag = None,
@@ -32,14 +41,17 @@ def compare(
     rtol: Annotated[float, typer.Option(min=0, help="Relative tolerance.")] = 1e-3,
     atol: Annotated[float, typer.Option(min=0, help="Absolute tolerance.")] = 1e-5,
     per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Also compare the outputs of the weight layers that both models have.")
+        bool,
+        typer.Option(
+            "--per-layer", help="Also compare the weight layers that both models have, and explain the first bad one."
+        ),
     ] = False,
     ort_optimize: Annotated[
         bool, typer.Option(help="Let ONNX Runtime rewrite the graphs; without it, differences are of the files alone.")
     ] = True,
     json: JsonFlag = False,
 ) -> None:
-    """Run two ONNX models on the same inputs and compare their outputs; exit code 1 if they differ too much.
+    """Run models on the same inputs and compare their outputs with the last one's; exit code 1 if they differ too much.
 
     a is a value of the model, b the same value of the reference. The default tolerance is for rewrites that keep the
     mathematics; after quantization expect a normalized error of a few hundredths to tenths, and give --rtol.
@@ -50,46 +62,76 @@ def compare(
 
       graphopt compare model.opt.onnx model.onnx --per-layer --samples 4
 
-      graphopt compare a.onnx b.onnx --data inputs.npz --metric allclose --rtol 1e-3 --atol 1e-4
+      graphopt compare mixq.plan fp16.plan model.onnx --rtol 0.1
+
+      graphopt compare model.opt.onnx model.opt.onnx --runner trt --runner ort --per-layer
     """
     from graphopt import ir
     from graphopt.compare.outputs import compare_models
+    from graphopt.compare.side import Side
 
     if metric not in METRICS:
         raise CalibrationError(f"unknown --metric '{metric}'{nearest(metric, METRICS)}")
+    sides = [Side(path, kind, plugins, ort_optimize) for path, kind in zip(models, _kinds(models, runner), strict=True)]
     with console.status("reading data"):
         flags = sources.Source(text, tokenizer, data, random, samples, length)
-        feeds, _ = flags.feeds(ir.load(reference), reference, "evaluation")
+        described = next((s.path for s in reversed(sides) if not s.is_plan), None)
+        if described is None:
+            raise CalibrationError("plans alone do not say what their inputs mean; add the ONNX file as the last one")
+        feeds, _ = flags.feeds(ir.load(described), described, "evaluation")
+        feeds = list(sides[-1].feeds_like(Side(described), feeds))
+    results = []
     with progress() as bar:
-        task = bar.add_task("comparing", total=None)
-        result = compare_models(
-            model,
-            reference,
-            feeds,
-            Tolerance(metric, rtol, atol),
-            per_layer=per_layer,
-            optimize=ort_optimize,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    emit(result.to_dict(), json, lambda out: _render(out, result))
-    if not result.passed:
-        raise ComparisonFailed(_verdict(result, metric))
+        for side in sides[:-1]:
+            task = bar.add_task(f"comparing {side.path.name}", total=None)
+            result = compare_models(
+                side,
+                sides[-1],
+                feeds,
+                Tolerance(metric, rtol, atol),
+                per_layer=per_layer,
+                progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),
+            )
+            results.append((side.path, result))
+    comparisons = [{"model": str(path), **result.to_dict()} for path, result in results]
+    passed = all(result.passed for _, result in results)
+    data_out = {"passed": passed, "reference": str(sides[-1].path), "comparisons": comparisons}
+    emit(data_out, json, lambda out: _render(out, results))
+    if not passed:
+        raise ComparisonFailed("; ".join(_verdict(path, r, metric) for path, r in results if not r.passed))
 
 
-def _verdict(result: Comparison, metric: str) -> str:
+def _kinds(models: list[Path], runner: list[str] | None) -> list[str | None]:
+    if len(models) < 2:
+        raise CalibrationError("give at least two files: those to judge, and last the one to judge them by")
+    if not runner:
+        return [None] * len(models)
+    if len(runner) not in (1, len(models)):
+        raise CalibrationError(f"--runner was given {len(runner)} times for {len(models)} files; give one, or one each")
+    return [*runner] * (len(models) if len(runner) == 1 else 1)
+
+
+def _verdict(path: Path, result: Comparison, metric: str) -> str:
     bad = [d.name for d in result.outputs if not d.passed]
     parts = [f"missing output '{name}'" for name in result.missing]
     parts += [
         f"{len(bad)} of {len(result.outputs)} outputs are beyond the tolerance ({metric}): {', '.join(bad[:3])}"
     ] * bool(bad)
-    return "; ".join(parts)
+    return f"{path.name}: {'; '.join(parts)}"
 
 
-def _render(out: Console, result: Comparison) -> None:
-    for title, rows in (("outputs", result.outputs), ("layers", result.layers)):
-        if rows:
-            out.print(_table(title, rows))
-    out.print(f"{result.samples} samples: {'equal within the tolerance' if result.passed else 'different'}")
+def _render(out: Console, results: list[tuple[Path, Comparison]]) -> None:
+    for path, result in results:
+        for title, rows in (("outputs", result.outputs), ("layers", result.layers)):
+            if rows:
+                out.print(_table(f"{path.name}: {title}", rows))
+        if result.culprit is not None:
+            out.print(
+                f"the first layer that differs is '{result.culprit.layer}': {result.culprit.cause}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        out.print(f"{result.samples} samples: {'equal within the tolerance' if result.passed else 'different'}")
 
 
 def _table(title: str, rows: tuple[Difference, ...]) -> Table:

@@ -3,16 +3,15 @@
 __all__ = ["Comparison", "compare_models"]
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from graphopt import ir
 from graphopt.calibrate.feeds import Feed
-from graphopt.calibrate.session import Session
-from graphopt.calibrate.taps import BUDGET, Tap, TappedModel, grouped, rows
-from graphopt.compare.linears import weight_layers
+from graphopt.compare.layers import Culprit, compare_layers, find_culprit
 from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
+from graphopt.compare.side import Side
 from graphopt.errors import ModelError, nearest
 
 
@@ -25,12 +24,14 @@ class Comparison:
         layers: one for each weight layer whose output both have, in graph order; empty unless asked for.
         missing: outputs of the reference that the model lacks.
         samples: number of feeds.
+        culprit: the first of ``layers`` that is beyond the tolerance, with its likely cause; None without one.
     """
 
     outputs: tuple[Difference, ...]
     layers: tuple[Difference, ...]
     missing: tuple[str, ...]
     samples: int
+    culprit: Culprit | None = None
 
     @property
     def passed(self) -> bool:
@@ -45,12 +46,13 @@ class Comparison:
             "missing": list(self.missing),
             "outputs": [d.to_dict() for d in self.outputs],
             "layers": [d.to_dict() for d in self.layers],
+            "culprit": None if self.culprit is None else asdict(self.culprit),
         }
 
 
 def compare_models(
-    model: Path,
-    reference: Path,
+    model: Path | Side,
+    reference: Path | Side,
     feeds: Sequence[Feed],
     tolerance: Tolerance,
     *,
@@ -62,75 +64,43 @@ def compare_models(
     """Run both models on ``feeds``.
 
     Args:
-        model: ONNX file to judge.
-        reference: ONNX file to judge it by.
-        feeds: for the reference's inputs; the model must have the same.
+        model: what to judge: a file, run as its ending says, or a side.
+        reference: what to judge it by.
+        feeds: for the reference's inputs; the model must have the same, or take tokens and what follows from them.
         tolerance: what counts as equal.
-        per_layer: also compare the outputs of weight layers (by name of the value).
-        optimize: whether ONNX Runtime may rewrite the graphs; off shows differences of the files alone.
-        threads: for ONNX Runtime (default: all cores).
+        per_layer: also compare the outputs of weight layers (by name of the value), and look for the cause of the first
+            difference; of ONNX files only.
+        optimize, threads: of `Side`, where files are given.
         progress: called with (feeds done, feeds in all).
 
     Raises:
-        ModelError: a file cannot be run, or the two have different inputs or no output in common.
+        ModelError: a file cannot be run, the two have different inputs or no output in common, or the layers of a plan
+            are asked for.
     """
-    models = ir.load(model), ir.load(reference)
-    _check_inputs(*models, model, reference)
-    sessions = [Session(p, optimize=optimize, threads=threads) for p in (model, reference)]
-    common = [name for name in sessions[1].outputs if name in sessions[0].outputs]
-    missing = [name for name in sessions[1].outputs if name not in sessions[0].outputs]
-    if not common:
-        raise ModelError(f"{model} and {reference} have no output in common{nearest(missing[0], sessions[0].outputs)}")
-    meters = {name: DifferenceMeter(name, tolerance) for name in common}
-    for number, feed in enumerate(feeds):
-        ours, theirs = (session.run(feed, common) for session in sessions)
-        for name, meter in meters.items():
-            meter.update(ours[name], theirs[name])
-        if progress:
-            progress(number + 1, len(feeds))
-    del sessions
-    layers = _compare_layers(*models, feeds, tolerance, optimize=optimize, threads=threads) if per_layer else ()
-    return Comparison(tuple(m.result() for m in meters.values()), layers, tuple(missing), len(feeds))
-
-
-def _check_inputs(model: ir.Model, reference: ir.Model, path: Path, reference_path: Path) -> None:
-    names, expected = ([t.name for t in m.graph.inputs] for m in (model, reference))
-    for name in expected:
-        if name not in names:
-            raise ModelError(f"{path} has no input '{name}', which {reference_path} has{nearest(name, names)}")
-    for name in names:
-        if name not in expected:
-            raise ModelError(f"{path} has an input '{name}', which {reference_path} lacks{nearest(name, expected)}")
-
-
-def _compare_layers(
-    model: ir.Model,
-    reference: ir.Model,
-    feeds: Sequence[Feed],
-    tolerance: Tolerance,
-    *,
-    optimize: bool,
-    threads: int | None,
-) -> tuple[Difference, ...]:
-    taps = _common_layers(model, reference)
-    meters = {tap: DifferenceMeter(tap.tensor, tolerance) for tap in taps}
-    # Shapes are compared by the meter, so rows need only be about right: they decide the size of a group.
-    with (
-        TappedModel(model, optimize=optimize, threads=threads) as ours,
-        TappedModel(reference, optimize=optimize, threads=threads) as theirs,
-    ):
-        for group in grouped(taps, max(map(rows, feeds)), BUDGET):
-            pair = ours.open(group), theirs.open(group)
-            for feed in feeds:
-                a, b = (session.run(feed) for session in pair)
-                for tap in group:
-                    meters[tap].update(a.pop(tap.tensor), b.pop(tap.tensor))
-    return tuple(m.result() for m in meters.values())
-
-
-def _common_layers(model: ir.Model, reference: ir.Model) -> list[Tap]:
-    """Outputs of weight layers of either model that both compute under the same name, in the reference's order."""
-    layers = {layer.output: layer.outputs for m in (model, reference) for layer in weight_layers(m)}
-    computed = {t.name for node in model.graph.nodes for t in node.outputs}
-    names = [t.name for node in reference.graph.nodes for t in node.outputs]
-    return [Tap(name, layers[name]) for name in names if name in layers and name in computed]
+    ours, theirs = (
+        side if isinstance(side, Side) else Side(side, optimize=optimize, threads=threads)
+        for side in (model, reference)
+    )
+    if per_layer and (plan := next((s.path for s in (ours, theirs) if s.is_plan), None)):
+        raise ModelError(f"the layers of {plan} cannot be read; give the model it was built from, with --runner trt")
+    our_feeds = ours.feeds_like(theirs, feeds)
+    with ExitStack() as stack:
+        a, b = stack.enter_context(ours.running(our_feeds)), stack.enter_context(theirs.running(feeds))
+        common = [name for name in b.outputs if name in a.outputs]
+        missing = [name for name in b.outputs if name not in a.outputs]
+        if not common:
+            known = nearest(missing[0], a.outputs)
+            raise ModelError(f"{ours.path} and {theirs.path} have no output in common{known}")
+        meters = {name: DifferenceMeter(name, tolerance) for name in common}
+        for number, (our_feed, feed) in enumerate(zip(our_feeds, feeds, strict=True)):
+            values, expected = a.infer(our_feed, common), b.infer(feed, common)
+            for name, meter in meters.items():
+                meter.update(values[name], expected[name])
+            if progress:
+                progress(number + 1, len(feeds))
+    outputs = tuple(m.result() for m in meters.values())
+    if not per_layer:
+        return Comparison(outputs, (), tuple(missing), len(feeds))
+    layers = compare_layers((ours, our_feeds), (theirs, feeds), tolerance)
+    culprit = find_culprit(layers, (ours, our_feeds), (theirs, feeds))
+    return Comparison(outputs, layers, tuple(missing), len(feeds), culprit)

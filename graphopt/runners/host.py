@@ -11,13 +11,11 @@ import numpy as np
 from graphopt import ir
 from graphopt.calibrate.feeds import Input, declared
 from graphopt.calibrate.session import Session
+from graphopt.calibrate.taps import Run
 from graphopt.engine.profiles import Profile, Shape
 from graphopt.errors import ModelError
 from graphopt.ir import kv_cache, origin
 from graphopt.runners.protocol import Array
-
-#: (feeds, names of outputs) -> those outputs.
-Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
 
 
 class HostRunner:

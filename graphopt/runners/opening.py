@@ -1,9 +1,12 @@
 """From a file to its runner."""
 
-__all__ = ["KINDS", "open_runner"]
+__all__ = ["KINDS", "open_runner", "running"]
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from graphopt.calibrate.feeds import Feed
 from graphopt.errors import GraphOptError, nearest
 from graphopt.runners.host import ort_runner, reference_runner
 from graphopt.runners.protocol import Runner
@@ -54,3 +57,27 @@ def open_runner(
 
         return PlanRunner(path, plugins, cuda_graph=cuda_graph)
     return reference_runner(path) if kind == "reference" else ort_runner(path, optimize=optimize, threads=threads)
+
+
+@contextmanager
+def running(
+    path: Path,
+    kind: str | None,
+    feeds: Sequence[Feed],
+    *,
+    plugins: Path | None = None,
+    optimize: bool = True,
+    threads: int | None = None,
+) -> Iterator[Runner]:
+    """Yield the entered runner of a file that will run on ``feeds``: for them, an ONNX file becomes a plan for a while.
+
+    The arguments and the errors are those of `open_runner`, and those of a build.
+    """
+    if kind != "trt" or path.suffix == _PLAN:
+        with open_runner(path, kind, plugins=plugins, optimize=optimize, threads=threads) as runner:
+            yield runner
+        return
+    from graphopt.runners.tensorrt import built
+
+    with built(path, feeds, plugins) as runner:
+        yield runner

@@ -1,13 +1,17 @@
 """The runner of plans: `graphopt.engine.run` behind the common interface."""
 
-__all__ = ["PlanRunner"]
+__all__ = ["PlanRunner", "built"]
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from graphopt.calibrate.feeds import Input, role_of
+from graphopt import ir
+from graphopt.calibrate.feeds import Feed, Input, declared, role_of
 from graphopt.engine import manifest as manifests
+from graphopt.engine.build import BuildOptions, build
 from graphopt.engine.loop import PlanLoop
 from graphopt.engine.ports import numpy_dtype
 from graphopt.engine.profiles import Shape
@@ -60,3 +64,21 @@ class PlanRunner:
         """See the protocol."""
         in_place = in_place and self._engine.in_place
         return PlanLoop(self._engine, state, shapes, in_place=in_place, cuda_graph=self._cuda_graph)
+
+
+@contextmanager
+def built(path: Path, feeds: Sequence[Feed], plugins: Path | None = None) -> Iterator[PlanRunner]:
+    """Yield the entered runner of a plan that is built from an ONNX file for the shapes of ``feeds``, and then deleted.
+
+    Raises:
+        GraphOptError: the build, or running here, is refused.
+    """
+    names = [i.name for i in declared(ir.load(path)) if not all(isinstance(d, int) for d in i.shape)]
+    shapes = dict.fromkeys(
+        ",".join(f"{n}:{'x'.join(map(str, feed[n].shape))}" for n in names) for feed in feeds if names
+    )
+    with tempfile.TemporaryDirectory(prefix="graphopt-plan-") as folder:
+        plan = Path(folder) / f"{path.stem}.plan"
+        build(path, plan, BuildOptions(plugins=plugins, opt_shapes=tuple(shapes)))
+        with PlanRunner(plan, plugins) as runner:
+            yield runner

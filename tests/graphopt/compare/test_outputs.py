@@ -6,7 +6,7 @@ import pytest
 from onnx import numpy_helper
 
 from graphopt import ir
-from graphopt.compare import outputs as outputs_module
+from graphopt.calibrate import taps
 from graphopt.compare.metrics import Tolerance
 from graphopt.compare.outputs import compare_models
 from graphopt.errors import ModelError
@@ -77,7 +77,7 @@ def test_layers_in_small_groups_are_the_same(
         _write(tmp_path / "b.onnx", **weights),
     )
     once = compare_models(*paths, feeds, Tolerance(), per_layer=True, threads=1)
-    monkeypatch.setattr(outputs_module, "BUDGET", 1)
+    monkeypatch.setattr(taps, "BUDGET", 1)
     assert compare_models(*paths, feeds, Tolerance(), per_layer=True, threads=1).layers == once.layers
 
 

@@ -1,0 +1,118 @@
+"""Comparing two models layer by layer, and saying what is probably wrong with the first layer that differs."""
+
+__all__ = ["Culprit", "compare_layers", "find_culprit"]
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt import ir
+from graphopt.calibrate import taps
+from graphopt.calibrate.feeds import Feed
+from graphopt.calibrate.taps import Run, Tap, TappedModel
+from graphopt.compare.causes import Evidence, likely_cause
+from graphopt.compare.linears import weight_layers
+from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
+from graphopt.compare.side import Side
+from graphopt.ir import query, weights
+from graphopt.passes import OPS
+
+#: A model, and what it is fed with.
+Fed = tuple[Side, Sequence[Feed]]
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The first layer that differs: node, value, and a clause that says why it probably does."""
+
+    layer: str
+    value: str
+    cause: str
+
+
+def compare_layers(ours: Fed, theirs: Fed, tolerance: Tolerance) -> tuple[Difference, ...]:
+    """Compare the outputs of weight layers of either model that both compute under the same name.
+
+    Returns:
+        One difference each, in the reference's order.
+    """
+    common = _common_layers(ours[0].model, theirs[0].model)
+    meters = {tap: DifferenceMeter(tap.tensor, tolerance) for tap in common}
+    # Shapes are compared by the meter, so rows need only be about right: they decide the size of a group.
+    with TappedModel(ours[0].model) as our_taps, TappedModel(theirs[0].model) as their_taps:
+        for group in taps.grouped(common, max(map(taps.rows, theirs[1])), taps.BUDGET):
+            with ExitStack() as stack:
+                pair = [t.open(group, _starter(stack, *f)) for t, f in ((our_taps, ours), (their_taps, theirs))]
+                for our_feed, feed in zip(ours[1], theirs[1], strict=True):
+                    a, b = pair[0].run(our_feed), pair[1].run(feed)
+                    for tap in group:
+                        meters[tap].update(a.pop(tap.tensor), b.pop(tap.tensor))
+    return tuple(m.result() for m in meters.values())
+
+
+def _starter(stack: ExitStack, side: Side, feeds: Sequence[Feed]) -> Callable[[Path], Run]:
+    """Return what runs the file of a group of taps as ``side`` is run, until ``stack`` ends."""
+
+    def start(path: Path) -> Run:
+        return stack.enter_context(side.running(feeds, path)).infer
+
+    return start
+
+
+def _common_layers(model: ir.Model, reference: ir.Model) -> list[Tap]:
+    layers = {layer.output: layer.outputs for m in (model, reference) for layer in weight_layers(m)}
+    computed = {t.name for node in model.graph.nodes for t in node.outputs}
+    names = [t.name for node in reference.graph.nodes for t in node.outputs]
+    return [Tap(name, layers[name]) for name in names if name in layers and name in computed]
+
+
+def find_culprit(layers: Sequence[Difference], ours: Fed, theirs: Fed) -> Culprit | None:
+    """Return the first layer that is beyond its tolerance, with the cause that the first feed points to."""
+    bad = next((d for d in layers if not d.passed), None)
+    if bad is None:
+        return None
+    node, reference = (_producer(side.model, bad.name) for side, _ in (ours, theirs))
+    source = reference.inputs[0]
+    evidence = Evidence(
+        ours=_value(ours, bad.name),
+        reference=_value(theirs, bad.name),
+        x=theirs[1][0].get(source.name) if query.producer(source) is None else _value(theirs, source.name),
+        dtype=_dtype(node.outputs[0]),
+        outliers=_outliers(node),
+        difference=bad,
+    )
+    return Culprit(node.name, bad.name, likely_cause(evidence))
+
+
+def _producer(model: ir.Model, value: str) -> gs.Node:
+    return next(n for n in model.graph.nodes if any(t.name == value for t in n.outputs))
+
+
+def _value(fed: Fed, name: str) -> np.ndarray:
+    """One inner value of a model on its first feed, float32."""
+    side, feeds = fed
+    tap = Tap(name, 1)
+    with TappedModel(side.model) as tapped, ExitStack() as stack:
+        return tapped.open([tap], _starter(stack, side, feeds[:1])).run(feeds[0])[name]
+
+
+def _dtype(tensor: gs.Tensor) -> str | None:
+    return None if tensor.dtype is None else str(weights.numpy_dtype(weights.onnx_dtype(tensor.dtype)))
+
+
+def _outliers(node: gs.Node) -> np.ndarray | None:
+    """The outlier channels of a lowered linear, which its quantizing op has; None for other nodes."""
+    quantizer = query.producer(node.inputs[0])
+    spec = next((s for s in OPS if quantizer is not None and s.is_node(quantizer)), None)
+    if quantizer is None or spec is None:
+        return None
+    given = {p.name: t for p, t in zip(spec.inputs, quantizer.inputs, strict=True)}
+    idx = given.get("idx")
+    if not isinstance(idx, gs.Constant):
+        return None
+    channels: np.ndarray = weights.read(idx)
+    return channels[channels >= 0]
