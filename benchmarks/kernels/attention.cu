@@ -1,5 +1,6 @@
 // C functions for benchmarks/kernels/attention.py.
 #include "attention/cached/params.h"
+#include "attention/vq/params.h"
 
 using namespace graphopt;
 using namespace graphopt::attention;
@@ -42,5 +43,12 @@ int64_t attention_cached_workspace(int64_t const* sizes) {
 
 int attention_cached(int64_t const* sizes, float scale, void* const* pointers, void* stream) {
   return static_cast<int>(launch_cached(cached_params(sizes, scale, pointers), static_cast<cudaStream_t>(stream)));
+}
+
+/// books: codebook_k, codebook_v. past and present hold codes of `vector` channels.
+int attention_vq(int64_t const* sizes, int64_t vector, float scale, void* const* pointers, void* const* books,
+                 void* stream) {
+  VqParams const params{cached_params(sizes, scale, pointers), vector, books[0], books[1]};
+  return static_cast<int>(launch_vq(params, static_cast<cudaStream_t>(stream)));
 }
 }

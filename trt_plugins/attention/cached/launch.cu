@@ -17,9 +17,7 @@ constexpr size_t kPartAlignment = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment; }
 
-int64_t row_tiles(CachedParams const& p) {
-  return std::min(ceil_div<int64_t>(p.seq * (p.heads / p.kv_heads), kDecodeRows), kMaxDecodeTiles);
-}
+}  // namespace
 
 Status check_sizes(CachedParams const& p) {
   if (!is_activation_type(p.dtype)) return Status::kBadType;
@@ -35,11 +33,12 @@ Status check_sizes(CachedParams const& p) {
   return p.batch * p.capacity > kMaxElements ? Status::kTooLarge : Status::kOk;
 }
 
-Status check_pointers(CachedParams const& p) {
+Status check_pointers(CachedParams const& p, size_t cache_element) {
   size_t const size = element_size(p.dtype);
-  for (void const* pointer : {p.q, p.k, p.v, p.past_k, p.past_v, static_cast<void const*>(p.y),
-                              static_cast<void const*>(p.present_k), static_cast<void const*>(p.present_v)}) {
-    GRAPHOPT_TRY(check_pointer(pointer, size));
+  for (void const* pointer : {p.q, p.k, p.v, static_cast<void const*>(p.y)}) GRAPHOPT_TRY(check_pointer(pointer, size));
+  for (void const* pointer : {p.past_k, p.past_v, static_cast<void const*>(p.present_k),
+                              static_cast<void const*>(p.present_v)}) {
+    GRAPHOPT_TRY(check_pointer(pointer, cache_element));
   }
   if (p.rotary) {
     GRAPHOPT_TRY(check_pointer(p.cos, size));
@@ -49,18 +48,16 @@ Status check_pointers(CachedParams const& p) {
   return check_pointer(p.workspace, kPartAlignment);
 }
 
-/// Whether rows can be read 16 bytes at a time, by halves too where they are rotated.
 bool vector_aligned(CachedParams const& p) {
   constexpr size_t kVector = 16;
-  for (void const* pointer : {p.q, p.k, p.v, p.rotary ? p.cos : p.q, p.rotary ? p.sin : p.q,
-                              static_cast<void const*>(p.present_k), static_cast<void const*>(p.present_v)}) {
+  for (void const* pointer : {p.q, p.k, p.v, p.rotary ? p.cos : p.q, p.rotary ? p.sin : p.q}) {
     if (!is_aligned(pointer, kVector)) return false;
   }
   return p.head_size * element_size(p.dtype) % (p.rotary ? 2 * kVector : kVector) == 0;
 }
 
-Status copy_cache(CachedParams const& p, cudaStream_t stream) {
-  size_t const bytes = static_cast<size_t>(p.batch * p.kv_heads * p.capacity * p.head_size) * element_size(p.dtype);
+Status copy_cache(CachedParams const& p, int64_t row_bytes, cudaStream_t stream) {
+  size_t const bytes = static_cast<size_t>(p.batch * p.kv_heads * p.capacity * row_bytes);
   if (p.present_k != p.past_k) {
     GRAPHOPT_CUDA_TRY(cudaMemcpyAsync(p.present_k, p.past_k, bytes, cudaMemcpyDeviceToDevice, stream));
   }
@@ -82,11 +79,13 @@ Status device_limits(DeviceLimits* limits) {
   return Status::kOk;
 }
 
+namespace {
+
 template <class T>
 Status launch_typed(CachedParams const& p, cudaStream_t stream) {
   Workspace const workspace(p);
-  bool const vectors = vector_aligned(p);
-  GRAPHOPT_TRY(launch_append<T>(p, workspace, vectors, stream));
+  GRAPHOPT_TRY(launch_append<T>(p, workspace, true, stream));
+  bool const vectors = vector_aligned(p) && is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16);
   AttentionArgs<T> const args = attention_args<T>(p, workspace);
   if constexpr (sizeof(T) == 2) {
     switch (pick_attention(p.seq * args.group, vectors && p.head_size <= kMaxVectorHeadSize)) {
@@ -111,7 +110,7 @@ Workspace::Workspace(CachedParams const& p) {
   size_t const rows = std::min(static_cast<size_t>(p.seq) * group, size_t{kDecodeRows});
   rotated = 0;
   counters = aligned(static_cast<size_t>(p.batch * p.seq * p.heads * p.head_size) * element_size(p.dtype));
-  partial = counters + aligned(static_cast<size_t>(row_tiles(p) * p.kv_heads * p.batch) * sizeof(int32_t));
+  partial = counters + aligned(static_cast<size_t>(kMaxDecodeTiles * p.kv_heads * p.batch) * sizeof(int32_t));
   int64_t const floats = PartialMemory::floats(static_cast<int64_t>(rows), p.head_size);
   bytes = partial + size_t{2 * kMaxDecodeBlocks} * static_cast<size_t>(floats) * sizeof(float);
 }
@@ -123,8 +122,9 @@ size_t cached_workspace_bytes(CachedParams const& params) {
 Status launch_cached(CachedParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check_sizes(params));
   if (params.batch == 0) return Status::kOk;
-  GRAPHOPT_TRY(check_pointers(params));
-  GRAPHOPT_TRY(copy_cache(params, stream));
+  size_t const size = element_size(params.dtype);
+  GRAPHOPT_TRY(check_pointers(params, size));
+  GRAPHOPT_TRY(copy_cache(params, params.head_size * static_cast<int64_t>(size), stream));
   if (params.seq == 0) return Status::kOk;
   switch (params.dtype) {
     case DType::kFloat32:

@@ -14,15 +14,29 @@ namespace graphopt::attention {
 /// Where the parts of the workspace are, in bytes.
 struct Workspace {
   size_t rotated;   // [B, S, Hq, D] T
-  size_t counters;  // [row tiles Hkv B] int32
+  size_t counters;  // [kMaxDecodeTiles Hkv B] int32
   size_t partial;   // PartialMemory of two slots for every block
   size_t bytes;
 
   explicit Workspace(CachedParams const& p);
 };
 
+Status check_sizes(CachedParams const& p);
+
+/// Whether every pointer is there and a multiple of its element's size, `cache_element` for past and present.
+Status check_pointers(CachedParams const& p, size_t cache_element);
+
+/// Whether q, k, v, cos and sin can be read 16 bytes at a time, by halves where they are rotated.
+bool vector_aligned(CachedParams const& p);
+
+/// Copy past to present, rows of `row_bytes`, where they are not the same memory.
+Status copy_cache(CachedParams const& p, int64_t row_bytes, cudaStream_t stream);
+
+Status device_limits(DeviceLimits* limits);
+
+/// Rotate q into the workspace and, where `store`, write k and v to present; sets the counters of decode to 0.
 template <class T>
-Status launch_append(CachedParams const& p, Workspace const& workspace, bool vectors, cudaStream_t stream);
+Status launch_append(CachedParams const& p, Workspace const& workspace, bool store, cudaStream_t stream);
 
 template <class T>
 Status launch_decode(AttentionArgs<T> const& args, DeviceLimits const& device, cudaStream_t stream);

@@ -8,7 +8,7 @@
 namespace graphopt::attention {
 
 template <class T>
-AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace) {
+AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace, bool store) {
   char* const memory = static_cast<char*>(p.workspace);
   int64_t const tokens = p.batch * p.seq;
   return {static_cast<int32_t>(p.seq),
@@ -19,7 +19,7 @@ AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace) {
           static_cast<int32_t>(p.tables),
           p.rotary,
           p.rotary ? tokens * p.heads : 0,
-          tokens * p.kv_heads,
+          store ? tokens * p.kv_heads : 0,
           static_cast<int32_t>((workspace.partial - workspace.counters) / sizeof(int32_t)),
           static_cast<T const*>(p.q),
           static_cast<T const*>(p.k),
@@ -34,9 +34,11 @@ AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace) {
 }
 
 template <class T>
-Status launch_append(CachedParams const& p, Workspace const& workspace, bool vectors, cudaStream_t stream) {
+Status launch_append(CachedParams const& p, Workspace const& workspace, bool store, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  AppendArgs<T> const args = append_args<T>(p, workspace);
+  AppendArgs<T> const args = append_args<T>(p, workspace, store);
+  bool const aligned = !store || (is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16));
+  bool const vectors = aligned && vector_aligned(p);
   int64_t const size = vectors ? Vec<T>::kSize : 1;
   int64_t const rows = args.query_rows + 2 * args.cache_rows;
   int64_t const threads = rows * (p.head_size / size);

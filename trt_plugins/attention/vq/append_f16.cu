@@ -1,0 +1,8 @@
+#include "attention/vq/launch_append.cuh"
+
+namespace graphopt::attention {
+
+template Status launch_encode<__half>(VqParams const&, Workspace const&, cudaStream_t);
+template Status launch_vq_generic<__half>(VqArgs<__half> const&, cudaStream_t);
+
+}  // namespace graphopt::attention

@@ -1,0 +1,8 @@
+#include "attention/vq/launch_append.cuh"
+
+namespace graphopt::attention {
+
+template Status launch_encode<float>(VqParams const&, Workspace const&, cudaStream_t);
+template Status launch_vq_generic<float>(VqArgs<float> const&, cudaStream_t);
+
+}  // namespace graphopt::attention

@@ -1,0 +1,487 @@
+// Attention of few query rows over a cache of 8-bit codes, without decoding it.
+//
+// Keys: before a segment, every centroid is multiplied by the part of the query that it meets; a key's score is then a sum
+// of table entries, one per code. Values: a code selects the centroid that its weight is multiplied by. Per code that is
+// one look-up in shared memory and little else, if look-ups do not collide. They cannot, because
+//   - a table's row holds all groups of channels of one code, 256 bytes: the bank is given by the group;
+//   - for keys a lane has a token and visits the groups in an order of its own: 32 lanes, 32 groups (see Turn);
+//   - for values a lane has its groups and visits the tokens.
+// A row of 256 bytes also makes an address out of a code by one byte permutation: byte 1 the code, byte 0 the column.
+//
+// Shared-memory cycles for 32 tokens of 64 + 64 codes: 64 look-ups and 32 to bring codes in for keys, 64 and 48 for values:
+// 20 bytes of cache a cycle, where an H100's memory delivers 13. Instructions, one head: 3.4 a code for keys, 6.6 for values.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "attention/args.cuh"
+#include "attention/merge.cuh"
+#include "attention/mma.cuh"
+#include "attention/policy.h"
+#include "attention/vq/args.cuh"
+#include "attention/vq/policy.h"
+#include "attention/work.cuh"
+#include "common/ptx.cuh"
+#include "common/reduce.cuh"
+
+namespace graphopt::attention {
+
+/// The order in which a lane looks up a row's groups: at step s the word (s + word) % 8 of each 8, whose bytes begin at
+/// `byte`. Lanes differ in (word, byte), so that 32 lanes look up 32 different groups; and the words that they read lie in
+/// different banks (rows of 64 bytes exchange their halves from the 16th on, see displaced).
+template <int kGroups>
+struct Turn {
+  int word, byte;
+  __device__ __forceinline__ explicit Turn(int lane) {
+    if constexpr (kGroups == 64) {
+      word = lane >> 1 & 7;
+      byte = (lane & 1) | (lane >> 4 << 1);
+    } else {
+      word = lane >> 2;
+      byte = lane & 3;
+    }
+  }
+};
+
+template <class Traits>
+class VqDecodeKernel {
+  using T = typename Traits::T;
+  using Shape = typename Traits::Shape;
+  using List = TileList<Shape::kTileTokens>;
+  static constexpr int kHeads = Shape::kHeads;
+  static constexpr int kGroups = Shape::kGroups;
+  static constexpr int kPlanes = Shape::kPlanes;
+  static constexpr int kPerLane = Shape::kPerLane;
+  static constexpr bool kPairs = kHeads > 1;  // tables and weights of two heads to a word, in float16
+  static constexpr bool kHalfSums = kPairs && std::is_same_v<T, __half>;
+  /// Weights of float16 sums: sixteen of them times the largest value must fit.
+  static constexpr float kWeightScale = kHalfSums ? 1.0f / 16 : 1.0f;
+
+ public:
+  __device__ __forceinline__ VqDecodeKernel(VqArgs<T> const& args, char* shared)
+      : vq_(args),
+        args_(args.cache),
+        list_(args_, args_.kv_heads * ((args_.seq * args_.group + kHeads - 1) / kHeads)),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        warp_(static_cast<int>(threadIdx.x) / 32),
+        scores_(shared),
+        values_(shared + Shape::kScoreBytes),
+        codes_(values_ + Shape::kValueBytes + warp_ * Shape::kWarpBytes),
+        weights_(codes_ + 2 * Shape::kCodeBytes),
+        flag_(reinterpret_cast<int32_t*>(values_ + Shape::kValueBytes + Shape::kWarps * Shape::kWarpBytes)) {
+    Turn<kGroups> const turn(lane_);
+    turn_ = turn.word;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      uint32_t const byte = static_cast<uint32_t>(turn.byte + j) & 3u;
+      uint32_t const sign = 12u + byte;  // of a column below 128: zero
+      select_[j] = (4u + byte) | byte << 4 | sign << 8 | sign << 12;
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    int32_t const block = static_cast<int32_t>(blockIdx.x);
+    if (block >= list_.blocks()) return;
+    int64_t position = list_.first(block);
+    int32_t left = static_cast<int32_t>(list_.first(block + 1) - position);
+    Cursor at = list_.at(position);
+    int32_t table_head = -1;
+    while (left > 0) {
+      int32_t const tiles = min(left, at.tiles - at.tile);
+      Parts const parts(list_, position - at.tile, at.tiles);
+      begin_segment(at);
+      fetch(args_.k, codes_, at.tile);
+      fetch(args_.v, codes_ + Shape::kCodeBytes, at.tile);
+      __syncthreads();  // nobody reads the tables any more
+      if (table_head != rows_.h) fill_values();
+      table_head = rows_.h;
+      fill_scores();
+      __syncthreads();
+      for (int32_t tile = at.tile; tile < at.tile + tiles; ++tile) {
+        bool const more = tile + 1 < at.tile + tiles;
+        cp_async_wait<1>();
+        __syncwarp();
+        float x[kPerLane][kHeads];
+        score(x, tile);
+        __syncwarp();
+        fetch(args_.k, codes_, more ? tile + 1 : -1);
+        weigh(x);
+        cp_async_wait<1>();
+        __syncwarp();
+        mix(x);
+        fetch(args_.v, codes_ + Shape::kCodeBytes, more ? tile + 1 : -1);
+      }
+      end_segment(at, parts);
+      position += tiles;
+      left -= tiles;
+      if (left > 0) list_.next_segment(at);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void begin_segment(Cursor const& at) {
+    rows_.b = at.b;
+    rows_.h = at.outer % args_.kv_heads;
+    rows_.first = at.outer / args_.kv_heads * kHeads;
+    rows_.count = min(kHeads, args_.seq * args_.group - rows_.first);
+    past_ = at.past;
+    length_ = at.length;
+#pragma unroll
+    for (int r = 0; r < kHeads; ++r) {
+      max_[r] = -INFINITY;
+      sum_[r] = 0.0f;
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) o_[r][p][0] = o_[r][p][1] = 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ int32_t first_token(int32_t tile) const {
+    return tile * Shape::kTileTokens + warp_ * Shape::kTokens;
+  }
+
+  /// What the bytes of row `row` are displaced by: every other 16 rows of 64 bytes exchange their halves.
+  __device__ __forceinline__ static int displaced(int row) { return kGroups == 64 ? (row & 16) * 2 : 0; }
+
+  /// Start copying the warp's codes of a tile; of none, an empty group. Codes of rows that do not exist become 0.
+  __device__ __forceinline__ void fetch(void const* cache, char* target, int32_t tile) const {
+    if (tile >= 0) {
+      int32_t const token = first_token(tile);
+      int64_t const place = (int64_t{rows_.b} * args_.kv_heads + rows_.h) * args_.capacity + token;
+      char const* source = static_cast<char const*>(cache) + place * kGroups;
+      constexpr int kChunks = kGroups / 16;
+#pragma unroll
+      for (int i = 0; i < Shape::kTokens * kChunks / 32; ++i) {
+        int const row = (i * 32 + lane_) / kChunks, chunk = lane_ % kChunks;
+        bool const valid = token + row < length_;
+        cp_async_16(shared_address(target + row * kGroups + ((chunk * 16) ^ displaced(row))),
+                    source + (valid ? row * kGroups + chunk * 16 : 0), valid);
+      }
+    }
+    cp_async_commit();
+  }
+
+  /// Products of every centroid with its part of the queries, times scale log2(e): a warp takes some codes, a lane groups.
+  __device__ __forceinline__ void fill_scores() const {
+    constexpr int kVector = Shape::kVector, kCodes = 256 / Shape::kWarps;
+    T const* book = vq_.codebook_k + int64_t{rows_.h} * args_.head_size * kEntries;
+#pragma unroll
+    for (int part = 0; part < kGroups / 32; ++part) {
+      int const group = part * 32 + lane_;
+      float q[kHeads][kVector];
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) {
+        T const* row = args_.q + row_offset(args_, rows_.b, rows_.h, rows_.first + min(r, rows_.count - 1));
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) q[r][e] = to_float(row[group * kVector + e]) * args_.scale_log2;
+      }
+      constexpr int kPerLoad = Vec<T>::kSize / kVector;
+#pragma unroll 4
+      for (int c = 0; c < kCodes; c += kPerLoad) {
+        int const code = warp_ * kCodes + c;
+        Vec<T> const v = load_cached(book + (int64_t{group} * kEntries + code) * kVector);
+#pragma unroll
+        for (int i = 0; i < kPerLoad; ++i) {
+          float dot[kHeads];
+#pragma unroll
+          for (int r = 0; r < kHeads; ++r) {
+            dot[r] = 0.0f;
+#pragma unroll
+            for (int e = 0; e < kVector; ++e) dot[r] += q[r][e] * v.get(i * kVector + e);
+          }
+          char* entry = scores_ + (code + i) * 256 + part * 128 + lane_ * 4;
+          if constexpr (kPairs) {
+#pragma unroll
+            for (int r = 0; r < kHeads; r += 2) {
+              *reinterpret_cast<uint32_t*>(entry + r / 2 * Shape::kPairStride) =
+                  round_pair<__half>(dot[r], dot[r + 1]);
+            }
+          } else {
+            *reinterpret_cast<float*>(entry) = dot[0];
+          }
+        }
+      }
+    }
+  }
+
+  /// Centroids of the values, two channels to a word: word `lane` of plane p holds channels 2 p.. of the lane's.
+  __device__ __forceinline__ void fill_values() const {
+    constexpr int kVector = Shape::kVector, kCodes = 256 / Shape::kWarps, kWords = kVector / 2;
+    T const* book = vq_.codebook_v + int64_t{rows_.h} * args_.head_size * kEntries;
+    constexpr int kOwn = kGroups / 32;  // groups of a lane
+#pragma unroll
+    for (int own = 0; own < kOwn; ++own) {
+      constexpr int kPerLoad = Vec<T>::kSize / kVector;
+#pragma unroll 4
+      for (int c = 0; c < kCodes; c += kPerLoad) {
+        int const code = warp_ * kCodes + c;
+        Vec<T> const v = load_cached(book + (int64_t{lane_ * kOwn + own} * kEntries + code) * kVector);
+#pragma unroll
+        for (int i = 0; i < kPerLoad; ++i) {
+#pragma unroll
+          for (int w = 0; w < kWords; ++w) {
+            *reinterpret_cast<uint32_t*>(values_ + (code + i) * 256 + (own * kWords + w) * 128 + lane_ * 4) =
+                v.word[i * kWords + w];
+          }
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ static uint32_t word_at(char const* table, uint32_t offset) {
+    return *reinterpret_cast<uint32_t const*>(table + offset);
+  }
+
+  /// Scores of the lane's tokens; -infinity where a query row does not see them.
+  __device__ __forceinline__ void score(float (&x)[kPerLane][kHeads], int32_t tile) const {
+#pragma unroll
+    for (int u = 0; u < kPerLane; ++u) {
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) x[u][r] = 0.0f;
+    }
+    char const* row = codes_ + lane_ * kGroups;
+#pragma unroll
+    for (int part = 0; part < kGroups / 32; ++part) {
+      char const* words = row + ((part * 32) ^ displaced(lane_));
+#pragma unroll
+      for (int s = 0; s < 8; ++s) {
+        uint32_t const word = static_cast<uint32_t>(s + turn_) & 7u;
+        uint32_t const columns = word * 0x10101010u + 0x0c080400u;  // of its four bytes, times 4
+#pragma unroll
+        for (int u = 0; u < kPerLane; ++u) {
+          look_up(x[u], word_at(words + u * 32 * kGroups, word * 4), columns, scores_ + part * 128);
+        }
+      }
+    }
+    int32_t const token = first_token(tile) + lane_;
+#pragma unroll
+    for (int r = 0; r < kHeads; ++r) {
+      int32_t const i = (rows_.first + min(r, rows_.count - 1)) / args_.group;
+      int32_t const visible = visible_rows(past_, i, args_.capacity);
+#pragma unroll
+      for (int u = 0; u < kPerLane; ++u) {
+        if (token + u * 32 >= visible) x[u][r] = -INFINITY;
+      }
+    }
+  }
+
+  /// Add the entries of four codes.
+  __device__ __forceinline__ void look_up(float (&x)[kHeads], uint32_t codes, uint32_t columns,
+                                          char const* table) const {
+    uint32_t offset[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) offset[j] = __byte_perm(codes, columns, select_[j]);
+    if constexpr (kPairs) {
+#pragma unroll
+      for (int pair = 0; pair < kHeads / 2; ++pair) {
+        __half2 entry[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          entry[j] = *reinterpret_cast<__half2 const*>(table + pair * Shape::kPairStride + offset[j]);
+        }
+        float2 const sum = __half22float2(__hadd2(__hadd2(entry[0], entry[1]), __hadd2(entry[2], entry[3])));
+        x[2 * pair] += sum.x;
+        x[2 * pair + 1] += sum.y;
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[0] += __uint_as_float(word_at(table, offset[j]));
+    }
+  }
+
+  /// Scores to weights; rescales outputs and sums where a maximum grows.
+  __device__ __forceinline__ void weigh(float (&x)[kPerLane][kHeads]) {
+#pragma unroll
+    for (int r = 0; r < kHeads; ++r) {
+      float m = x[0][r];
+#pragma unroll
+      for (int u = 1; u < kPerLane; ++u) m = fmaxf(m, x[u][r]);
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, offset));
+      m = fmaxf(m, max_[r]);
+      float const origin = usable_max(m);
+      if (m > max_[r]) {
+        float const scale = exp2_approx(max_[r] - origin);
+        sum_[r] *= scale;
+#pragma unroll
+        for (int p = 0; p < kPlanes; ++p) o_[r][p][0] *= scale, o_[r][p][1] *= scale;
+      }
+      max_[r] = m;
+#pragma unroll
+      for (int u = 0; u < kPerLane; ++u) {
+        x[u][r] = exp2_approx(x[u][r] - origin);
+        sum_[r] += x[u][r];
+      }
+    }
+  }
+
+  /// Add weight times value of the tile's tokens, sixteen at a time.
+  __device__ __forceinline__ void mix(float const (&x)[kPerLane][kHeads]) {
+    char const* codes = codes_ + Shape::kCodeBytes;
+#pragma unroll
+    for (int u = 0; u < kPerLane; ++u) {
+#pragma unroll 1
+      for (int upper = 0; upper < 2; ++upper) {
+        if (lane_ / 16 == upper) store_weights(x[u]);
+        __syncwarp();
+        int const row = u * 32 + upper * 16;
+        mix_rows(codes + row * kGroups, row);
+        __syncwarp();
+      }
+    }
+  }
+
+  __device__ __forceinline__ void store_weights(float const (&p)[kHeads]) const {
+    if constexpr (kHalfSums) {
+      uint32_t* target = reinterpret_cast<uint32_t*>(weights_) + lane_ % 16 * kHeads;
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) {
+        target[r] = round_pair<__half>(p[r] * kWeightScale, p[r] * kWeightScale);
+      }
+    } else {
+      float* target = reinterpret_cast<float*>(weights_) + lane_ % 16 * kHeads;
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) target[r] = p[r];
+    }
+  }
+
+  /// Sixteen rows of codes, from row `first` of the tile on.
+  __device__ __forceinline__ void mix_rows(char const* codes, int first) {
+    __half2 half_sum[kHeads][kPlanes];
+#pragma unroll
+    for (int r = 0; r < kHeads; ++r) {
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) half_sum[r][p] = __float2half2_rn(0.0f);
+    }
+    // Byte 0 the column, byte 1 the lane's first or second code, above them the sign of the column: zero.
+    uint32_t const column = static_cast<uint32_t>(lane_) * 4u;
+    constexpr int kOwn = kGroups / 32;
+    char const* own = codes + ((lane_ * kOwn) ^ displaced(first));
+#pragma unroll 8
+    for (int t = 0; t < 16; ++t) {
+      uint32_t word;
+      if constexpr (kOwn == 2) {
+        word = *reinterpret_cast<uint16_t const*>(own + t * kGroups);
+      } else {
+        word = *reinterpret_cast<uint8_t const*>(own + t * kGroups);
+      }
+      uint32_t value[kPlanes];
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+        uint32_t const offset = __byte_perm(word, column, kOwn == 2 && p == 1 ? 0xcc14u : 0xcc04u);
+        value[p] = word_at(values_ + p * 128, offset);
+      }
+      uint32_t weight[kHeads];
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) weight[r] = reinterpret_cast<uint32_t const*>(weights_)[t * kHeads + r];
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+#pragma unroll
+        for (int r = 0; r < kHeads; ++r) {
+          if constexpr (kHalfSums) {
+            half_sum[r][p] = __hfma2(as_half2(weight[r]), as_half2(value[p]), half_sum[r][p]);
+          } else {
+            Vec<T> pair;
+            pair.word[0] = value[p];
+            o_[r][p][0] += __uint_as_float(weight[r]) * pair.get(0);
+            o_[r][p][1] += __uint_as_float(weight[r]) * pair.get(1);
+          }
+        }
+      }
+    }
+    if constexpr (kHalfSums) {
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) {
+#pragma unroll
+        for (int p = 0; p < kPlanes; ++p) {
+          float2 const sum = __half22float2(half_sum[r][p]);
+          o_[r][p][0] += sum.x * (1.0f / kWeightScale);
+          o_[r][p][1] += sum.y * (1.0f / kWeightScale);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ static __half2 as_half2(uint32_t word) {
+    __half2 pair;
+    memcpy(&pair, &word, sizeof(pair));
+    return pair;
+  }
+
+  /// Add up the warps in the memory of the scores' table and write y, or this block's part of it.
+  __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
+    constexpr int kColumns = kPlanes * 64;
+    float* outputs = reinterpret_cast<float*>(scores_);               // [kWarps, kHeads, D]
+    float* sums = outputs + Shape::kWarps * kHeads * kColumns;        // [kWarps, kHeads, 2]
+    __syncthreads();  // nobody reads the table any more
+#pragma unroll
+    for (int r = 0; r < kHeads; ++r) {
+      float const sum = warp_reduce<Add>(sum_[r]);
+      if (lane_ == 0) {
+        sums[(warp_ * kHeads + r) * 2] = max_[r];
+        sums[(warp_ * kHeads + r) * 2 + 1] = sum;
+      }
+#pragma unroll
+      for (int p = 0; p < kPlanes; ++p) {
+        int const column = lane_ * kPlanes * 2 + p * 2;
+        float2* target = reinterpret_cast<float2*>(outputs + (warp_ * kHeads + r) * kColumns + column);
+        *target = make_float2(o_[r][p][0], o_[r][p][1]);
+      }
+    }
+    __syncthreads();
+    PartialMemory const memory{args_.partial, min(kHeads, args_.seq * args_.group), args_.head_size};
+    int64_t const slot = parts.slot(static_cast<int32_t>(blockIdx.x));
+    for (int item = static_cast<int>(threadIdx.x); item < rows_.count * kColumns; item += Shape::kThreads) {
+      int const row = item / kColumns, column = item % kColumns;
+      float m = -INFINITY, sum = 0.0f, output = 0.0f;
+#pragma unroll
+      for (int w = 0; w < Shape::kWarps; ++w) m = fmaxf(m, sums[(w * kHeads + row) * 2]);
+      float const origin = usable_max(m);
+#pragma unroll
+      for (int w = 0; w < Shape::kWarps; ++w) {
+        float const weight = exp2f(sums[(w * kHeads + row) * 2] - origin);
+        sum += sums[(w * kHeads + row) * 2 + 1] * weight;
+        output += outputs[(w * kHeads + row) * kColumns + column] * weight;
+      }
+      if (parts.whole()) {
+        args_.y[row_offset(args_, rows_.b, rows_.h, rows_.first + row) + column] = from_float<T>(output / sum);
+        continue;
+      }
+      memory.outputs(slot, row)[column] = output;
+      if (column == 0) {
+        memory.sums(slot, row)[0] = m;
+        memory.sums(slot, row)[1] = sum;
+      }
+    }
+    if (parts.whole()) return;
+    int32_t const segment = at.outer * args_.batch + at.b;
+    if (count_part(args_.counters + segment, parts, flag_)) combine_blocks(args_, memory, parts, rows_);
+  }
+
+  VqArgs<T> const& vq_;
+  AttentionArgs<T> const& args_;
+  List list_;
+  int lane_, warp_;
+  char* scores_;   // table of products, rows of 256 bytes by code; then memory to merge in
+  char* values_;   // table of the values' centroids
+  char* codes_;    // this warp's codes: of keys, then of values
+  char* weights_;  // this warp's weights of 16 tokens
+  int32_t* flag_;  // whether this block finished a segment
+  int turn_;
+  uint32_t select_[4];  // byte permutations: code and column to an offset in a table
+  SegmentRows rows_;
+  int32_t past_, length_;
+  float o_[kHeads][kPlanes][2];
+  float max_[kHeads], sum_[kHeads];
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::Shape::kThreads, 1)
+    attention_vq_decode(VqArgs<typename Traits::T> const args) {
+  extern __shared__ __align__(128) char shared[];
+  VqDecodeKernel<Traits>(args, shared).run();
+}
+
+}  // namespace graphopt::attention

@@ -1,0 +1,74 @@
+// Checks the arguments, picks the kernel and dispatches on the element type.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "attention/vq/launch.cuh"
+
+namespace graphopt::attention {
+namespace {
+
+Status check(VqParams const& p) {
+  GRAPHOPT_TRY(check_sizes(p.cache));
+  bool const known = p.vector == 2 || p.vector == 4 || p.vector == 8 || p.vector == 16;
+  return known && p.cache.head_size % p.vector == 0 ? Status::kOk : Status::kBadShape;
+}
+
+/// Whether rows of codes, codebooks and q can be read 16 bytes at a time.
+bool vectors(VqParams const& p) {
+  constexpr size_t kVector = 16;
+  for (void const* pointer : {p.cache.q, p.codebook_k, p.codebook_v, static_cast<void const*>(p.cache.present_k),
+                              static_cast<void const*>(p.cache.present_v)}) {
+    if (!is_aligned(pointer, kVector)) return false;
+  }
+  return true;
+}
+
+template <class T>
+Status launch_typed(VqParams const& p, cudaStream_t stream) {
+  Workspace const workspace(p.cache);
+  GRAPHOPT_TRY(launch_append<T>(p.cache, workspace, false, stream));
+  GRAPHOPT_TRY(launch_encode<T>(p, workspace, stream));
+  VqArgs<T> const args{attention_args<T>(p.cache, workspace), static_cast<int32_t>(p.vector),
+                       static_cast<T const*>(p.codebook_k), static_cast<T const*>(p.codebook_v)};
+  if constexpr (sizeof(T) == 2) {
+    bool done = false;
+    if (vectors(p) && p.cache.seq * args.cache.group <= kMaxVqDecodeRows) {
+      DeviceLimits device{};
+      GRAPHOPT_TRY(device_limits(&device));
+      GRAPHOPT_TRY(launch_vq_decode<T>(args, device, &done, stream));
+    } else if (vectors(p)) {
+      GRAPHOPT_TRY(launch_vq_prefill<T>(args, &done, stream));
+    }
+    if (done) return Status::kOk;
+  }
+  return launch_vq_generic<T>(args, stream);
+}
+
+}  // namespace
+
+size_t vq_workspace_bytes(VqParams const& params) {
+  return check(params) == Status::kOk ? Workspace(params.cache).bytes : 0;
+}
+
+Status launch_vq(VqParams const& params, cudaStream_t stream) {
+  GRAPHOPT_TRY(check(params));
+  CachedParams const& cache = params.cache;
+  if (cache.batch == 0) return Status::kOk;
+  GRAPHOPT_TRY(check_pointers(cache, 1));
+  GRAPHOPT_TRY(check_pointer(params.codebook_k, element_size(cache.dtype)));
+  GRAPHOPT_TRY(check_pointer(params.codebook_v, element_size(cache.dtype)));
+  GRAPHOPT_TRY(copy_cache(cache, cache.head_size / params.vector, stream));
+  if (cache.seq == 0) return Status::kOk;
+  switch (cache.dtype) {
+    case DType::kFloat32:
+      return launch_typed<float>(params, stream);
+    case DType::kFloat16:
+      return launch_typed<__half>(params, stream);
+    case DType::kBFloat16:
+      return launch_typed<__nv_bfloat16>(params, stream);
+    default:
+      return Status::kBadType;
+  }
+}
+
+}  // namespace graphopt::attention

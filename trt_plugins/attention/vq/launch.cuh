@@ -1,0 +1,27 @@
+// Launches of the kernels over codes, for one element type. Each <kernel>_<type>.cu instantiates some.
+#pragma once
+
+#include "attention/cached/launch.cuh"
+#include "attention/vq/args.cuh"
+#include "attention/vq/params.h"
+
+namespace graphopt::attention {
+
+/// Query rows up to which decode runs: it reads the codes again for every 4.
+constexpr int64_t kMaxVqDecodeRows = 16;
+
+template <class T>
+Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t stream);
+
+template <class T>
+Status launch_vq_generic(VqArgs<T> const& args, cudaStream_t stream);
+
+/// Sets `*done` unless there is no kernel for the sizes or the device.
+template <class T>
+Status launch_vq_decode(VqArgs<T> const& args, DeviceLimits const& device, bool* done, cudaStream_t stream);
+
+/// The same.
+template <class T>
+Status launch_vq_prefill(VqArgs<T> const& args, bool* done, cudaStream_t stream);
+
+}  // namespace graphopt::attention
