@@ -10,6 +10,7 @@ __all__ = ["SafetensorsFile", "SafetensorsWeights"]
 import json
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+_INTEGERS: dict[str, np.dtype[Any]] = {"I8": np.dtype(np.int8), "I16": np.dtype(np.int16)}
 #: Of the types that are only measured, not read; a file may hold them beside its weights.
 _OTHER_ITEMSIZE = {
     "F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -73,15 +75,23 @@ class SafetensorsFile:
         Raises:
             ModelError: there is no such tensor, or it has another dtype.
         """
+        return self._mapped(name, _DTYPES, "weights can be read, so use the checkpoint before it was quantized")
+
+    def integers(self, name: str) -> npt.NDArray[Any]:
+        """Return a read-only memory map of the tensor ``name``: int8 or int16.
+
+        Raises:
+            ModelError: there is no such tensor, or it has another dtype.
+        """
+        return self._mapped(name, _INTEGERS, "codes can be read")
+
+    def _mapped(self, name: str, kinds: dict[str, np.dtype[Any]], purpose: str) -> npt.NDArray[Any]:
         entry = self._entries.get(name)
         if entry is None:
             raise ModelError(f"{self.path}: no tensor '{name}'{nearest(name, self._entries)}")
-        dtype = _DTYPES.get(entry.dtype)
+        dtype = kinds.get(entry.dtype)
         if dtype is None:
-            raise ModelError(
-                f"{self.path}: tensor '{name}' has dtype {entry.dtype}; only {', '.join(_DTYPES)} weights can be read, "
-                "so use the checkpoint before it was quantized"
-            )
+            raise ModelError(f"{self.path}: tensor '{name}' has dtype {entry.dtype}; only {', '.join(kinds)} {purpose}")
         if entry.begin == entry.end:
             return np.empty(entry.shape, dtype)
         data = np.memmap(self.path, np.uint8, "r", entry.begin, (entry.end - entry.begin,))
@@ -174,14 +184,26 @@ class SafetensorsWeights:
             self._shard_of = dict.fromkeys(SafetensorsFile(self.folder / _SINGLE).names, _SINGLE)
         self._files: dict[str, SafetensorsFile] = {}
 
+    @property
+    def names(self) -> Collection[str]:
+        """Names of all tensors of the checkpoint."""
+        return self._shard_of.keys()
+
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """Return a read-only memory map of the tensor ``name``, [out, in]: float32, float16 or bfloat16."""
+        return self._file_of(name).tensor(name)
+
+    def integers(self, name: str) -> npt.NDArray[Any]:
+        """Return a read-only memory map of the tensor ``name``: int8 or int16."""
+        return self._file_of(name).integers(name)
+
+    def _file_of(self, name: str) -> SafetensorsFile:
         shard = self._shard_of.get(name)
         if shard is None:
             raise ModelError(f"{self.folder}: the checkpoint has no tensor '{name}'{nearest(name, self._shard_of)}")
         if shard not in self._files:
             self._files[shard] = SafetensorsFile(self.folder / shard)
-        return self._files[shard].tensor(name)
+        return self._files[shard]
 
     def _read_index(self, path: Path) -> dict[str, str]:
         weight_map = _read_json(path).get("weight_map")

@@ -78,14 +78,20 @@ def safetensors(
 ) -> None:
     """A decoder from a Hugging Face checkpoint.
 
+    Of an AQLM checkpoint, the codes go into codes.npz beside the model; take them over with a recipe whose layers say
+    'scheme: vq' and 'settings: {codes: out/codes.npz}'.
+
     Example: graphopt model safetensors ~/llama-2-7b -o out
     """
+    from graphopt.models.aqlm import ARCHIVE, AqlmWeights, is_aqlm
     from graphopt.models.safetensors_weights import SafetensorsWeights
     from graphopt.models.tokenizer import Tokenizer
 
     file = folder / "tokenizer.json"
-    weights = SafetensorsWeights(folder)
+    weights = AqlmWeights(folder) if is_aqlm(folder) else SafetensorsWeights(folder)
     _write(output, weights, Tokenizer.from_file(file) if file.is_file() else None, dtype, opset, json)
+    if isinstance(weights, AqlmWeights):
+        weights.save_codes(output / ARCHIVE)
 
 
 @app.command()

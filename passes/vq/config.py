@@ -36,6 +36,11 @@ class VQConfig(BaseModel):
     rounds: int = Field(3, ge=0, description="how often codebooks and codes are improved in turns")
     damping: float = Field(0.01, gt=0, description="share of the mean second moment added to each channel's")
     seed: int = Field(0, ge=0, description="of everything random")
+    codes: str | None = Field(
+        None,
+        description="archive of codes that 'graphopt model safetensors' writes of an AQLM checkpoint; linears that it "
+        "has take them, and the other settings are for those that it lacks",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ __all__ = ["SCHEME", "VQ"]
 
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from graphopt.errors import CalibrationError, InternalError
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.passes.vq import e8, hadamard, ops
+from graphopt.passes.vq.archive import ready_weight
 from graphopt.passes.vq.config import PRESETS, VQConfig
 from graphopt.passes.vq.moments import ChannelMoment, Moment, VectorMoment
 from graphopt.passes.vq.weight import QuantizedWeight, quantize_weight
@@ -56,6 +58,11 @@ class VQ:
                 report.skipped(STAGE, self.name, linear.name, reason)
                 continue
             config = assignment[linear.name]
+            if config.codes and (ready := ready_weight(linear, Path(config.codes))):
+                reason = f"{ops.LINEAR.name} with the codes of {Path(config.codes).name}"
+                detail = {} if dry_run else _replace(model, linear, linear.x, ready)
+                report.rewritten(STAGE, self.name, linear.name, reason, **detail)
+                continue
             entry = _entry(linear, config, statistics)
             if dry_run:
                 report.rewritten(STAGE, self.name, linear.name, _described(config, entry))
@@ -63,7 +70,7 @@ class VQ:
             report.progress(f"{STAGE}: {linear.name}")
             x, signs, moment = inputs.prepared(linear, config, entry)
             weight = quantize_weight(linear, config, moment, signs, _generator(config, linear.name))
-            detail = _replace(model, linear, config, x, weight)
+            detail = _replace(model, linear, x, weight)
             report.rewritten(STAGE, self.name, linear.name, _described(config, entry), **detail)
         if not dry_run:
             model.tidy()
@@ -152,9 +159,7 @@ def _moment(channels: int, config: VQConfig, entry: LinearStatistics | None, sig
     return ChannelMoment(entry.mean_square, config.vector, config.damping)
 
 
-def _replace(
-    model: Model, linear: LinearView, config: VQConfig, x: gs.Tensor, weight: QuantizedWeight
-) -> dict[str, Any]:
+def _replace(model: Model, linear: LinearView, x: gs.Tensor, weight: QuantizedWeight) -> dict[str, Any]:
     """Swap a canonical linear for a vector-quantized one; return sizes and normalized errors for the report."""
     n, k = linear.shape
     base, store, bias = linear.weight.name, model.store, linear.bias
@@ -166,11 +171,11 @@ def _replace(
     arrays = {"codes": weight.codes}
     if weight.codebooks is None:
         spec, attributes = ops.LINEAR_E8, {}
-        arrays["ratios"] = np.array(e8.RATIOS[: config.residuals], np.float32)
+        arrays["ratios"] = np.array(e8.RATIOS[: weight.residuals], np.float32)
     else:
         spec = ops.LINEAR
         arrays["codebooks"] = weight.codebooks
-        attributes = {"bits": config.bits, "tile_rows": weight.tile_rows, "tile_columns": weight.tile_columns}
+        attributes = {"bits": weight.bits, "tile_rows": weight.tile_rows, "tile_columns": weight.tile_columns}
     arrays["scale"] = weight.scale
     constants = [store.put(model.unique_name(f"{base}_{s}"), a) for s, a in arrays.items()]
     output, before = linear.node.outputs[0], weights.nbytes(linear.weight)

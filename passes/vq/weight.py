@@ -25,6 +25,7 @@ class QuantizedWeight:
         codes: (N, B) int8, packed.
         codebooks: (Gn, Gk, r, 2^b, v) float16; None for the lattice.
         scale: (N,) float32.
+        bits, residuals: b and r.
         tile_rows, tile_columns: as the op's attributes have them.
         error: ||W - Ŵ|| / ||W||.
         output_error: the same of the outputs on the calibration data, ||X(W - Ŵ)ᵀ|| / ||XWᵀ||.
@@ -33,6 +34,8 @@ class QuantizedWeight:
     codes: np.ndarray
     codebooks: np.ndarray | None
     scale: np.ndarray
+    bits: int
+    residuals: int
     tile_rows: int
     tile_columns: int
     error: float
@@ -93,6 +96,8 @@ def quantize_weight(
         codes=numerics.pack_codes(codes.reshape(rows, -1), config.bits),
         codebooks=None if books is None else books.astype(np.float16),
         scale=scale,
+        bits=config.bits,
+        residuals=config.residuals,
         tile_rows=tile_rows,
         tile_columns=tile_columns,
         error=errors.of_weight(),

@@ -11,7 +11,13 @@ import pytest
 
 from graphopt.models.llama_config import LlamaConfig
 
-SAFETENSORS_DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
+SAFETENSORS_DTYPES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(np.int8): "I8",
+    np.dtype(np.int16): "I16",
+}
 _GGUF_PARTS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
