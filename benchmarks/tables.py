@@ -26,21 +26,22 @@ def speed(row: dict, peer: str) -> str:
 
 def linear_table(rows: Sequence[dict]) -> Iterator[str]:
     """The whole linear beside its peers, and the product alone beside its own."""
-    cases = {(r["case"], r["N"], r["K"], r["M"]): r for r in rows}
-    head = ("N × K", "M", "linear, us", "torch fp16", "torch int4", "bitsandbytes int8", "of the floor",
+    cases = {(r["case"], r["scheme"], r["N"], r["K"], r["M"]): r for r in rows}
+    head = ("scheme", "N × K", "M", "linear, us", "torch fp16", "torch int4", "bitsandbytes int8", "of the floor",
             "product alone, us", "TOPS", "torch._int_mm", "of the floor")  # fmt: skip
     lines = []
-    for (case, n, k, m), whole in cases.items():
+    for (case, scheme, n, k, m), whole in cases.items():
         if case != "linear":
             continue
-        gemm = cases["gemm", n, k, m]
+        gemm = cases["gemm", scheme, n, k, m]
         lines.append((
-            f"{n} × {k}", str(m), f"{whole['us']:.1f}", speed(whole, "torch_fp16"), speed(whole, "torch_int4"),
+            scheme.removeprefix("mixq-"), f"{n} × {k}", str(m), f"{whole['us']:.1f}",
+            speed(whole, "torch_fp16"), speed(whole, "torch_int4"),
             speed(whole, "bitsandbytes_int8"), f"{whole['floor_us'] / whole['us']:.0%}", f"{gemm['us']:.1f}",
             f"{2 * m * n * k / gemm['us'] * 1e-6:.0f}", speed(gemm, "torch_int_mm"),
             f"{gemm['floor_us'] / gemm['us']:.0%}",
         ))  # fmt: skip
-    yield from table(head, lines)
+    yield from table(head, sorted(lines, key=lambda line: line[0], reverse=True))
 
 
 def quantize_table(rows: Sequence[dict]) -> Iterator[str]:

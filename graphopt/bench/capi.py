@@ -65,6 +65,10 @@ class Library:
                 [number, number, long, long, long] + [pointer] * 5 + [ctypes.c_float] + [pointer] * 6
             )
             self._lib.graphopt_mixq_linear.argtypes = [number] + [long] * 4 + [pointer] * 9
+            self._lib.graphopt_mixq_linear_w4a8.argtypes = [number] + [long] * 5 + [pointer] * 10
+            self._lib.graphopt_mixq_linear_w4a4.argtypes = [number] + [long] * 5 + [pointer] * 11
+            self._workspace_bytes = self._lib.graphopt_mixq_linear_w4a4_workspace_bytes
+            self._workspace_bytes.argtypes, self._workspace_bytes.restype = [long] * 2, long
         except (OSError, AttributeError) as e:
             raise PluginError(f"{path} is not a plugin library that can be loaded here ({e}); build it again") from e
 
@@ -141,6 +145,61 @@ class Library:
         shape = (m, wq.shape[0], k, xo.shape[1])
         status = self._lib.graphopt_mixq_linear(_TYPES[str(xo.dtype)], *shape, *map(_pointer, operands), self._stream())
         self._require(status)
+
+    def linear_w4a8(
+        self,
+        xq: "Tensor",
+        sx: "Tensor",
+        xo: "Tensor",
+        wq4: "Tensor",
+        sg: "Tensor",
+        sw: "Tensor",
+        wo: "Tensor",
+        bias: "Tensor",
+        y: "Tensor",
+        *,
+        group: int,
+    ) -> None:
+        """Enqueue the linear with 4-bit weights and 8-bit activations; shapes as in params.h."""
+        m, k = xq.shape
+        operands = (xq, sx, xo, wq4, sg, sw, wo, bias, y)
+        shape = (m, len(wq4), k, xo.shape[1], group)
+        self._require(
+            self._lib.graphopt_mixq_linear_w4a8(_TYPES[str(xo.dtype)], *shape, *map(_pointer, operands), self._stream())
+        )
+
+    def linear_w4a4(
+        self,
+        xq4: "Tensor",
+        sx: "Tensor",
+        xo: "Tensor",
+        wq4: "Tensor",
+        sg: "Tensor",
+        sw: "Tensor",
+        wo: "Tensor",
+        bias: "Tensor",
+        y: "Tensor",
+        *,
+        group: int,
+        workspace: "Tensor | None" = None,
+    ) -> None:
+        """Enqueue the linear with 4-bit weights and activations; K is what the rows of xq4 hold, padding included.
+
+        Args:
+            workspace: scratch memory of `workspace_bytes`; allocated here if there is none.
+        """
+        m, k = len(xq4), 2 * xq4.shape[1]
+        if workspace is None:
+            workspace = self._torch.empty(max(1, self.workspace_bytes(m, k)), dtype=self._torch.int8, device=y.device)
+        operands = (xq4, sx, xo, wq4, sg, sw, wo, bias, y, workspace)
+        shape = (m, len(wq4), k, xo.shape[1], k if len(sg) == 1 else group)
+        self._require(
+            self._lib.graphopt_mixq_linear_w4a4(_TYPES[str(xo.dtype)], *shape, *map(_pointer, operands), self._stream())
+        )
+
+    def workspace_bytes(self, m: int, k: int) -> int:
+        """Return the scratch bytes of `linear_w4a4` for [M, K]."""
+        return int(self._workspace_bytes(m, k))
 
 
 def _pointer(tensor: "Tensor | None") -> int | None:

@@ -1,4 +1,4 @@
-"""Suite "mixq": the linear of MixQ, 8-bit weights and activations, float16 outliers.
+"""Suite "mixq": the linear of MixQ, float16 outliers, one row for each scheme.
 
 Case "linear" is everything from the float16 input of the quantizing op to the float16 output, two launches; case "gemm"
 is the second of them.
@@ -7,9 +7,9 @@ is the second of them.
 __all__ = ["LinearCase", "linear_cases", "measure_linear"]
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.ceilings import Ceilings
@@ -17,13 +17,20 @@ from graphopt.bench.peers import GEMM_PEERS, LINEAR_PEERS, peer_times
 from graphopt.bench.record import Row
 from graphopt.bench.timer import Timing, copies_for, median_us
 from graphopt.errors import InternalError
+from graphopt.numerics.packing import PACK_STEP
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUITE = "mixq"
 SIZES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))  # N, K
 ROWS = (1, 16, 128, 512, 2048, 4096)
+SCHEMES = ("w8a8", "w4a8")
+GROUP = 128  # columns that share an integer scale of 4-bit weights
 CAPACITY = 128
 OUTLIERS = 32  # channels that are in use; the rest of the capacity is padding
 _OUTLIER_SCALE = 20.0
+_CODE_MAX, _GROUP_SCALE_MAX = 7, 18  # their product is the largest int8 code that 4-bit ones stand for
 #: Rows of the output that are compared with float64: all of them would take longer than what is measured.
 _CHECKED_ROWS = 64
 #: ||y - x W^T|| / ||x W^T|| of normal data in 8 bits is 0.009; more says that something does not fit together.
@@ -40,12 +47,20 @@ class LinearCase:
     n: int
     k: int
     capacity: int = CAPACITY
+    scheme: str = "w8a8"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the codes of W, and of their integer scales."""
+        if self.scheme == "w8a8":
+            return self.n * self.k
+        return self.n * self.k // 2 + self.n * (self.k // GROUP)
 
     @property
     def gemm_bytes(self) -> int:
         """Bytes that the product must move: codes, scales, outliers, bias, float16 output."""
         m, n, k, c = self.m, self.n, self.k, self.capacity
-        return m * k + n * k + 2 * c * (m + n) + 4 * (m + n) + 2 * n + 2 * m * n
+        return m * k + self.weight_bytes + 2 * c * (m + n) + 4 * (m + n) + 2 * n + 2 * m * n
 
     @property
     def linear_bytes(self) -> int:
@@ -78,13 +93,14 @@ class _Operands:
         self.torch = torch = torch_with_cuda()
         torch.manual_seed(case.m + case.n + case.k)
         m, n, k, c = case.m, case.n, case.k, case.capacity
+        self.scheme = case.scheme
         channels = torch.randperm(k, device="cuda")[:OUTLIERS].sort().values
         self.channels = channels
         self.idx = torch.full((c,), -1, dtype=torch.int32, device="cuda")
         self.idx[:OUTLIERS] = channels.int()
         self.x = torch.randn(m, k, dtype=torch.float16, device="cuda")
         self.x[:, channels] *= _OUTLIER_SCALE
-        self.weights = [self._weight(n, k, c) for _ in range(copies_for(n * k))]
+        self.weights = [self._weight(n, k, c) for _ in range(copies_for(case.weight_bytes))]
         self.codes = {
             "xq": torch.empty(m, k, dtype=torch.int8, device="cuda"),
             "sx": torch.empty(m, 1, device="cuda"),
@@ -98,15 +114,17 @@ class _Operands:
         wo = torch.zeros(n, c, dtype=torch.float16, device="cuda")
         wo[:, :OUTLIERS] = w[:, self.channels]
         w[:, self.channels] = 0
-        scale = w.abs().amax(1).float() / 127
-        wq = (w / scale[:, None]).round_().to(torch.int8)
-        return {"wq": wq, "sw": scale, "wo": wo, "bias": torch.randn(n, dtype=torch.float16, device="cuda")}
+        codes = _eight_bits(w) if self.scheme == "w8a8" else _four_bits(w)
+        return {**codes, "wo": wo, "bias": torch.randn(n, dtype=torch.float16, device="cuda")}
 
     def quantize(self, library: Library) -> None:
         library.quantize("MixQQuantize", self.x, self.idx, self.codes)
 
     def gemm(self, library: Library, weight: dict[str, Any]) -> None:
-        library.linear(**self.codes, **weight, y=self.y)
+        if self.scheme == "w8a8":
+            library.linear(**self.codes, **weight, y=self.y)
+        else:
+            library.linear_w4a8(**self.codes, **weight, y=self.y, group=GROUP)
 
     def check(self, library: Library) -> None:
         """Run once on poisoned buffers and compare with float64.
@@ -122,7 +140,8 @@ class _Operands:
         self.gemm(library, weight)
         rows = torch.linspace(0, len(self.x) - 1, min(len(self.x), _CHECKED_ROWS), device="cuda").round().long()
         codes = {name: t[rows].double() for name, t in self.codes.items()}
-        w = {name: t.double() for name, t in weight.items()}
+        eight_bit = weight["wq"] if self.scheme == "w8a8" else _eight_bit_codes(**weight)
+        w = {"wq": eight_bit.double(), **{name: weight[name].double() for name in ("sw", "wo", "bias")}}
         exact = codes["sx"] * w["sw"] * (codes["xq"] @ w["wq"].T) + codes["xo"] @ w["wo"].T + w["bias"]
         y = self.y[rows].double()
         error = float(((y - exact).norm(dim=1) / exact.norm(dim=1)).max())
@@ -132,6 +151,35 @@ class _Operands:
         loss = float((y - product).norm() / product.norm())
         if not error <= _ROW_TOLERANCE or not loss <= _PRODUCT_TOLERANCE:
             raise InternalError(f"the linear is wrong: row error {error:.2e}, error of the product {loss:.3f}")
+
+
+def _eight_bits(w: "Tensor") -> dict[str, Any]:
+    """wq [N, K] and sw [N] of W [N, K]."""
+    scale = w.abs().amax(1).float() / 127
+    return {"wq": (w / scale[:, None]).round_().to(torch_with_cuda().int8), "sw": scale}
+
+
+def _four_bits(w: "Tensor") -> dict[str, Any]:
+    """wq4 [N, K / 2], sg [K / GROUP, N] and sw [N] of W [N, K]; K a multiple of GROUP."""
+    torch = torch_with_cuda()
+    n = len(w)
+    groups = w.float().view(n, -1, GROUP)
+    largest = groups.abs().amax(2) / _CODE_MAX
+    scale = largest.amax(1) / _GROUP_SCALE_MAX
+    sg = (largest / scale[:, None]).ceil_().clamp_(1, _GROUP_SCALE_MAX)
+    codes = (groups / (sg * scale[:, None])[:, :, None]).round_().clamp_(-_CODE_MAX, _CODE_MAX)
+    halves = codes.to(torch.int32).view(n, -1, 2, PACK_STEP // 2) & 15
+    packed = (halves[:, :, 0] | halves[:, :, 1] << 4).to(torch.uint8).view(torch.int8).reshape(n, -1)
+    return {"wq4": packed, "sg": sg.T.contiguous().to(torch.int8), "sw": scale}
+
+
+def _eight_bit_codes(wq4: "Tensor", sg: "Tensor", **_: "Tensor") -> "Tensor":
+    """The int8 codes [N, K] that 4-bit ones stand for."""
+    torch = torch_with_cuda()
+    n = len(wq4)
+    packed = wq4.view(n, -1, 1, PACK_STEP // 2)
+    codes = torch.cat((packed << 4 >> 4, packed >> 4), 2).reshape(n, -1)
+    return codes * sg.T.repeat_interleave(GROUP, 1)
 
 
 def _own_times(case: LinearCase, library: Library) -> tuple[Timing, Timing, Any]:
@@ -148,19 +196,25 @@ def _own_times(case: LinearCase, library: Library) -> tuple[Timing, Timing, Any]
 
 
 def measure_linear(case: LinearCase, library: Library, ceilings: Ceilings) -> Iterator[Row]:
-    """Check, then time the linear, the product alone and their peers."""
-    linear, gemm, x = _own_times(case, library)
-    shape = (case.m, case.n, case.k, case.capacity)
-    times, missing = peer_times(LINEAR_PEERS, x, case.n)
-    ops = case.int8_ops + case.fp16_ops
-    floor = ceilings.floor_us(case.linear_bytes, case.int8_ops, case.fp16_ops)
-    yield Row.of(
-        linear, floor, suite=SUITE, case="linear", shape=shape, moved=case.linear_bytes, ops=ops, peers=times,
-        missing=missing,
-    )  # fmt: skip
-    gemm_times, missing = peer_times(GEMM_PEERS, x, case.n)
-    floor = ceilings.floor_us(case.gemm_bytes, case.int8_ops, case.fp16_ops)
-    yield Row.of(
-        gemm, floor, suite=SUITE, case="gemm", shape=shape, moved=case.gemm_bytes, ops=ops, peers=gemm_times,
-        missing=missing,
-    )  # fmt: skip
+    """Check, then time the linear and the product alone in every scheme, and their peers."""
+    own = {}
+    for scheme in SCHEMES:
+        of_scheme = replace(case, scheme=scheme)
+        *own[of_scheme], x = _own_times(of_scheme, library)
+    peers = {"linear": peer_times(LINEAR_PEERS, x, case.n), "gemm": peer_times(GEMM_PEERS, x, case.n)}
+    for of_scheme, timings in own.items():
+        for name, timing in zip(("linear", "gemm"), timings, strict=True):
+            moved = of_scheme.linear_bytes if name == "linear" else of_scheme.gemm_bytes
+            times, missing = peers[name]
+            yield Row.of(
+                timing,
+                ceilings.floor_us(moved, case.int8_ops, case.fp16_ops),
+                suite=SUITE,
+                case=name,
+                scheme=f"mixq-{of_scheme.scheme}",
+                shape=(case.m, case.n, case.k, case.capacity),
+                moved=moved,
+                ops=case.int8_ops + case.fp16_ops,
+                peers=times,
+                missing=missing,
+            )

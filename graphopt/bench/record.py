@@ -49,17 +49,18 @@ class Row:
         *,
         suite: str,
         case: str,
+        scheme: str = "mixq-w8a8",
         shape: tuple[int, int | None, int, int],
         moved: int,
         ops: int = 0,
         peers: Mapping[str, float] | None = None,
         missing: Mapping[str, str] | None = None,
     ) -> "Row":
-        """Return a row of MixQ with 8-bit weights and activations; ``shape`` is (M, N, K, C)."""
+        """Return a row of MixQ; ``shape`` is (M, N, K, C)."""
         rounded = {name: round(us, 2) for name, us in (peers or {}).items()}
         us, spread = round(timing.us, 2), round(timing.spread, 3)
         floor = round(floor_us, 2)
-        return cls(suite, case, "mixq-w8a8", *shape, us, spread, floor, moved, ops, rounded, dict(missing or {}))
+        return cls(suite, case, scheme, *shape, us, spread, floor, moved, ops, rounded, dict(missing or {}))
 
     @property
     def share(self) -> float:

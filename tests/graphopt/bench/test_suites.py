@@ -31,6 +31,12 @@ def test_bytes_and_operations_of_a_linear() -> None:
     assert (case.int8_ops, case.fp16_ops) == (2 * 2 * 8 * 32, 2 * 2 * 8 * 16)
 
 
+def test_bytes_of_4_bit_weights() -> None:
+    eight, four = (LinearCase(2, 8, 256, 16, scheme) for scheme in ("w8a8", "w4a8"))
+    assert eight.gemm_bytes - four.gemm_bytes == 8 * 256 - (8 * 256 // 2 + 8 * 2)  # two groups of 128
+    assert (eight.int8_ops, eight.fp16_ops) == (four.int8_ops, four.fp16_ops)
+
+
 @pytest.mark.parametrize(
     ("producer", "per_element"),
     [("MixQQuantize", 3), ("MixQRMSNorm", 3), ("MixQGelu", 3), ("MixQGatedSilu", 5), ("MixQAddLayerNorm", 7)],
