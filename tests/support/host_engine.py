@@ -157,12 +157,15 @@ class HostEngine:
         return tuple(d if isinstance(d, int) else -1 for d in shape)
 
     def output_shape(self, name: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """By the symbols of the declared shapes."""
+        """By the symbols of the declared shapes; where the file declares none, by a run on zeros."""
         sizes: dict[str, int] = {}
         for port in self.session.get_inputs():
             sizes |= {d: n for d, n in zip(port.shape, shapes[port.name], strict=True) if isinstance(d, str)}
         declared = next(p.shape for p in self.ports if p.name == name)
-        return tuple(d if isinstance(d, int) else sizes[d] for d in declared)
+        if all(isinstance(d, int) or d in sizes for d in declared) and declared:
+            return tuple(d if isinstance(d, int) else sizes[d] for d in declared)
+        (value,) = self.session.run([name], {n: np.zeros(s, _KINDS[self.kinds[n]]) for n, s in shapes.items()})
+        return tuple(value.shape)
 
 
 def write_plan(

@@ -1,0 +1,107 @@
+"""The first layer that differs in decoders: quantized, spoiled, and run by another runner."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from graphopt import compile, ir
+from graphopt.calibrate import collect
+from graphopt.calibrate.feeds import declared, from_tokens
+from graphopt.compare import Tolerance, compare_models
+from graphopt.compare.side import Side
+from graphopt.core.recipe import Recipe
+from graphopt.core.statistics import Statistics
+from graphopt.errors import ModelError
+from graphopt.passes import SCHEMES
+from graphopt.runners import tensorrt
+from tests.support import host_engine
+from tests.support.decoders import CONFIG, with_static_cache, write_decoder
+
+FIRST = "/model/layers.0/self_attn/q_proj/MatMul"
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_decoder(tmp_path_factory.mktemp("layers") / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def feeds(decoder: Path) -> list[dict[str, np.ndarray]]:
+    ids = np.random.default_rng(2).integers(0, CONFIG.vocab_size, (1, 20))
+    return [from_tokens(declared(ir.load(decoder)), ids)]
+
+
+def quantized(decoder: Path, path: Path, statistics: Statistics | None) -> Path:
+    model = ir.load(decoder)
+    compile.optimize(model, Recipe.preset("mixq-w8a8", SCHEMES), statistics)
+    ir.save(model, path)
+    return path
+
+
+def test_outliers_that_calibration_did_not_see(decoder: Path, feeds: list, tmp_path: Path) -> None:
+    model = quantized(decoder, tmp_path / "opt.onnx", None)
+    result = compare_models(model, decoder, feeds, Tolerance(rtol=1e-3), per_layer=True, threads=1)
+    assert result.culprit is not None
+    assert result.culprit.layer == FIRST
+    assert "are outside its set of 0 outliers" in result.culprit.cause
+
+
+def test_quantization_alone(decoder: Path, feeds: list, tmp_path: Path) -> None:
+    canonical = ir.load(decoder)
+    compile.canonicalize(canonical)
+    model = quantized(decoder, tmp_path / "opt.onnx", collect(canonical, feeds, threads=1))
+    result = compare_models(model, decoder, feeds, Tolerance(rtol=1e-4), per_layer=True, threads=1)
+    assert result.culprit is not None
+    assert result.culprit.layer == FIRST
+    assert "quantization alone, with no outlier outside its set" in result.culprit.cause
+    assert compare_models(model, decoder, feeds, Tolerance(rtol=0.1), per_layer=True, threads=1).culprit is None
+
+
+def test_a_spoiled_weight_is_found_where_it_is(decoder: Path, feeds: list, tmp_path: Path) -> None:
+    proto = onnx.load(decoder)
+    spoiled = next(n for n in proto.graph.node if n.name == "/model/layers.1/mlp/up_proj/MatMul")
+    tensor = next(t for t in proto.graph.initializer if t.name == spoiled.input[1])
+    values = numpy_helper.to_array(tensor).copy()
+    values[3, 4] = np.inf
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(proto, tmp_path / "bad.onnx")
+    result = compare_models(tmp_path / "bad.onnx", decoder, feeds, Tolerance(), per_layer=True, threads=1)
+    assert result.culprit is not None
+    assert result.culprit.layer == spoiled.name
+    assert "NaN or Inf in 20 of 20 rows, out of finite inputs" in result.culprit.cause
+
+
+def test_a_cache_updated_in_place_is_fed_from_the_same_tokens(decoder: Path, feeds: list, tmp_path: Path) -> None:
+    static = with_static_cache(decoder, tmp_path / "static.onnx")
+    result = compare_models(static, decoder, feeds, Tolerance(rtol=1e-5), per_layer=True, threads=1)
+    assert result.passed
+    assert result.outputs[0].name == "logits"
+    assert len(result.layers) > 10
+    assert all(d.passed for d in result.layers)
+
+
+def test_layers_in_tensorrt(decoder: Path, feeds: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan is built for every group of layers, for the shapes of the feeds."""
+    host_engine.install(monkeypatch)
+    built: list[str] = []
+
+    def build(model: Path, plan: Path, options: object) -> None:
+        built.append(model.name)
+        shapes = dict(item.split(":") for item in options.opt_shapes[0].split(","))  # type: ignore[attr-defined]
+        dims = {name: tuple(map(int, text.split("x"))) for name, text in shapes.items()}
+        host_engine.write_plan(plan, model, [{name: (shape,) * 3 for name, shape in dims.items()}])
+
+    monkeypatch.setattr(tensorrt, "build", build)
+    sides = (Side(decoder, runner, threads=1) for runner in ("trt", "ort"))
+    result = compare_models(*sides, feeds, Tolerance(rtol=1e-5), per_layer=True)
+    assert result.passed
+    assert all(d.passed for d in result.layers)
+    assert built == ["model.onnx", "taps.onnx"]
+
+
+def test_layers_of_a_plan_cannot_be_read(decoder: Path, feeds: list) -> None:
+    with pytest.raises(ModelError, match=r"the layers of m\.plan cannot be read; give the model it was built from"):
+        compare_models(Path("m.plan"), decoder, feeds, Tolerance(), per_layer=True)
