@@ -12,14 +12,16 @@ from graphopt.core.op import OpSpec
 from graphopt.engine import plugins
 from graphopt.engine.build import BuildOptions, build
 from graphopt.ir.weights import onnx_dtype
-from graphopt.passes.mixq.ops import OPS
+from graphopt.passes import mixq, vq
+from graphopt.passes.vq import cache_ops
 
 pytestmark = [pytest.mark.rtx, pytest.mark.usefixtures("rtx_flavour")]
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 OPSET = 20
-#: Inputs with one row per token; the others are weights.
-ROWS = {"x", "residual", "gate", "up", "xq", "sx", "xo"}
+OPS = (*mixq.OPS, *vq.OPS, *cache_ops.OPS)
+#: Inputs whose first axis is dynamic, tokens or sequences; the others are weights.
+ROWS = {"x", "residual", "gate", "up", "xq", "sx", "xo", "q", "k", "v", "cos", "sin", "past_k", "past_v", "start"}
 CALLS = 2
 
 
