@@ -78,16 +78,15 @@ def _match(graph: gs.Graph, node: gs.Node) -> Layer | Refusal:
             return Refusal(half, node.name)
         halves.append(half)
     (past_k, new_k), (past_v, new_v) = halves
-    sizes = [_size(3, *pair) for pair in halves]
-    kv_heads = _size(1, *halves[0])
-    if kv_heads is None or None in sizes or sizes[0] != sizes[1]:
+    kv_heads, size = (_size(axis, *halves[0]) for axis in (1, 3))
+    if kv_heads is None or size is None or _size(3, *halves[1]) != size:
         return Refusal(f"'{new_k.name}' and '{new_v.name}' do not have known heads of one size", node.name)
     q, turn_q = _unturned(node.inputs[0])
     k, turn_k = _unturned(new_k)
     if (turn_q is None) != (turn_k is None) or any(a is not b for a, b in zip(turn_q or (), turn_k or (), strict=True)):
         return Refusal("queries and keys are not rotated by the same tables", node.name)
     present = (node.inputs[1], node.inputs[2])
-    return Layer(node, q, k, new_v, turn_q, (past_k, past_v), present, kv_heads, sizes[0])
+    return Layer(node, q, k, new_v, turn_q, (past_k, past_v), present, kv_heads, size)
 
 
 def _appended(

@@ -4,10 +4,11 @@ Positions are computed from start instead, batch sizes are read from the new tok
 the model as it is.
 """
 
-__all__ = ["Live", "trace"]
+__all__ = ["BatchRead", "Live", "trace"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,7 +20,15 @@ from graphopt.passes.kvcache.probe import Prober, UnprovableError
 from graphopt.passes.kvcache.prove import Cut, cuts
 
 _MASK = "attention_mask"
-_Reader = gs.Node | None
+_Reader: TypeAlias = "gs.Node | None"
+
+
+@dataclass(frozen=True)
+class BatchRead:
+    """``reader`` takes the batch size from what the Shape node ``shape`` gives."""
+
+    reader: gs.Node
+    shape: gs.Node
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,11 @@ class Live:
 
     Attributes:
         cuts: tensors of positions that are read.
-        batch_reads: nodes that take the batch size from the shape of an input that goes, and the tensor of that shape.
+        batch_reads: the batch size taken from the shape of an input that goes.
     """
 
     cuts: tuple[Cut, ...]
-    batch_reads: tuple[tuple[gs.Node, gs.Tensor], ...]
+    batch_reads: tuple[BatchRead, ...]
 
 
 def trace(model: Model, prober: Prober, tokens: gs.Tensor, layers: Sequence[Layer]) -> Live:
@@ -54,7 +63,7 @@ def trace(model: Model, prober: Prober, tokens: gs.Tensor, layers: Sequence[Laye
     _walk(roots, by_node, collect)
     found = cuts(prober, integers)
     used: dict[int, Cut] = {}
-    batch_reads: list[tuple[gs.Node, gs.Tensor]] = []
+    batch_reads: list[BatchRead] = []
     sizes = set(tokens.shape)
 
     def goes(tensor: gs.Tensor) -> bool:
@@ -67,7 +76,7 @@ def trace(model: Model, prober: Prober, tokens: gs.Tensor, layers: Sequence[Laye
             return False
         shape = query.producer(tensor)
         if reader is not None and query.is_op(shape, "Shape") and goes(shape.inputs[0]) and _is_batch(shape, reader):
-            batch_reads.append((reader, tensor))
+            batch_reads.append(BatchRead(reader, shape))
             return False
         if goes(tensor):
             place = "an output" if reader is None else f"node '{reader.name}' ({reader.op})"

@@ -34,6 +34,12 @@ from graphopt.passes.kvcache.prove import Cut, padding, tables_rank
 STAGE = "kv-cache"
 _START = "start"
 _SWAP = [0, 2, 1, 3]
+#: What is said of a mask, by the padding that it hides.
+_PADDING = {
+    "left": "(padding on the left) is replaced by start",
+    "right": "(padding on the right) is replaced by start",
+    "ignored": "is dropped",
+}
 
 
 @dataclass(frozen=True)
@@ -70,32 +76,23 @@ def lower(
     layers, refusals = find(model)
     for refusal in refusals:
         report.skipped(STAGE, cache.name, refusal.node or "", refusal.reason)
-    if refusals or not layers:
-        reason = (
-            "another layer cannot change, and all share their inputs"
-            if refusals
-            else "no attention reads past and new keys, concatenated"
-        )
-        for name in [layer.node.name for layer in layers] or ["model"]:
-            report.skipped(STAGE, cache.name, name, reason)
-        return
+    names = [layer.node.name for layer in layers] or ["model"]
     try:
+        if refusals:
+            raise UnprovableError("another layer cannot change, and all share their inputs")
         plan = _plan(model, layers)
     except UnprovableError as e:
-        for layer in layers:
-            report.skipped(STAGE, cache.name, layer.node.name, str(e))
+        for name in names:
+            report.skipped(STAGE, cache.name, name, str(e))
         return
     writer = _Writer(model, plan, config.capacity)
     cached = [writer.describe(layer) for layer in layers]
     refused = [(c.name, reason) for c in cached if (reason := cache.refusal(c, config, statistics))]
-    for name, reason in refused:
-        report.skipped(STAGE, cache.name, name, reason)
+    for name, why in refused:
+        report.skipped(STAGE, cache.name, name, why)
     if not refused:
-        for c in cached:
-            said = (
-                "is ignored" if plan.padding == "ignored" else f"(padding on the {plan.padding}) is replaced by start"
-            )
-            report.rewritten(STAGE, cache.name, c.name, f"a causal attention_mask {said}")
+        for name in names:
+            report.rewritten(STAGE, cache.name, name, f"a causal attention_mask {_PADDING[plan.padding]}")
         if not dry_run:
             writer.attach(cached)
             bits, pairs = cache.emit(model, cached, config, statistics, report)
@@ -105,6 +102,8 @@ def lower(
 
 
 def _plan(model: Model, layers: list[Layer]) -> _Plan:
+    if not layers:
+        raise UnprovableError("no attention reads past and new keys, concatenated")
     tokens = _tokens(model, layers)
     prober = Prober(model, tokens, layers)
     masks = {id(layer.mask): layer.mask for layer in layers}
@@ -124,8 +123,8 @@ def _tokens(model: Model, layers: Sequence[Layer]) -> gs.Tensor:
     for name in ("input_ids", "inputs_embeds"):
         found = next((t for t in model.graph.inputs if t.name == name and id(t) not in past), None)
         if found is not None and found.shape is not None and len(found.shape) >= 2:
-            if found.shape[0] != batch:
-                raise UnprovableError(f"'{found.name}' and the caches name their batch axes differently")
+            if found.shape[0] != batch or None in found.shape[:2]:
+                raise UnprovableError(f"'{found.name}' and the caches name no batch axis, or different ones")
             return found
     raise UnprovableError("the model has no input 'input_ids' or 'inputs_embeds'")
 
@@ -247,10 +246,9 @@ class _Writer:
 
     def _read_batch_elsewhere(self) -> None:
         """Take the batch size from the new tokens where it was taken from an input that goes."""
-        for reader, shape in self._plan.live.batch_reads:
-            attrs = dict(query.producer(shape).attrs)
-            tokens_shape = self._emitter.op("Shape", self._plan.tokens, dtype=np.int64, **attrs)
-            _redirect(reader, shape, tokens_shape)
+        for read in self._plan.live.batch_reads:
+            tokens_shape = self._emitter.op("Shape", self._plan.tokens, dtype=np.int64, **read.shape.attrs)
+            _redirect(read.reader, read.shape.outputs[0], tokens_shape)
 
 
 def _is_axis(tensor: gs.Tensor, axis: int) -> bool:

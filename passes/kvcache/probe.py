@@ -68,6 +68,7 @@ class Prober:
         self._symbols |= {t.shape[2]: "total" for layer in layers for t in layer.present if t.shape}
         if (mask := self._inputs.get(_MASK)) is not None and mask.shape:
             self._symbols[mask.shape[-1]] = "total"
+        self._symbols.pop(None, None)
         #: Caches are not always declared as precisely as this.
         self._caches: dict[int, list[int | str]] = {}
         for y in layers:
@@ -197,9 +198,9 @@ class Prober:
             return self._caches[id(tensor)]
         if tensor.shape is None:
             return None
-        known = [d if isinstance(d, (int, np.integer)) else self._symbols.get(d, d) for d in tensor.shape]
-        fields = {"batch", "seq", "past", "total"}
-        return known if all(isinstance(d, (int, np.integer)) or d in fields for d in known) else None
+        known = [int(d) if isinstance(d, (int, np.integer)) else self._symbols.get(d) for d in tensor.shape]
+        dimensions = [d for d in known if d is not None]
+        return dimensions if len(dimensions) == len(known) else None
 
     def _size(self, tensor: gs.Tensor, probe: Probe) -> list[int]:
         symbolic = self._symbolic(tensor)
