@@ -2,11 +2,13 @@
 
 __all__ = ["compare"]
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 
 from graphopt.cli import runners, sources
@@ -90,7 +92,7 @@ def compare(
                 feeds,
                 Tolerance(metric, rtol, atol),
                 per_layer=per_layer,
-                progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),
+                progress=functools.partial(_advance, bar, task),
             )
             results.append((side.path, result))
     comparisons = [{"model": str(path), **result.to_dict()} for path, result in results]
@@ -99,6 +101,10 @@ def compare(
     emit(data_out, json, lambda out: _render(out, results))
     if not passed:
         raise ComparisonFailed("; ".join(_verdict(path, r, metric) for path, r in results if not r.passed))
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def _kinds(models: list[Path], runner: list[str] | None) -> list[str | None]:

@@ -4,6 +4,7 @@ __all__ = ["Port", "converted", "numpy_dtype", "random_input", "random_inputs"]
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -34,9 +35,15 @@ class Port:
     is_input: bool
 
 
-def numpy_dtype(name: str) -> np.dtype[Any] | None:
-    """Return numpy's type for TensorRT's name of one, such as ``HALF``; None if numpy has none."""
-    return np.dtype(_DTYPES[name]) if name in _DTYPES else None
+def numpy_dtype(kind: str, tensor: str, plan: Path) -> np.dtype[Any]:
+    """Return numpy's type for TensorRT's name ``kind`` of one, such as ``HALF``.
+
+    Raises:
+        EngineError: numpy has none; names the tensor and the plan.
+    """
+    if kind not in _DTYPES:
+        raise EngineError(f"tensor '{tensor}' of {plan} has type {kind}, which cannot be passed from here")
+    return np.dtype(_DTYPES[kind])
 
 
 def converted(array: Array, port: Port) -> Array:

@@ -111,10 +111,7 @@ class Runner:
             self.share({present: past for past, present in self.cache.pairs})
 
     def _port(self, name: str, input_mode: Any) -> Port:
-        kind = self._engine.get_tensor_dtype(name).name
-        dtype = numpy_dtype(kind)
-        if dtype is None:
-            raise EngineError(f"tensor '{name}' of {self._plan} has type {kind}, which cannot be passed from here")
+        dtype = numpy_dtype(self._engine.get_tensor_dtype(name).name, name, self._plan)
         return Port(name, dtype, self._engine.get_tensor_mode(name) == input_mode)
 
     @property

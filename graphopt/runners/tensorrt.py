@@ -38,7 +38,7 @@ class PlanRunner:
         self.scheme = manifest.scheme
         self.profiles = manifest.profiles
         self.inputs = tuple(
-            Input(t.name, numpy_dtype(t.dtype), tuple(d if d >= 0 else None for d in t.shape),
+            Input(t.name, numpy_dtype(t.dtype, t.name, path), tuple(d if d >= 0 else None for d in t.shape),
                   role=role_of(t.name, self.cache))
             for t in manifest.inputs
         )  # fmt: skip
