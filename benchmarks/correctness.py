@@ -35,6 +35,8 @@ ROWS = (0, 1, 3, 16, 17, 128, 300, 1000)
 COLS = (64, 576, 1536, 4096, 4100, 11008)
 COLUMNS_OUT = (8, 64, 576, 1001, 4096)
 CAPACITIES = (16, 64, 128)
+FOUR_BITS = ("MixQLinearW4A8", "MixQLinearW4A4")
+GROUPS = (32, 64, 128, 256, 1 << 20)
 #: erf of the evaluator is a Python loop.
 SLOW_EVALUATORS = ("MixQGelu", "MixQGatedGelu")
 SLOW_ELEMENTS = 400_000
@@ -135,20 +137,27 @@ def check_linear(lib: Library, case: LinearCase, offset: int = 0) -> float:
     Raises:
         AssertionError: two runs differ or something was written outside y.
     """
-    rng = rng_for(case)
-    weights = case.weights(rng)
-    operands = {**case.activations(rng, weights["idx"]), **weights}
-    order = ("xq", "sx", "xo", "wq", "sw", "wo", "bias")
+    operands = case.inputs(rng_for(case))
+    moved = offset * np.array([name in ("xq", "xq4", "wo") for name in operands])
     with _gpu:
-        device = [upload(operands[name], offset if name in ("xq", "wo") else 0) for name in order]
+        device = [upload(value, by) for value, by in zip(operands.values(), moved.tolist(), strict=True)]
         runs = []
         for _ in range(2):
             y = Output((case.m, case.n), TYPES[case.dtype], offset)
-            lib.linear(*device, y.tensor)
+            call_linear(lib, case, device, y.tensor)
             torch.cuda.synchronize()
             runs.append(y.read())
     assert same_bits(*runs), "two runs differ"
-    return row_error(runs[0], numerics.linear(*(operands[name] for name in order)))
+    return row_error(runs[0], case.expected(operands))
+
+
+def call_linear(lib: Library, case: LinearCase, operands: list[torch.Tensor], y: torch.Tensor) -> None:
+    if case.op == "MixQLinear":
+        lib.linear(*operands, y)
+    elif case.op == "MixQLinearW4A8":
+        lib.linear_w4a8(*operands, y, group=case.group)
+    else:
+        lib.linear_w4a4(*operands, y, group=case.group)
 
 
 def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
@@ -178,6 +187,14 @@ def linear_cases(quick: bool) -> Iterator[LinearCase]:
     for dtype in TYPES:  # enough blocks for the large tiles, ragged edges, one K tile, one row
         for m, n, k in ((1024, 2176, 64), (3072, 1408, 80), (2100, 4104, 272), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
             yield LinearCase(dtype, m, n, k, 48, special=True)
+    # Few tokens, each tile, ragged edges; groups of every kind; only the slow kernel takes 32.
+    rng = np.random.default_rng(4)
+    for k, n, m in itertools.product(COLS, COLUMNS_OUT, (*rows, 12, 30, 40, 100)):
+        dtype, op, group = str(rng.choice(list(TYPES))), str(rng.choice(FOUR_BITS)), int(rng.choice(GROUPS))
+        yield LinearCase(dtype, m, n, k, next(capacities), True, op, group)
+    for op, dtype in itertools.product(FOUR_BITS, TYPES):
+        for m, n, k in ((3072, 2176, 128), (2100, 4104, 272), (9000, 64, 96), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
+            yield LinearCase(dtype, m, n, k, 48, True, op, 64)
 
 
 class Tally:
@@ -227,14 +244,14 @@ def through_capi(lib: Library, quick: bool) -> list[dict[str, object]]:
     for case in quantize_cases(quick):
         tasks.append((case.producer, case.dtype, str(case), lambda c=case: check_quantize(lib, c)))
     for case in linear_cases(quick):
-        tasks.append(("MixQLinear", case.dtype, str(case), lambda c=case: check_linear(lib, c)))
+        tasks.append((case.op, case.dtype, str(case), lambda c=case: check_linear(lib, c)))
     for dtype in TYPES:  # pointers that no 16-byte access may use
         for producer in PRODUCERS:
             case = QuantizeCase(producer, dtype, 9, 576, 32, special=True)
             tasks.append((producer, dtype, f"{case} misaligned", lambda c=case: check_quantize(lib, c, offset=1)))
-        for m in (5, 70):
-            linear = LinearCase(dtype, m, 72, 160, 32, special=True)
-            tasks.append(("MixQLinear", dtype, f"{linear} misaligned", lambda c=linear: check_linear(lib, c, offset=1)))
+        for m, op in itertools.product((5, 70), ("MixQLinear", *FOUR_BITS)):
+            linear = LinearCase(dtype, m, 72, 160, 32, True, op)
+            tasks.append((op, dtype, f"{linear} misaligned", lambda c=linear: check_linear(lib, c, offset=1)))
     return sweep(tasks).report("capi")
 
 
@@ -272,6 +289,11 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
     cases += [QuantizeCase(producer, "float16", 300, 32768, 32) for producer in ahead]
     linear = [(0, 8, 64), (1, 40, 64), (12, 4300, 80), (40, 72, 160), (1024, 2176, 64), (3072, 1408, 64), (20, 33, 100)]
     cases += [LinearCase(dtype, *shape, 32, special=True) for dtype in TYPES for shape in linear]
+    sizes = [(0, 8, 64), (1, 40, 64), (12, 43, 80), (30, 72, 160), (20, 33, 100), (40, 33, 160), (40, 72, 160)]
+    cases += [LinearCase(t, *size, 48, True, op, 128) for t, op, size in itertools.product(TYPES, FOUR_BITS, sizes)]
+    # What an H100 or H200 takes the other wgmma kernels for.
+    sizes = [(40, 72, 4096), (100, 4352, 2048), (128, 16896, 128), (256, 16896, 128)]
+    cases += [LinearCase("float16", *size, 48, True, "MixQLinearW4A8", 128) for size in sizes]
     return cases
 
 
@@ -284,7 +306,7 @@ def through_plugins(library: Path, host: Path, quick: bool) -> list[dict[str, ob
             raise SystemExit(f"host_v3 failed: {done.stderr.strip()}")
         for name, case in written.items():
             outputs = v3_cases.read(Path(folder), name, done.stdout)
-            op = "MixQLinear" if isinstance(case, LinearCase) else case.producer
+            op = v3_cases.op_of(case)
             try:
                 error, reason = v3_cases.compare(case, outputs, rng_for(case)), None
             except AssertionError as e:

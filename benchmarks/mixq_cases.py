@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from graphopt.numerics import layers
+from graphopt.numerics.packing import pack_int4, unpack_int4
 
 
 def _evaluators() -> types.ModuleType:
@@ -106,7 +107,13 @@ class QuantizeCase:
 
 @dataclass(frozen=True)
 class LinearCase:
-    """One call of MixQLinear: M, N, K, C and the name of T."""
+    """One call of a linear: M, N, K, C and the name of T.
+
+    Attributes:
+        special: whether the scales of two rows are not finite and one row is zero.
+        op: plugin name.
+        group: columns that share an integer scale, of the linears with 4-bit weights.
+    """
 
     dtype: str
     m: int
@@ -114,29 +121,60 @@ class LinearCase:
     k: int
     capacity: int
     special: bool = False
+    op: str = "MixQLinear"
+    group: int = 64
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the inputs, in the plugin's order."""
+        x = "xq4" if self.op == "MixQLinearW4A4" else "xq"
+        return (x, "sx", "xo", *(("wq",) if self.op == "MixQLinear" else ("wq4", "sg")), "sw", "wo", "bias")
+
+    def inputs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The operands, in the plugin's order."""
+        weights = self.weights(rng)
+        every = {**weights, **self.activations(rng, weights["idx"])}
+        return {name: every[name] for name in self.operands}
+
+    def expected(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """y of the numpy evaluator."""
+        given = dict(inputs)
+        xq = given["xq"] if "xq" in given else unpack_int4(given["xq4"], self.k)
+        if "wq4" in given:
+            given["wq"] = numerics.grouped_codes(unpack_int4(given["wq4"], self.k), given["sg"], self.group)
+        return numerics.linear(xq, *(given[name] for name in ("sx", "xo", "wq", "sw", "wo", "bias")))
+
+    def _codes(self, rng: np.random.Generator, rows: int, bits: int, channels: np.ndarray) -> np.ndarray:
+        largest = 2 ** (bits - 1) - 1
+        codes = rng.integers(-largest, largest + 1, (rows, self.k), np.int8)
+        codes[:, channels] = 0
+        return codes
 
     def weights(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """wq, sw, wo, bias and idx."""
+        """wq, or wq4 and sg; sw, wo, bias and idx."""
         dtype = _DTYPES[self.dtype]
         filled = min(int(self.capacity * _FILLED), (self.k + 1) // 2)
         idx = numerics.pad_indices(rng.choice(self.k, filled, replace=False), self.capacity)
-        wq = rng.integers(-127, 128, (self.n, self.k), np.int8)
-        wq[:, idx[:filled]] = 0
+        if self.op == "MixQLinear":
+            codes = {"wq": self._codes(rng, self.n, 8, idx[:filled])}
+        else:
+            scales = rng.integers(1, numerics.GROUP_SCALE_MAX + 1, (-(-self.k // self.group), self.n), np.int8)
+            codes = {"wq4": pack_int4(self._codes(rng, self.n, 4, idx[:filled])), "sg": scales}
         wo = rng.standard_normal((self.n, self.capacity), np.float32) * np.float32(0.05)
         wo[:, filled:] = 0
         return {
             "idx": idx,
-            "wq": wq,
+            **codes,
             "sw": rng.uniform(0.5e-3, 2e-3, self.n).astype(np.float32),
             "wo": wo.astype(dtype),
             "bias": rng.standard_normal(self.n, np.float32).astype(dtype),
         }
 
     def activations(self, rng: np.random.Generator, idx: np.ndarray) -> dict[str, np.ndarray]:
-        """xq, sx and xo; with ``special`` the scales of two rows are not finite and one row is zero."""
+        """xq or xq4, sx and xo."""
         filled = int((idx >= 0).sum())
-        xq = rng.integers(-127, 128, (self.m, self.k), np.int8)
-        xq[:, idx[:filled]] = 0
+        bits = 4 if self.op == "MixQLinearW4A4" else 8
+        xq = self._codes(rng, self.m, bits, idx[:filled])
         sx = rng.uniform(0.005, 0.02, (self.m, 1)).astype(np.float32)
         xo = rng.standard_normal((self.m, self.capacity), np.float32) * 20
         xo[:, filled:] = 0
@@ -144,10 +182,11 @@ class LinearCase:
             sx[1], sx[2] = np.nan, np.inf
             xq[1], xq[2] = 0, 0
             sx[3], xq[3], xo[3] = 0, 0, 0
-        return {"xq": xq, "sx": sx, "xo": xo.astype(_DTYPES[self.dtype])}
+        codes = {"xq4": pack_int4(xq)} if bits == 4 else {"xq": xq}
+        return {**codes, "sx": sx, "xo": xo.astype(_DTYPES[self.dtype])}
 
     def __str__(self) -> str:
-        return f"MixQLinear<{self.dtype}> M={self.m} N={self.n} K={self.k} C={self.capacity}"
+        return f"{self.op}<{self.dtype}> M={self.m} N={self.n} K={self.k} C={self.capacity} group={self.group}"
 
 
 def row_error(got: np.ndarray, want: np.ndarray) -> float:

@@ -27,8 +27,12 @@ _TORCH = {
     np.dtype(np.int8): torch.int8,
     np.dtype(np.int32): torch.int32,
 }
-_LINEAR_INPUTS = ("xq", "sx", "xo", "wq", "sw", "wo", "bias")
 _QUANTIZE_INPUTS = ("x", "other", "gamma", "beta", "idx")
+
+
+def op_of(case: Case) -> str:
+    """Plugin name."""
+    return case.op if isinstance(case, LinearCase) else case.producer
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -42,15 +46,15 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 def _operands(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs of the plugin, in its order."""
     if isinstance(case, LinearCase):
-        weights = case.weights(rng)
-        every = {**case.activations(rng, weights["idx"]), **weights}
-        return {name: every[name] for name in _LINEAR_INPUTS}
+        return case.inputs(rng)
     every = case.inputs(rng)
     return {name: every[name] for name in _QUANTIZE_INPUTS if name in every}
 
 
 def _fields(case: Case) -> list[str]:
-    if isinstance(case, LinearCase) or case.producer == "MixQQuantize":
+    if isinstance(case, LinearCase):
+        return [] if case.op == "MixQLinear" else [f"field group i {case.group}"]
+    if case.producer == "MixQQuantize":
         return []
     fields = ["field emit_y i 1"]
     if case.norm:
@@ -66,11 +70,12 @@ def write(folder: Path, cases: Sequence[Case], rng_for: Callable[[Case], np.rand
     for number, case in enumerate(cases):
         name = f"case{number}"
         named[name] = case
-        lines += [f"case {name} {'MixQLinear' if isinstance(case, LinearCase) else case.producer}", *_fields(case)]
+        lines += [f"case {name} {op_of(case)}", *_fields(case)]
         for operand, value in _operands(case, rng_for(case)).items():
             file = f"{name}.{operand}.in"
             (folder / file).write_bytes(value.tobytes())
-            shape = value.shape if value.ndim != 2 or operand.startswith("w") else (1, *value.shape)
+            weight = value.ndim != 2 or operand in ("wq", "wq4", "sg", "wo")
+            shape = value.shape if weight else (1, *value.shape)
             lines.append(f"input {_NAMES[value.dtype]} {file} {' '.join(map(str, shape))}")
         lines.append("end")
     (folder / "cases.txt").write_text("\n".join(lines) + "\n")
@@ -99,7 +104,7 @@ def compare(case: Case, outputs: Sequence[np.ndarray], rng: np.random.Generator)
     if isinstance(case, LinearCase):
         (y,) = outputs
         assert y.shape == (1, case.m, case.n), f"y has the shape {y.shape}"
-        return row_error(y[0], numerics.linear(*operands.values()))
+        return row_error(y[0], case.expected(operands))
     want, want_sum = case.produced(operands)
     xq, sx, xo, *rest = outputs
     y = rest[-1] if rest else operands["x"][None]

@@ -4,6 +4,7 @@
 #include "common/export.h"
 #include "common/tensor.h"
 #include "mixq/linear/params.h"
+#include "mixq/linear_w4a4/params.h"
 #include "mixq/linear_w4a8/params.h"
 #include "mixq/quantize/params.h"
 
@@ -49,6 +50,20 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a8(int32_t dtype, int64_t m, int6
   graphopt::mixq::LinearW4A8Params const params{
       static_cast<DType>(dtype), m, n, k, capacity, group, xq, sx, xo, wq4, sg, sw, wo, bias, y};
   return static_cast<int32_t>(graphopt::mixq::launch_linear_w4a8(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a4(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
+                                                  int64_t group, int8_t const* xq4, float const* sx, void const* xo,
+                                                  int8_t const* wq4, int8_t const* sg, float const* sw, void const* wo,
+                                                  void const* bias, void* y, void* workspace, void* stream) {
+  graphopt::mixq::LinearW4A8Params const packed{
+      static_cast<DType>(dtype), m, n, k, capacity, group, xq4, sx, xo, wq4, sg, sw, wo, bias, y};
+  return static_cast<int32_t>(
+      graphopt::mixq::launch_linear_w4a4({packed, workspace}, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_mixq_linear_w4a4_workspace_bytes(int64_t m, int64_t k) {
+  return graphopt::mixq::w4a4_workspace_bytes(m, k);
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,

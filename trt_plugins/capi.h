@@ -55,6 +55,16 @@ int32_t graphopt_mixq_linear_w4a8(int32_t dtype, int64_t m, int64_t n, int64_t k
                                   int8_t const* sg, float const* sw, void const* wo, void const* bias, void* y,
                                   void* stream);
 
+// The same with xq4 in place of xq, group a multiple of 32 or at least K, and scratch memory.
+//   xq4        [M, 16 ceil(K / 32)] int8   codes as those of wq4
+//   workspace  of graphopt_mixq_linear_w4a4_workspace_bytes(M, K) bytes, a multiple of 16
+int32_t graphopt_mixq_linear_w4a4(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int64_t group,
+                                  int8_t const* xq4, float const* sx, void const* xo, int8_t const* wq4,
+                                  int8_t const* sg, float const* sw, void const* wo, void const* bias, void* y,
+                                  void* workspace, void* stream);
+
+int64_t graphopt_mixq_linear_w4a4_workspace_bytes(int64_t m, int64_t k);
+
 // Appends k' = rotary(k) and v to a cache at rows start[b].. and attends to it: y[b, i] = softmax over j <= start[b] + i of
 // scale rotary(q)[b, i] . present_k[b, j], times present_v. Query head h reads head h / (heads / kv_heads).
 //   q, y                  [batch, seq, heads, head_size] T

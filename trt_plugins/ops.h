@@ -13,6 +13,7 @@ inline std::vector<OpClass> all_ops() {
   std::vector<OpClass> ops = mixq::quantize_ops();
   ops.push_back(mixq::linear_op());
   ops.push_back(mixq::linear_w4a8_op());
+  ops.push_back(mixq::linear_w4a4_op());
   ops.push_back(attention::cached_op());
   return ops;
 }

@@ -37,9 +37,9 @@ constexpr int kAny = 1 << 30;
 
 constexpr Variant kVariants[] = {
     {"generic", 1, 0, of_args<launch_w4a8_generic<__half>>},
-    {"small-8", 1, 8, of_args<launch_w4a8_small<__half, Small8>>},
-    {"small-16", 1, 16, of_args<launch_w4a8_small<__half, Small16>>},
-    {"small-32", 1, 64, of_args<launch_w4a8_small<__half, Small32>>},
+    {"small-8", 1, 8, of_args<launch_w4a8_small<8, Small8, __half>>},
+    {"small-16", 1, 16, of_args<launch_w4a8_small<8, Small16, __half>>},
+    {"small-32", 1, 64, of_args<launch_w4a8_small<8, Small32, __half>>},
     {"tile-64x64", 64, 128, of_args<launch_w4a8_tile<__half, W4Tile64x64>>},
     {"tile-128x128", 4096, kAny, of_args<launch_w4a8_tile<__half, W4Tile128x128>>},
     {"wgmma-64", 17, 256, wgmma<Sm90W4Kernel::kTile64>},

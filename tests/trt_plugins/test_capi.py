@@ -68,6 +68,18 @@ def _linear_w4a8(lib: ctypes.CDLL, **changes: int | None) -> int:
     return int(lib.graphopt_mixq_linear_w4a8(*converted, None))
 
 
+def _linear_w4a4(lib: ctypes.CDLL, **changes: int | None) -> int:
+    arguments: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16, "group": 64}
+    arguments |= dict.fromkeys(("xq4", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y", "workspace"), POINTER)
+    arguments |= changes
+    longs = ("m", "n", "k", "capacity", "group")
+    converted = [
+        (ctypes.c_int32 if name == "dtype" else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
+        for name, value in arguments.items()
+    ]
+    return int(lib.graphopt_mixq_linear_w4a4(*converted, None))
+
+
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
@@ -140,6 +152,32 @@ def test_linear_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | 
 )
 def test_linear_w4a8_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
     assert _linear_w4a8(lib, **changes) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"m": 0}, OK),
+        ({"m": -1}, BAD_SHAPE),
+        ({"n": 0}, BAD_SHAPE),
+        ({"k": 133145}, TOO_LARGE),
+        ({"k": 133143}, TOO_LARGE),  # fits, but not when padded
+        ({"group": 48}, BAD_SHAPE),
+        ({"group": 48, "k": 40, "m": 0}, OK),
+        ({"dtype": INT8}, BAD_TYPE),
+        *(({name: None}, NULL) for name in ("xq4", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y", "workspace")),
+        *(({name: POINTER + 1}, MISALIGNED) for name in ("sx", "xo", "sw", "wo", "bias", "y", "workspace")),
+    ],
+    ids=str,
+)
+def test_linear_w4a4_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _linear_w4a4(lib, **changes) == status
+
+
+def test_w4a4_needs_memory_for_the_codes_of_8192_tokens_at_most(lib: ctypes.CDLL) -> None:
+    size = lib.graphopt_mixq_linear_w4a4_workspace_bytes
+    size.argtypes, size.restype = [ctypes.c_int64] * 2, ctypes.c_int64
+    assert (size(0, 64), size(3, 65), size(8192, 4096), size(1 << 20, 4096)) == (0, 288, 1 << 25, 1 << 25)
 
 
 def test_every_status_has_its_own_sentence(lib: ctypes.CDLL) -> None:

@@ -22,12 +22,19 @@ inline Status multiprocessor_count(int* count) {
   return Status::kOk;
 }
 
+/// Compute capability of the current device.
+inline Status compute_capability(int* major, int* minor) {
+  int device = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(major, cudaDevAttrComputeCapabilityMajor, device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(minor, cudaDevAttrComputeCapabilityMinor, device));
+  return Status::kOk;
+}
+
 /// Whether the current device is a Hopper GPU, the only one that runs sm_90a code.
 inline Status is_sm90(bool* found) {
-  int device = 0, major = 0, minor = 0;
-  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  int major = 0, minor = 0;
+  GRAPHOPT_TRY(compute_capability(&major, &minor));
   *found = major == 9 && minor == 0;
   return Status::kOk;
 }

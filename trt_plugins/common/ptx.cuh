@@ -42,12 +42,20 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t sha
                : "memory");
 }
 
-// The three products below all take 32 bytes of K: A is 16 rows, B 8 rows, each row stored along K. Per lane,
+// The products below all take 32 bytes of K: A is 16 rows, B 8 rows, each row stored along K. Per lane,
 // g = lane / 4, t = lane % 4: a[0] bytes 4t.. of row g, a[1] of row g + 8, a[2] and a[3] the same 16 bytes on; b[0] and
 // b[1] bytes 4t.. and 16 + 4t.. of row g; c[0..1] row g, columns 2t and 2t + 1, c[2..3] row g + 8.
 
 __device__ __forceinline__ void mma_s8(int32_t (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// Compute capability 8.x has tensor cores for it; 9.0 emulates it.
+__device__ __forceinline__ void mma_s4(int32_t (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -10,5 +10,6 @@ namespace graphopt::mixq {
 std::vector<OpClass> quantize_ops();
 OpClass linear_op();
 OpClass linear_w4a8_op();
+OpClass linear_w4a4_op();
 
 }  // namespace graphopt::mixq

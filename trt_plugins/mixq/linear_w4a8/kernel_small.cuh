@@ -5,6 +5,8 @@
 // codes of columns 128 s + 32 t and on, and each of the four words feeds one mma: the low nibbles are the first half of
 // its K, the high ones, 16 columns on, the second.
 //
+// Codes of X are int8, or packed 4-bit ones as those of W are.
+//
 // Warps split K; one more brings the outliers, the scales and the bias, so that their way from memory is hidden behind
 // that of W. The sums meet in shared memory in a fixed order.
 #pragma once
@@ -14,12 +16,14 @@
 
 namespace graphopt::mixq {
 
-template <class T, class Shape>
+/// kXBits: of a code of X, 8 or 4.
+template <class T, class Shape, int kXBits>
 class SmallW4A8 {
   static constexpr int kRows = 16 * Shape::kRowTiles;  // of W
   static constexpr int kTokens = 8 * Shape::kTokenTiles;
   static constexpr int kRowStep = 64;  // of a row of wq4 in a warp's step
   static constexpr int kWarps = Shape::kWarps;
+  static constexpr int kXVectors = kXBits / 4;  // of 16 bytes, for a vector of W
 
  public:
   static constexpr int kThreads = 32 * (kWarps + 1);
@@ -54,7 +58,7 @@ class SmallW4A8 {
   struct Step {
     Vec<int8_t> w[2 * Shape::kRowTiles];
     uint32_t scale[2 * Shape::kRowTiles];
-    Vec<int8_t> x[Shape::kTokenTiles][2];
+    Vec<int8_t> x[Shape::kTokenTiles][kXVectors];
   };
 
   // Rows outside W and X are read as the last one: their sums are not stored.
@@ -85,7 +89,7 @@ class SmallW4A8 {
 #pragma unroll
       for (auto& w_row : w) w_row += bytes;
 #pragma unroll
-      for (auto& x_row : x) x_row += 2 * bytes;
+      for (auto& x_row : x) x_row += kXVectors * bytes;
       byte += bytes;
     }
   };
@@ -119,7 +123,9 @@ class SmallW4A8 {
       at.scale[r] = args_.sg + row(r);
     }
 #pragma unroll
-    for (int j = 0; j < Shape::kTokenTiles; ++j) at.x[j] = args_.xq + token(j) * args_.k + 2 * at.byte;
+    for (int j = 0; j < Shape::kTokenTiles; ++j) {
+      at.x[j] = args_.xq + token(j) * (kXBits == 4 ? args_.row_bytes : args_.k) + kXVectors * at.byte;
+    }
     return at;
   }
 
@@ -136,8 +142,10 @@ class SmallW4A8 {
       }
 #pragma unroll
       for (int j = 0; j < Shape::kTokenTiles; ++j) {
-        step.x[j][0] = load_cached(at.x[j] + 2 * ahead);
-        if (column + 16 < args_.k) step.x[j][1] = load_cached(at.x[j] + 2 * ahead + 16);
+        step.x[j][0] = load_cached(at.x[j] + kXVectors * ahead);
+        if constexpr (kXBits == 8) {
+          if (column + 16 < args_.k) step.x[j][1] = load_cached(at.x[j] + kXVectors * ahead + 16);
+        }
       }
     }
   }
@@ -153,7 +161,13 @@ class SmallW4A8 {
         uint32_t const a[4] = {upper.low(first), lower.low(second), upper.high(first), lower.high(second)};
 #pragma unroll
         for (int j = 0; j < Shape::kTokenTiles; ++j) {
-          mma_s8(sums[i][j], a, step.x[j][0].word[word], step.x[j][1].word[word]);
+          if constexpr (kXBits == 8) {
+            mma_s8(sums[i][j], a, step.x[j][0].word[word], step.x[j][1].word[word]);
+          } else {
+            GroupScale const one(1);
+            uint32_t const codes = step.x[j][0].word[word];
+            mma_s8(sums[i][j], a, one.low(codes), one.high(codes));
+          }
         }
       }
     }
@@ -218,9 +232,10 @@ class SmallW4A8 {
   int warp_, g_, t_;
 };
 
-template <class T, class Shape>
-__global__ void __launch_bounds__(SmallW4A8<T, Shape>::kThreads) linear_w4a8_small(LinearW4A8Args<T> const args) {
-  using Kernel = SmallW4A8<T, Shape>;
+template <class T, class Shape, int kXBits>
+__global__ void __launch_bounds__(SmallW4A8<T, Shape, kXBits>::kThreads)
+    linear_w4a8_small(LinearW4A8Args<T> const args) {
+  using Kernel = SmallW4A8<T, Shape, kXBits>;
   __shared__ typename Kernel::Shared shared;
   Kernel(args, shared).run();
 }

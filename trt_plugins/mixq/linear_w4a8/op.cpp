@@ -1,4 +1,7 @@
-// MixQLinearW4A8 as an OpClass. Inputs: xq, sx, xo, wq4, sg, sw, wo, bias. Output: y.
+// MixQLinearW4A8 and MixQLinearW4A4 as OpClasses. Inputs: xq or xq4, sx, xo, wq4, sg, sw, wo, bias. Output: y.
+#include <algorithm>
+
+#include "mixq/linear_w4a4/params.h"
 #include "mixq/linear_w4a8/params.h"
 #include "mixq/ops.h"
 
@@ -9,8 +12,11 @@ enum Input : int32_t { kXq, kSx, kXo, kWq4, kSg, kSw, kWo, kBias };
 
 constexpr char const* kGroup = "group";
 
-Signature signature(OpClass const&, Attributes const&) {
-  return {{{"xq", Element::kInt8},
+/// Variants: whether the activations' codes are packed, too.
+enum Activations : int32_t { kEightBits, kFourBits };
+
+Signature signature(OpClass const& op, Attributes const&) {
+  return {{{op.variant == kFourBits ? "xq4" : "xq", Element::kInt8},
            {"sx", Element::kFloat32},
            {"xo", Element::kActivation},
            {"wq4", Element::kInt8},
@@ -21,17 +27,26 @@ Signature signature(OpClass const&, Attributes const&) {
           {{"y", Element::kActivation, kXq, DimRef::first_of(kWq4)}}};
 }
 
-size_t no_workspace(OpClass const&, TensorView const*) { return 0; }
+/// Codes of a row of xq or xq4, padding included.
+int64_t columns(OpClass const& op, TensorView const* inputs) {
+  return inputs[kXq].cols() * (op.variant == kFourBits ? 2 : 1);
+}
+
+size_t workspace_bytes(OpClass const& op, TensorView const* inputs) {
+  if (op.variant == kEightBits) return 0;
+  return static_cast<size_t>(w4a4_workspace_bytes(inputs[kXq].rows(), columns(op, inputs)));
+}
 
 Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
-              void*, cudaStream_t stream) {
+              void* workspace, cudaStream_t stream) {
   LinearW4A8Params p{};
   p.dtype = inputs[kXo].type;
   p.m = inputs[kXq].rows();
   p.n = inputs[kWq4].rows();
-  p.k = inputs[kXq].cols();
+  p.k = columns(op, inputs);
   p.capacity = inputs[kXo].cols();
   p.group = op.flag(attributes, kGroup);
+  if (inputs[kSg].rows() == 1 && p.group > 0) p.group = std::max(p.group, p.k);
   bool const fits = inputs[kWq4].cols() == packed_row_bytes(p.k) && inputs[kSg].cols() == p.n && p.group > 0 &&
                     inputs[kSg].rows() >= (p.k + p.group - 1) / p.group && inputs[kWo].cols() == p.capacity &&
                     inputs[kWo].rows() == p.n;
@@ -45,19 +60,23 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
   p.wo = inputs[kWo].data;
   p.bias = inputs[kBias].data;
   p.y = outputs[0].data;
-  return launch_linear_w4a8(p, stream);
+  return op.variant == kFourBits ? launch_linear_w4a4({p, workspace}, stream) : launch_linear_w4a8(p, stream);
+}
+
+OpClass make_op(char const* name, Activations activations) {
+  OpClass op;
+  op.name = name;
+  op.fields = {{kGroup, FieldType::kInt32}};
+  op.signature = signature;
+  op.workspace_bytes = workspace_bytes;
+  op.launch = launch;
+  op.variant = activations;
+  return op;
 }
 
 }  // namespace
 
-OpClass linear_w4a8_op() {
-  OpClass op;
-  op.name = "MixQLinearW4A8";
-  op.fields = {{kGroup, FieldType::kInt32}};
-  op.signature = signature;
-  op.workspace_bytes = no_workspace;
-  op.launch = launch;
-  return op;
-}
+OpClass linear_w4a8_op() { return make_op("MixQLinearW4A8", kEightBits); }
+OpClass linear_w4a4_op() { return make_op("MixQLinearW4A4", kFourBits); }
 
 }  // namespace graphopt::mixq

@@ -1,0 +1,7 @@
+#include "mixq/linear_w4a4/launch.cuh"
+
+namespace graphopt::mixq {
+
+template Status launch_linear_w4a4_typed<__half>(LinearW4A8Params const&, LinearW4A4Kernel, cudaStream_t);
+
+}  // namespace graphopt::mixq
