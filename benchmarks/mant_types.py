@@ -2,8 +2,8 @@
 
     python benchmarks/mant_types.py out/demo/model.onnx --json benchmarks/results/accuracy/mant_types.json
 
-Prints the table of passes/mant/README.md: the mean over groups of ||x - x̂||² / ||x||², for types that are searched (best
-weight error) and for those that are selected while a model runs.
+Prints the table of passes/mant/README.md: the mean over groups of ||x - x̂||² / ||x||², for types that are searched
+(best weight error) and for those that are selected while a model runs.
 """
 
 import argparse

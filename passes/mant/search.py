@@ -22,7 +22,7 @@ from graphopt.passes.mant.types import TypeTable
 
 #: Rows of the table over u. A row is 1/2048 wide; the smallest step of any type is 1/128.
 _ROWS = 4096
-#: Shares of the scale of the largest weight that a clip search tries. Seven down to 0.7 gain 0.1 % and take twice as long.
+#: Shares of the scale of the largest weight that a clip search tries. Seven, to 0.7, gain 0.1 % and take twice as long.
 CLIP_SHARES = (1.0, 0.95, 0.9, 0.8)
 #: Candidates whose output error is computed in full.
 _SHORTLIST = 8
