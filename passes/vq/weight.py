@@ -11,6 +11,7 @@ from graphopt.errors import ModelError
 from graphopt.passes.vq import e8, hadamard, numerics
 from graphopt.passes.vq.codebooks import BookEncoder, Training, code, train
 from graphopt.passes.vq.config import VQConfig
+from graphopt.passes.vq.encode import Encoder
 from graphopt.passes.vq.moments import Moment
 
 #: Weights of one strip where rows are independent, and weights that codebooks of a whole tensor are trained on.
@@ -71,7 +72,7 @@ def quantize_weight(
     tiles = -(-rows // tile_rows), -(-columns // tile_columns)
     books = np.zeros((*tiles, config.residuals, how.entries, config.vector), np.float32) if signs is None else None
     errors = _Errors()
-    encoder = None
+    encoder: Encoder | None = None
     if books is None:
         encoder = e8.LatticeEncoder(config.residuals)
     elif not config.tile and rows * columns > _STRIP:
