@@ -1,0 +1,127 @@
+"""Greedy text and perplexity of the same decoder in several forms, each beside the first.
+
+    python benchmarks/generate.py prepare MODEL.onnx FOLDER
+    python benchmarks/generate.py run FOLDER NAME=FILE [NAME=FILE ...] --json FILE [--tokens 64] [--chunks 16]
+
+`prepare` writes the tokens of the prompts and of the text, with the tokenizer beside MODEL, so that `run` needs none.
+FILE is an .onnx file or a .plan; NAME is that of its scheme, the first one's is what the others are compared with.
+Where two texts part, the row tells how far apart the reference saw the two tokens: a near tie, or a mistake.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.compare import perplexity
+from graphopt.engine import gpu
+from graphopt.generate import Generation, Sampler, generate
+from graphopt.results import provenance
+from graphopt.runners import Decoder, open_runner
+
+PROMPTS = (
+    "The capital of France is",
+    "Water boils at a lower temperature on a mountain because",
+    "def fibonacci(n):",
+    "<|im_start|>user\nName three animals that live in the sea.<|im_end|>\n<|im_start|>assistant\n",
+    "In 1969, the first human beings walked on the Moon. The mission",
+)
+CHUNKS, LENGTH = 16, 512
+
+
+def prepare(model: Path, folder: Path) -> None:
+    from graphopt.cli.sources import corpus
+    from graphopt.models.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.open(model.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = [{"text": text, "ids": tokenizer.encode(text)} for text in PROMPTS]
+    (folder / "prompts.json").write_text(json.dumps({"prompts": prompts, "end": sorted(tokenizer.end_ids)}))
+    np.save(folder / "chunks.npy", corpus(None, None, model).chunks("evaluation", CHUNKS, LENGTH).astype(np.int32))
+
+
+def texts(file: Path, prompts: Sequence[dict[str, Any]], tokens: int) -> tuple[list[Generation], dict[str, Any]]:
+    """The continuation of every prompt, and what runs them; the first prompt runs twice, once to warm up."""
+    with open_runner(file) as runner:
+        decoder = Decoder(runner)
+        generate(decoder, prompts[0]["ids"], Sampler(), max_new_tokens=4)
+        results = [generate(decoder, p["ids"], Sampler(), max_new_tokens=tokens) for p in prompts]
+        return results, {"runner": runner.note, "cache": decoder.kind, "capacity": decoder.capacity}
+
+
+def gap(decoder: Decoder, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> dict[str, Any]:
+    """Where two texts part, and the logits that the reference gives both tokens there."""
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+    if at is None:
+        return {"equal_tokens": len(theirs)}
+    context = [*prompt, *theirs[:at]]
+    decoder.begin(len(context))
+    logits = decoder.feed(context)[0]
+    return {"equal_tokens": at, "margin": float(logits[theirs[at]] - logits[ours[at]]), "spread": float(logits.std())}
+
+
+def rows_of(
+    name: str, results: Sequence[Generation], reference: Sequence[Generation], prompts: Sequence[dict[str, Any]],
+    decoder: Decoder,
+) -> list[dict[str, Any]]:  # fmt: skip
+    return [
+        {
+            "suite": "generate", "case": p["text"], "scheme": name, "tokens": len(r.ids),
+            **gap(decoder, p["ids"], r.ids, expected.ids), "first_token_ms": 1e3 * r.first_token_seconds,
+            "decode_tokens_s": r.decode_rate, "prompt_tokens": r.prompt_tokens,
+        }
+        for p, r, expected in zip(prompts, results, reference, strict=True)
+    ]  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    prompts = json.loads((arguments.folder / "prompts.json").read_text())["prompts"]
+    chunks = np.load(arguments.folder / "chunks.npy").astype(np.int64)[: arguments.chunks]
+    files = {name: Path(path) for name, _, path in (item.partition("=") for item in arguments.files)}
+    device = gpu.query()
+    common = {"gpu": device.gpus[0].name if device.gpus else None, **provenance()}
+    rows: list[dict[str, Any]] = []
+    reference: list[Generation] = []
+    first = next(iter(files))
+    for name, file in files.items():
+        results, how = texts(file, prompts, arguments.tokens)
+        reference = reference or results
+        with open_runner(files[first]) as runner:
+            found = rows_of(name, results, reference, prompts, Decoder(runner))
+        if len(chunks):
+            started = time.monotonic()
+            score = perplexity(file, chunks)
+            found.append({"suite": "perplexity", "scheme": name, "ppl": score.ppl, "tokens": score.tokens,
+                          "chunks": score.chunks, "seconds": time.monotonic() - started})  # fmt: skip
+        rows += [{**row, **how, **common} for row in found]
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")  # a run that is cut off has still measured this
+        for row in found:
+            shown = ("case", "equal_tokens", "margin", "first_token_ms", "decode_tokens_s", "ppl")
+            print(name, {k: row[k] for k in shown if k in row}, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("prepare")
+    verb.add_argument("model", type=Path)
+    verb.add_argument("folder", type=Path)
+    verb = verbs.add_parser("run")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("files", nargs="+", metavar="NAME=FILE")
+    verb.add_argument("--json", type=Path, required=True)
+    verb.add_argument("--tokens", type=int, default=64)
+    verb.add_argument("--chunks", type=int, default=CHUNKS)
+    arguments = parser.parse_args()
+    if arguments.verb == "prepare":
+        prepare(arguments.model, arguments.folder)
+    else:
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()
