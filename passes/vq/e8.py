@@ -13,7 +13,29 @@ The sum of a point of D8 + 1/2 is even, which decides the sign of coordinate 7. 
 where the sum of the absolute values is odd, so that the number of further minus signs is always even.
 """
 
-__all__ = ["BITS", "RATIOS", "RMS", "SHIFT", "VECTOR", "LatticeEncoder", "decode_points", "nearest_points", "table"]
+__all__ = [
+    "BITS",
+    "RATIOS",
+    "RMS",
+    "SHIFT",
+    "VECTOR",
+    "LatticeEncoder",
+    "decode_points",
+    "nearest_points",
+    "signs_and_shifts",
+    "table",
+]
+    "BITS",
+    "RATIOS",
+    "RMS",
+    "SHIFT",
+    "VECTOR",
+    "LatticeEncoder",
+    "decode_points",
+    "nearest_points",
+    "signs_and_shifts",
+    "table",
+]
 
 import functools
 from itertools import product
@@ -44,12 +66,21 @@ def table() -> np.ndarray:
     return rows
 
 
+@functools.cache
+def signs_and_shifts() -> tuple[np.ndarray, np.ndarray]:
+    """Return what bits 8 to 15 of a code say: signs (256, 8) of 1 and -1, and shifts (256, 1), both float32."""
+    high = np.arange(256)
+    flips = (high[:, None] >> np.arange(7)) & 1
+    flips = np.concatenate([flips, flips.sum(axis=1, keepdims=True) % 2], axis=1)
+    signs = (1 - 2 * flips).astype(np.float32)
+    shifts = np.where(high >> 7, np.float32(SHIFT), np.float32(-SHIFT))[:, None]
+    return signs, shifts
+
+
 def decode_points(codes: np.ndarray) -> np.ndarray:
     """Return the points of codes: (...) integers below 2^16 -> (..., 8) float32."""
-    flips = (codes[..., None] >> np.arange(8, 15)) & 1
-    flips = np.concatenate([flips, flips.sum(axis=-1, keepdims=True) % 2], axis=-1)
-    shift = np.where(codes >> 15, np.float32(SHIFT), np.float32(-SHIFT))[..., None]
-    return np.asarray(table()[codes & 255] * (1 - 2 * flips).astype(np.float32) + shift)
+    signs, shifts = signs_and_shifts()
+    return np.asarray(table()[codes & 255] * signs[codes >> 8] + shifts[codes >> 8])
 
 
 def nearest_points(x: np.ndarray) -> np.ndarray:
