@@ -25,17 +25,6 @@ __all__ = [
     "signs_and_shifts",
     "table",
 ]
-    "BITS",
-    "RATIOS",
-    "RMS",
-    "SHIFT",
-    "VECTOR",
-    "LatticeEncoder",
-    "decode_points",
-    "nearest_points",
-    "signs_and_shifts",
-    "table",
-]
 
 import functools
 from itertools import product
