@@ -9,7 +9,7 @@ from graphopt.passes import canonicalize, kvcache, mant, mixq, vq
 from graphopt.passes.canonicalize import CANONICALIZE, legalize
 
 #: Schemes by name.
-SCHEMES: dict[str, Scheme] = {s.name: s for s in (mixq.SCHEME, mant.SCHEME, vq.SCHEME)}
+SCHEMES: dict[str, Scheme] = {s.name: s for s in (mixq.SCHEME, mant.Mant(mixq.quantize_input), vq.SCHEME)}
 
 #: Formats of the key-value cache by name.
 CACHES: dict[str, CacheFormat] = {c.name: c for c in (kvcache.STATIC, mant.CACHE, vq.CODES)}

@@ -4,8 +4,9 @@ The canonical ops themselves are defined in passes/canonicalize/ops.py; schemes 
 the little that they all need to know about a linear is here.
 """
 
-__all__ = ["LINEAR_OPS", "LinearView", "linears"]
+__all__ = ["LINEAR_OPS", "InputQuantizer", "LinearView", "linears"]
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,11 @@ class LinearView:
         """Return output channels ``start`` to ``stop`` of the weight as (stop - start, K), in its own dtype."""
         stored = weights.read(self.weight)
         return np.asarray(stored[start:stop] if self.transposed else stored[:, start:stop].T)
+
+
+#: Inserts an op that quantizes the common input of some linears to int8 per token, fused into its producer where that
+#: is possible; returns codes (..., K) int8 and scales (..., 1) float32. The linears are still in the graph.
+InputQuantizer = Callable[[Model, Sequence[LinearView]], tuple[gs.Tensor, gs.Tensor]]
 
 
 def linears(model: Model) -> list[LinearView]:

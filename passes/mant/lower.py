@@ -4,20 +4,21 @@
     Linear(x, W)  =>  MANTQuantize(x) -> xq, sx;  MANTLinearW4A8(xq, sx, ...)               w4a8
     Linear(x, W)  =>  MANTQuantize(x) -> xq, sx;  MANTLinearInt8(xq, sx, ..., table, ...)   w4a8, one pass
 
-Linears that read one tensor share its quantizing op.
+Linears that read one tensor share its quantizing op. With one scale per token it may be another scheme's, which fuses
+it into the norm or activation that makes x; the catalogue decides that.
 """
 
-__all__ = ["SCHEME", "Mant"]
+__all__ = ["Mant"]
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
-from graphopt.core.canonical import LinearView, linears
+from graphopt.core.canonical import InputQuantizer, LinearView, linears
 from graphopt.core.op import OpSpec
 from graphopt.core.report import Report
 from graphopt.core.statistics import LinearStatistics, Statistics
@@ -35,12 +36,18 @@ STAGE = "lower-mant"
 class Mant:
     """The scheme of "M-ANT: Efficient Low-Bit Group Quantization for LLMs via Mathematically Adaptive Numerical Type"
     (HPCA'25).
+
+    Args:
+        quantize: makes the int8 input of w4a8 linears that have one scale per token; None for an op of our own.
     """
 
     name = "mant"
     config: type[BaseModel] = MantConfig
     presets = PRESETS
     ops = ops.OPS
+
+    def __init__(self, quantize: InputQuantizer | None = None) -> None:
+        self._quantize = quantize
 
     def lower(
         self,
@@ -52,28 +59,27 @@ class Mant:
         dry_run: bool,
     ) -> None:
         """See `graphopt.core.scheme.Scheme.lower`."""
-        inputs, moments = _Inputs(model), _Moments()
+        planned: list[tuple[LinearView, _Plan, LinearStatistics | None]] = []
         for linear in linears(model):
             if linear.name not in assignment:
                 continue
             if reason := linear.refusal():
                 report.skipped(STAGE, self.name, linear.name, reason)
                 continue
-            config = assignment[linear.name]
             entry = None if statistics is None else statistics.of(linear.name, linear.shape[1])
-            plan = _Plan.of(linear, config, entry)
+            planned.append((linear, _Plan.of(linear, assignment[linear.name], entry), entry))
+        moments = _Moments()
+        inputs = _Inputs(model, [(linear, plan) for linear, plan, _ in planned], self._quantize)
+        for linear, plan, entry in planned:
             if dry_run:
                 report.rewritten(STAGE, self.name, linear.name, plan.described())
                 continue
             report.progress(f"{STAGE}: {linear.name}")
-            weight = quantize_weight(linear, config, moments.calibration(linear, plan, entry))
+            weight = quantize_weight(linear, plan.config, moments.calibration(linear, plan, entry))
             detail = _replace(model, linear, plan, weight, inputs)
             report.rewritten(STAGE, self.name, linear.name, plan.described(), **detail)
         if not dry_run:
             model.tidy()
-
-
-SCHEME = Mant()
 
 
 @dataclass(frozen=True)
@@ -150,28 +156,51 @@ def _diagonal_blocks(moment: np.ndarray | None, group: int) -> np.ndarray:
     return blocks
 
 
-@dataclass
 class _Inputs:
-    """Quantized inputs of linears, made once for each tensor and setting."""
+    """The int8 inputs of w4a8 linears, made once for each tensor and group of columns with one scale.
 
-    model: Model
-    _made: dict[tuple[int, int], list[gs.Tensor]] = field(default_factory=dict)
+    Args:
+        model: changed.
+        planned: all linears that are about to be lowered.
+        quantize: for inputs with one scale per token.
+    """
+
+    def __init__(
+        self, model: Model, planned: Sequence[tuple[LinearView, _Plan]], quantize: InputQuantizer | None
+    ) -> None:
+        self._model, self._quantize = model, quantize
+        self._readers: dict[tuple[int, int], list[LinearView]] = {}
+        self._made: dict[tuple[int, int], list[gs.Tensor]] = {}
+        for linear, plan in planned:
+            if plan.spec is not ops.LINEAR:
+                self._readers.setdefault(_key(linear, plan.config), []).append(linear)
 
     def quantized(self, linear: LinearView, config: MantConfig) -> list[gs.Tensor]:
         """Return [xq, sx] of the input of ``linear``."""
+        key = _key(linear, config)
+        if key not in self._made:
+            if config.activations == "token" and self._quantize is not None:
+                self._made[key] = list(self._quantize(self._model, self._readers[key]))
+            else:
+                self._made[key] = self._by_group(linear, key[1])
+        return self._made[key]
+
+    def _by_group(self, linear: LinearView, group: int) -> list[gs.Tensor]:
         x, k = linear.x, linear.shape[1]
-        group = config.group if config.activations == "group" else k
-        if (id(x), group) not in self._made:
-            stem = self.model.unique_name(f"{x.name}_mant")
-            lead = list(x.shape[:-1]) if x.shape else None
+        stem = self._model.unique_name(f"{x.name}_mant")
+        lead = list(x.shape[:-1]) if x.shape else None
+        kinds = {"xq": (np.int8, k), "sx": (np.float32, -(-k // group))}
+        made: list[gs.Tensor] = [
+            gs.Variable(f"{stem}_{name}", kind, None if lead is None else [*lead, last])
+            for name, (kind, last) in kinds.items()
+        ]
+        self._model.graph.nodes.append(ops.QUANTIZE.node(stem, [x], made, group=group))
+        return made
 
-            def variable(suffix: str, kind: Any, last: int) -> gs.Variable:
-                return gs.Variable(f"{stem}_{suffix}", kind, None if lead is None else [*lead, last])
 
-            made: list[gs.Tensor] = [variable("xq", np.int8, k), variable("sx", np.float32, -(-k // group))]
-            self.model.graph.nodes.append(ops.QUANTIZE.node(stem, [x], made, group=group))
-            self._made[id(x), group] = made
-        return self._made[id(x), group]
+def _key(linear: LinearView, config: MantConfig) -> tuple[int, int]:
+    """Linears with the same key share their quantized input: tensor, and columns with one scale."""
+    return id(linear.x), config.group if config.activations == "group" else linear.shape[1]
 
 
 def _replace(model: Model, linear: LinearView, plan: _Plan, weight: QuantizedWeight, inputs: _Inputs) -> dict[str, Any]:

@@ -8,9 +8,9 @@ linears of a group agree on the bits of the activation; how their weights are st
 prediction the ops are those that end in "Online", and the linears read the set that their quantizing op predicts.
 """
 
-__all__ = ["SCHEME", "MixQ"]
+__all__ = ["SCHEME", "MixQ", "quantize_input"]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -244,6 +244,15 @@ def _quantize(model: Model, group: _Group, outliers: _Outliers) -> _Codes:
     node = spec.node(stem, [*fusion.inputs, idx], [*outputs, *fusion.outputs, *predicted], **fusion.attributes, **attrs)
     model.graph.nodes.append(node)
     return _Codes(node.op, outputs, [idx, *predicted] if outliers.online else [])
+
+
+def quantize_input(model: Model, readers: Sequence[LinearView]) -> tuple[gs.Tensor, gs.Tensor]:
+    """Quantize the input of linears of another scheme: see `graphopt.core.canonical.InputQuantizer`. No outliers."""
+    settings = OutlierConfig(select="none")
+    group = _Group(readers[0].x, 8, settings, [(linear, MixQConfig()) for linear in readers])
+    none = numerics.pad_indices(np.zeros(0, np.int32), numerics.CAPACITY_STEP)
+    xq, sx, _ = _quantize(model, group, _Outliers(none, none.size, online=False)).before
+    return xq, sx
 
 
 @dataclass(frozen=True)

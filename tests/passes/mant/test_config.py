@@ -4,10 +4,10 @@ import pytest
 
 from graphopt.core.recipe import Recipe
 from graphopt.errors import RecipeError
-from graphopt.passes.mant import SCHEME
+from graphopt.passes.mant import Mant
 from graphopt.passes.mant.config import PRESETS, MantConfig
 
-SCHEMES = {SCHEME.name: SCHEME}
+SCHEMES = {Mant.name: Mant()}
 
 
 def recipe(settings: object) -> Recipe:

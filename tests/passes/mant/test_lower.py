@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 from graphopt.calibrate import collect
@@ -12,11 +13,14 @@ from graphopt.core.statistics import LinearStatistics, Statistics
 from graphopt.errors import CalibrationError
 from graphopt.ir import weights
 from graphopt.ir.model import Model
-from graphopt.passes.mant import SCHEME
+from graphopt.passes import SCHEMES
+from graphopt.passes.canonicalize.ops import LINEAR, RMS_NORM
+from graphopt.passes.mant import Mant
 from graphopt.passes.mant.config import MantConfig
-from tests.support.arrays import activations
+from tests.support.arrays import activations, weight
 from tests.support.canonical import CanonicalMlp
 
+SCHEME = Mant()
 NAMES = ("q", "k", "o")
 
 
@@ -124,3 +128,20 @@ def test_a_matrix_that_is_no_second_moment_is_refused(rng: np.random.Generator) 
     statistics.linears["q"] = entry
     with pytest.raises(CalibrationError, match="positive semi-definite"):
         lower(model, statistics)
+
+
+def test_the_catalogue_fuses_quantization_into_the_producer(rng: np.random.Generator) -> None:
+    """One scale per token: MixQ's op in place of the norm; one per group: our own op behind the norm."""
+    for activations_, op in (("token", "MixQRMSNorm"), ("group", "MANTQuantize")):
+        x = gs.Variable("x", np.float32, ["n", 64])
+        h, y = gs.Variable("h", np.float32, ["n", 64]), gs.Variable("y", np.float32, ["n", 24])
+        nodes = [
+            RMS_NORM.node("norm", [x, gs.Constant("gamma", np.ones(64, np.float32))], [h]),
+            LINEAR.node("q", [h, gs.Constant("w", weight(rng, 64, 24))], [y]),
+        ]
+        model = Model(gs.Graph(nodes, [x], [y], opset=18))
+        settings = MantConfig(bits="w4a8", activations=activations_)
+        SCHEMES["mant"].lower(model, {"q": settings}, None, Report(), dry_run=False)
+        kinds = [n.op for n in model.graph.nodes]
+        assert op in kinds
+        assert ("RMSNorm" in kinds) == (activations_ == "group")
