@@ -1,7 +1,7 @@
 // Tensor-core kernel for packed codes of X and W: cp.async stages, ldmatrix, mma.sync of int4. Compute capability 8.x.
 //
-// An mma takes 64 codes, which lie in one group: its int32 sums are multiplied by the integer scales of its rows of W and
-// added up. X and W are packed alike, so that the order of codes does not matter.
+// An mma takes 64 codes, which lie in one group: its int32 sums are multiplied by the integer scales of its rows of W
+// and added up. X and W are packed alike, so that the order of codes does not matter.
 #pragma once
 
 #include "mixq/common/tile_epilogue.cuh"

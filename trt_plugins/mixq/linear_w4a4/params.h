@@ -2,9 +2,9 @@
 //
 //   y = T(sx sw sum over groups of sg (xq4 wq4^T within the group) + xo wo^T + bias)
 //
-// On compute capability 8.x, int4 tensor cores multiply the codes as they are, and each group's exact int32 sum is scaled
-// by its integer. Everywhere else codes become int8 ones, which gives the same sums: in registers where tokens are few,
-// else by a launch of their own.
+// On compute capability 8.x, int4 tensor cores multiply the codes as they are, and each group's exact int32 sum is
+// scaled by its integer. Everywhere else codes become int8 ones, which gives the same sums: in registers where tokens
+// are few, else by a launch of their own.
 #pragma once
 
 #include "mixq/linear_w4a8/params.h"

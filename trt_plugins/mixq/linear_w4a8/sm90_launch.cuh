@@ -45,8 +45,8 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, kSm90W4Rows));
   int const at_once = multiprocessors / Tile::kSplit;
   args.grid.group = w4_group<Tile>(args.grid.down, at_once);
-  // Blocks that split K exchange their sums once, so each has one tile.
-  int const clusters = Tile::kSplit > 1 ? args.grid.clusters() : std::min(at_once, args.grid.clusters());
+  // Teams that split K exchange their sums once, so their blocks have one tile.
+  int const clusters = Traits::kParts > 0 ? args.grid.clusters() : std::min(at_once, args.grid.clusters());
   return launch_clusters(linear_w4a8_sm90<T, Tile>, args, clusters * Tile::kSplit, Traits::kThreads,
                          Traits::kSharedBytes, Tile::kSplit, stream);
 }
@@ -56,15 +56,19 @@ Status launch_linear_w4a8_sm90(LinearW4A8Params const& p, Sm90W4Kernel kernel, i
                                cudaStream_t stream) {
   switch (kernel) {
     case Sm90W4Kernel::kTile64:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1, 1>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile64Split:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2, 1>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile128:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 1>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 1, 1>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile128Split:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 2>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 2, 1>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile256:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 1>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 1, 1>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile64Teams:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1, 2>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile64SplitTeams:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2, 2>>(p, multiprocessors, stream);
   }
   return Status::kBadOperation;
 }

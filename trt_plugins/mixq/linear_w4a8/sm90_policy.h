@@ -9,8 +9,17 @@
 
 namespace graphopt::mixq {
 
-/// kTile<tokens>[Split], each of 128 rows of W. Split: two blocks share a tile, each with half of K.
-enum class Sm90W4Kernel { kTile64, kTile64Split, kTile128, kTile128Split, kTile256 };
+/// kTile<tokens>[Split][Teams], each of 128 rows of W. Split: two blocks share a tile, each with half of K. Teams: so
+/// do two pairs of warpgroups of a block, which has no cost yet and is not chosen.
+enum class Sm90W4Kernel {
+  kTile64,
+  kTile64Split,
+  kTile128,
+  kTile128Split,
+  kTile256,
+  kTile64Teams,
+  kTile64SplitTeams,
+};
 
 /// What a tile costs.
 struct Sm90W4Cost {
