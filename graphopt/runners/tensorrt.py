@@ -16,6 +16,7 @@ from graphopt.engine.loop import PlanLoop
 from graphopt.engine.ports import numpy_dtype
 from graphopt.engine.profiles import Shape
 from graphopt.engine.run import Runner as Engine
+from graphopt.errors import EngineError
 from graphopt.runners.protocol import Array
 
 
@@ -45,16 +46,24 @@ class PlanRunner:
         self.outputs = tuple(t.name for t in manifest.outputs)
         self.note = f"{'TensorRT-RTX' if manifest.flavour == 'rtx' else 'TensorRT'} {manifest.tensorrt}"
         self._cuda_graph = cuda_graph
-        self._engine = Engine(path, plugins)
+        self._plugins = plugins
+        self._open: Engine | None = None
 
     def __enter__(self) -> "PlanRunner":
-        self._engine.__enter__()
+        self._open = Engine(self.path, self._plugins).__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._engine.__exit__(kind, error, trace)
+        self._open = None
+
+    @property
+    def _engine(self) -> Engine:
+        if self._open is None:
+            raise EngineError(f"{self.path} is not loaded; use its runner as a context manager")
+        return self._open
 
     def infer(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """See the protocol."""

@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from graphopt import compile, ir
 from graphopt.calibrate.corpus import Corpus
 from graphopt.compare.perplexity import perplexity
+from graphopt.core.recipe import Recipe
+from graphopt.generate import Sampler, generate
 from graphopt.models import assets
 from graphopt.models.folder import write_folder
 from graphopt.models.smollm2 import open_smollm2
 from graphopt.models.tokenizer import Tokenizer
+from graphopt.passes import CACHES, SCHEMES
+from graphopt.runners import Decoder, open_runner
 
 #: Of the weights in the asset, dequantized to float32, on 16 evaluation chunks of 512 tokens of the Wikipedia sample
 #: as our cleaning leaves it. Chunks differ (their standard deviation is 0.26 nats), so other cuts of the same text give
@@ -49,3 +54,16 @@ def test_the_text_is_all_there_and_no_chunk_is_used_twice(corpus: Corpus) -> Non
     splits = [corpus.chunks("evaluation", 16, 512), corpus.chunks("calibration", 64, 256)]
     windows = [{tuple(w) for chunk in s for w in np.lib.stride_tricks.sliding_window_view(chunk, 32)} for s in splits]
     assert not windows[0] & windows[1]
+
+
+def test_the_optimized_model_continues_a_sentence(folder: Path) -> None:
+    """MixQ with a cache updated in place, without calibration: still a model that knows its capitals."""
+    model = ir.load(folder / "model.onnx")
+    compile.optimize(model, Recipe.preset("mixq-w8a8", SCHEMES).with_cache("static", {}, CACHES))
+    ir.save(model, folder / "opt.onnx")
+    words = Tokenizer.open(folder)
+    with open_runner(folder / "opt.onnx") as runner:
+        decoder = Decoder(runner)
+        result = generate(decoder, words.encode("The capital of France is"), Sampler(), max_new_tokens=4)
+    assert decoder.kind == "static"
+    assert words.decode(result.ids).startswith(" Paris")

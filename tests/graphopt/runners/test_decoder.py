@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphopt.errors import GraphOptError, ModelError
+from graphopt.errors import EngineError, GraphOptError, ModelError
 from graphopt.runners import Decoder, open_runner
 from graphopt.runners.host import ort_runner
 from tests.support import host_engine
@@ -97,6 +97,12 @@ def test_a_plan_keeps_its_cache_on_the_device(
         # 20 tokens go in calls of at most 8; only the last row of each call's logits comes back.
         assert cuda.downloaded == (3 + 3) * 4 * CONFIG.vocab_size
     assert not cuda.memory
+
+
+def test_a_plan_that_is_not_loaded_says_so(folder: Path, tmp_path: Path) -> None:
+    plan = host_engine.write_plan(tmp_path / "growing.plan", folder / "growing.onnx", PREFILL_AND_DECODE)
+    with pytest.raises(EngineError, match=r"growing\.plan is not loaded"):
+        open_runner(plan).infer({})
 
 
 def test_a_plan_says_how_long_a_sequence_may_be(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
