@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from graphopt.core.cache import CachedLayer
 from graphopt.core.report import Report
 from graphopt.core.statistics import AttentionStatistics, Statistics
+from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.passes.vq import cache_ops
 from graphopt.passes.vq.kmeans import kmeans
@@ -74,7 +75,9 @@ class Codes:
         for layer in layers:
             report.progress(f"{STAGE}: {layer.name}")
             entry = statistics.attentions[layer.name]
-            books = dict(zip(("codebook_k", "codebook_v"), _train(entry, config, layer.name), strict=True))
+            kind = weights.numpy_dtype(weights.onnx_dtype(layer.q.dtype))
+            trained = (book.astype(kind) for book in _train(entry, config, layer.name))
+            books = dict(zip(("codebook_k", "codebook_v"), trained, strict=True))
             constants = [model.store.put(model.unique_name(f"{layer.name}_{n}"), book) for n, book in books.items()]
             for past, present in ((layer.past_k, layer.present_k), (layer.past_v, layer.present_v)):
                 _hold_codes(past, present, layer.head_size // config.vector)
@@ -108,7 +111,7 @@ def _hold_codes(past: gs.Variable, present: gs.Variable, groups: int) -> None:
 
 
 def _train(entry: AttentionStatistics, config: CodesConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the codebooks of keys and of values, each (Hkv, G, 256, v) float16, frequent entries first."""
+    """Return the codebooks of keys and of values, each (Hkv, G, 256, v) float32, frequent entries first."""
     rng = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
     read = entry.attention if config.weighting == "attention" else np.ones_like(entry.attention)
     weight = read + np.float32(_FLOOR) * (read.mean(axis=0) + np.finfo(np.float32).tiny)
@@ -120,13 +123,13 @@ def _train(entry: AttentionStatistics, config: CodesConfig, name: str) -> tuple[
 
 
 def _head(x: np.ndarray, weight: np.ndarray, v: int, rng: np.random.Generator) -> np.ndarray:
-    """Train the codebooks of one head: x (tokens, D), weight (tokens,) -> (G, 256, v) float16."""
+    """Train the codebooks of one head: x (tokens, D), weight (tokens,) -> (G, 256, v) float32."""
     books = []
     for start in range(0, x.shape[1], v):
         vectors = x[None, :, start : start + v]
         book, codes = kmeans(vectors, np.eye(v, dtype=np.float32)[None], weight[None], 1 << _BITS, _ITERATIONS, rng)
         books.append(book[np.argsort(-np.bincount(codes[0], minlength=len(book)), kind="stable")])
-    return np.stack(books).astype(np.float16)
+    return np.stack(books)
 
 
 def _error(samples: np.ndarray, codebook: np.ndarray) -> float:

@@ -28,7 +28,7 @@ def encode_cache(x: np.ndarray, codebook: np.ndarray) -> np.ndarray:
 
     Args:
         x: (..., Hkv, D), any float type.
-        codebook: (Hkv, G, 256, v) float16, G·v = D.
+        codebook: (Hkv, G, 256, v), any float type, G·v = D.
 
     Returns:
         (..., Hkv, G) int8.
@@ -138,7 +138,7 @@ def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
     given = (x.astype(dtype) for x in (q, k, v, np.cos(angles), np.sin(angles)))
     shape = batch, kv_heads, capacity, size // vector
     past = (rng.integers(-128, 128, shape).astype(np.int8) for _ in range(2))
-    codebooks = (rng.standard_normal((kv_heads, size // vector, _ENTRIES, vector)).astype(np.float16) for _ in range(2))
+    codebooks = (rng.standard_normal((kv_heads, size // vector, _ENTRIES, vector)).astype(dtype) for _ in range(2))
     return (*given, *past, np.array([3, 8], np.int32), *codebooks)
 
 
@@ -158,8 +158,8 @@ CACHED_ATTENTION = OpSpec(
         Param("past_k", "(B, Hkv, C, G) int8: codes of rotated keys, byte g that of channels v g .. v g + v - 1"),
         Param("past_v", "(B, Hkv, C, G) int8"),
         Param("start", "(B,) int32: rows that each sequence has already; below 0 counts as 0"),
-        Param("codebook_k", "(Hkv, G, 256, v) float16, G v = D"),
-        Param("codebook_v", "(Hkv, G, 256, v) float16"),
+        Param("codebook_k", "(Hkv, G, 256, v) T, G v = D"),
+        Param("codebook_v", "(Hkv, G, 256, v) T"),
     ),
     outputs=(
         Param("y", "(B, S, Hq, D) T"),
