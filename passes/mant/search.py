@@ -12,7 +12,7 @@ errors of all candidates come from one table over u, a few thousand rows long: o
 sixteen roundings. The output error is then computed in full for the few candidates that the diagonal ranks first.
 """
 
-__all__ = ["Choice", "choose"]
+__all__ = ["CLIP_SHARES", "Choice", "choose"]
 
 from dataclasses import dataclass
 

@@ -20,6 +20,7 @@ Both tables fit int8, which 2^7 does not; INT4 is the first one alone.
 """
 
 __all__ = [
+    "CODES",
     "INT4_TYPE",
     "KV_STEPS",
     "MANT",
