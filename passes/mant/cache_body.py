@@ -129,9 +129,9 @@ def _encode(b: BodyBuilder, x: str) -> tuple[str, str, str]:
     magnitude, amax = b.op("Abs", x), _amax(b, x)
     selector = b.attribute("selector", onnx.AttributeProto.INT)
     ids, scale = _trial(b, magnitude, amax)
-    for number, name in enumerate(SELECTORS):
+    for value, name in enumerate(SELECTORS):
         if name in VARIANCE:
-            chosen = b.op("Equal", selector, b.const(number, np.int64))
+            chosen = b.op("Equal", selector, b.const(value, np.int64))
             other, its_scale = _by_variance(b, x, amax, name)
             ids, scale = b.op("Where", chosen, other, ids), b.op("Where", chosen, its_scale, scale)
     number = _encode_scale(b, scale)

@@ -35,7 +35,8 @@ def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
     older = [(rng.standard_normal((batch, capacity, kv_heads, size)) * 2).astype(dtype) for _ in range(2)]
     for b, count in enumerate(start):
         one = State(*(a[b : b + 1] for a in past.arrays()))
-        one = update(one, *(x[b : b + 1, :count] for x in older), np.zeros(1, np.int32), SELECTORS[0])
+        keys, values = (x[b : b + 1, :count] for x in older)
+        one = update(one, keys, values, np.zeros(1, np.int32), SELECTORS[0])
         for whole, part in zip(past.arrays(), one.arrays(), strict=True):
             whole[b] = part[0]
     past.k_meta[1, :, 40:] = past.v_meta[1, :, 40:] = -1  # words of NaN where nothing was written

@@ -150,15 +150,15 @@ def _evaluate_integer(
         return ((y + bias.astype(np.float64)).astype(np.float32).astype(bias.dtype),)
 
 
-def _evaluate_w4a8(*inputs: np.ndarray, group: int = 64) -> tuple[np.ndarray]:
-    *stored, bias = inputs
+def _evaluate_w4a8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP) -> tuple[np.ndarray]:
+    xq, sx, codes, types, scale, bias = operands
     tables = np.broadcast_to(split_tables()[:, None, :], (2, TYPES, CODES))
-    return _evaluate_integer(*stored, tables, split_factors(), bias, group)
+    return _evaluate_integer(xq, sx, codes, types, scale, tables, split_factors(), bias, group)
 
 
-def _evaluate_int8(*inputs: np.ndarray, group: int = 64) -> tuple[np.ndarray]:
-    *stored, table, bias = inputs
-    return _evaluate_integer(*stored, table[None], np.full((1, TYPES), 1 / 128), bias, group)
+def _evaluate_int8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP) -> tuple[np.ndarray]:
+    xq, sx, codes, types, scale, table, bias = operands
+    return _evaluate_integer(xq, sx, codes, types, scale, table[None], np.full((1, TYPES), 1 / 128), bias, group)
 
 
 def _quantize_body(b: BodyBuilder) -> None:
