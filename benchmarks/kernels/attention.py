@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from graphopt.bench.timer import copies_for, median_us
+from graphopt.bench.timer import Timing, copies_for, median_us
 
 LIBRARY = Path(__file__).resolve().parents[2] / "carry/libattention.so"
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -46,6 +46,7 @@ class Case:
     rotary: bool = True
     in_place: bool = True
     dtype: torch.dtype = torch.float16
+    vector: int = 0  # channels of a code; 0: the cache holds elements
 
     @property
     def heads(self) -> int:
@@ -83,6 +84,19 @@ def _checks() -> Iterator[Case]:
     yield Case(2, 3, 1, 3, 5, 20, (18, 0), rotary=False, dtype=single)
 
 
+def _vq_checks() -> Iterator[Case]:
+    half, bf16 = torch.float16, torch.bfloat16
+    for dtype in (half, bf16):
+        for head_size, vector in ((128, 2), (128, 4), (64, 2), (64, 4), (96, 2), (256, 8)):
+            for seq, group in ((1, 1), (1, 2), (1, 4), (2, 8), (5, 3), (70, 2)):
+                yield Case(3, seq, 2, group, head_size, 1500, (1300, 0, 511), dtype=dtype, vector=vector)
+        yield Case(2, 5, 2, 4, 128, 300, (298, 295), dtype=dtype, vector=2, in_place=False)
+        yield Case(2, 300, 2, 4, 128, 300, (298, 17), dtype=dtype, vector=4)
+    yield Case(8, 1, 8, 4, 128, 3000, (2999, 10, 1500, 1, 0, 700, 2048, 63), vector=2)
+    yield Case(70, 1, 2, 1, 128, 1200, tuple(range(0, 1120, 16)), vector=4)
+    yield Case(2, 3, 2, 2, 32, 90, (50, 7), vector=16, dtype=torch.float32)
+
+
 def _quick_checks() -> Iterator[Case]:
     """For compute-sanitizer."""
     yield Case(2, 1, 2, 4, 128, 200, (150, 3))
@@ -90,6 +104,10 @@ def _quick_checks() -> Iterator[Case]:
     yield Case(1, 2, 1, 1, 256, 100, (60,))
     yield Case(1, 70, 1, 2, 64, 150, (60,))
     yield Case(1, 3, 2, 2, 12, 20, (5,), in_place=False)
+    yield Case(2, 1, 1, 4, 128, 600, (550, 3), vector=2)
+    yield Case(1, 1, 2, 1, 128, 1100, (1050,), vector=4)
+    yield Case(1, 40, 1, 2, 64, 90, (30,), vector=2)
+    yield Case(1, 2, 1, 2, 32, 90, (30,), vector=8)
 
 
 class Library:
@@ -131,13 +149,20 @@ class Operands:
         self.k, self.v = (normal(c.batch, c.seq, c.kv_heads, c.head_size) for _ in range(2))
         angle = torch.rand(1, c.seq, c.head_size, device="cuda") * 6 - 3
         self.cos, self.sin = angle.cos().to(c.dtype), angle.sin().to(c.dtype)
-        self.past = [normal(c.batch, c.kv_heads, c.capacity, c.head_size) for _ in range(2)]
+        shape = (c.batch, c.kv_heads, c.capacity, c.head_size // max(1, c.vector))
+        if c.vector:
+            self.past = [torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda") for _ in range(2)]
+            self.books = [normal(c.kv_heads, c.head_size // c.vector, 256, c.vector) for _ in range(2)]
+        else:
+            self.past = [normal(*shape) for _ in range(2)]
         starts = c.starts if len(c.starts) == c.batch else c.starts * c.batch
         self.start = torch.tensor(starts, dtype=torch.int32, device="cuda")
         self.y = torch.full((c.batch * c.seq * c.heads * c.head_size + GUARD,), 7.0, device="cuda", dtype=c.dtype)
 
     def poison(self) -> None:
-        """Make rows that nothing was written to NaN."""
+        """Make rows that nothing was written to NaN; no code is one."""
+        if self.case.vector:
+            return
         for b, start in enumerate(self.start.tolist()):
             for cache in self.past:
                 cache[b, :, min(max(start, 0), self.case.capacity) :] = math.nan
@@ -149,10 +174,14 @@ class Operands:
         tensors = (self.q, self.k, self.v, self.cos, self.sin, *self.past, self.start, self.y, *present, workspace)
         pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
         scale = ctypes.c_float(case.scale)
+        function, extra, books = library.c.attention_cached, (), ()
+        if case.vector:
+            function, extra = library.c.attention_vq, (ctypes.c_int64(case.vector),)
+            books = ((ctypes.c_void_p * 2)(*(t.data_ptr() for t in self.books)),)
 
         def enqueue() -> None:
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-            library.require(library.c.attention_cached(sizes, scale, pointers, stream), case)
+            library.require(function(sizes, *extra, scale, pointers, *books, stream), case)
 
         enqueue.tensors = tensors  # the pointers are theirs
         return enqueue
@@ -167,23 +196,51 @@ def rotated(x: torch.Tensor, o: Operands) -> torch.Tensor:
     return (value * o.cos.float()[:, :, None] + turned * o.sin.float()[:, :, None]).to(x.dtype)
 
 
+def nearest(x: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
+    """Codes [S, H, G] of x [S, H, D]; every operation is rounded to float32, ties go to the lowest code."""
+    vectors = x.float().view(*x.shape[:2], book.shape[1], 1, book.shape[3])
+    distance = torch.zeros((), device="cuda")
+    for e in range(book.shape[3]):
+        off = vectors[..., e] - book.float()[None, :, :, :, e]
+        distance = distance + off * off
+    return distance.argmin(-1).to(torch.uint8)
+
+
+def decoded(codes: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
+    """Values [B, Hkv, C, D] of codes [B, Hkv, C, G]."""
+    heads = torch.arange(book.shape[0], device="cuda")[None, :, None, None]
+    groups = torch.arange(book.shape[1], device="cuda")
+    return book[heads, groups, codes.long()].flatten(3)
+
+
 def expected_present(o: Operands) -> list[torch.Tensor]:
     present = [p.clone() for p in o.past]
     for b, start in enumerate(o.start.tolist()):
         first = min(max(start, 0), o.case.capacity)
         count = min(o.case.seq, o.case.capacity - first)
-        for cache, new in zip(present, (rotated(o.k, o), o.v), strict=True):
-            cache[b, :, first : first + count] = new[b, :count].transpose(0, 1)
+        for i, new in enumerate((rotated(o.k, o), o.v)):
+            rows = new[b, :count]
+            if o.case.vector:
+                rows = nearest(rows, o.books[i])
+            present[i][b, :, first : first + count] = rows.transpose(0, 1)
     return present
 
 
-def excess(o: Operands, present: list[torch.Tensor], y: torch.Tensor, rounding: float) -> float:
+#: Grouped heads over codes in float16: scores are sums of products that are rounded to float16 and added up by fours,
+#: outputs are added up by sixteens.
+VQ_SCORE_ROUNDINGS, VQ_WEIGHT_ROUNDINGS = 3, 17
+
+
+def excess(o: Operands, present: list[torch.Tensor], y: torch.Tensor) -> float:
     """Largest error of y as a multiple of its bound; NaN counts as infinite.
 
     Bound: weights and y are rounded to T once each, scores may be off by float32 errors and by one rounding of q' or k'
     that went the other way.
     """
-    c, worst = o.case, 0.0
+    c, worst, rounding = o.case, 0.0, UNIT_ROUNDOFF[o.case.dtype]
+    in_halves = c.vector > 0 and c.seq * c.group > 1
+    weight_rounding = rounding * (VQ_WEIGHT_ROUNDINGS if in_halves else 1)
+    score_rounding = VQ_SCORE_ROUNDINGS * UNIT_ROUNDOFF[torch.float16] if in_halves else 0.0
     query = rotated(o.q, o)
     for b, start in enumerate(o.start.tolist()):
         first = min(max(start, 0), c.capacity)
@@ -194,15 +251,16 @@ def excess(o: Operands, present: list[torch.Tensor], y: torch.Tensor, rounding: 
         seen = torch.arange(length, device="cuda") <= first + torch.arange(c.seq, device="cuda")[:, None]
         weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
         exact, magnitude = weights @ v, weights @ v.abs()
-        flip = 4 * UNIT_ROUNDOFF[c.dtype] * c.scale * float(q.abs().max() * k.abs().max())
-        off = FLOAT32_ERROR * c.head_size * c.scale * float((q.abs() @ k.abs().transpose(1, 2)).max()) / 8 + flip
-        bound = rounding * exact.abs() + (rounding + off) * magnitude + 2.0**-24
+        flip = 2 * UNIT_ROUNDOFF[c.dtype] * c.scale * q.abs().amax(-1, keepdim=True) * k.abs().amax()
+        product = c.scale * (q.abs() @ k.abs().transpose(1, 2)).amax(-1, keepdim=True)
+        off = (FLOAT32_ERROR * c.head_size / 8 + score_rounding) * product + flip * c.rotary
+        bound = rounding * exact.abs() + (weight_rounding + off) * magnitude + 2.0**-24
         error = (y[b].transpose(0, 1).double() - exact).abs() / bound
         worst = max(worst, error.nan_to_num(nan=math.inf).max().item())
     return worst
 
 
-def check_cached(library: Library, case: Case) -> dict:
+def check(library: Library, case: Case) -> dict:
     """Run one case twice and compare everything it writes."""
     o = Operands(case)
     o.poison()
@@ -216,18 +274,26 @@ def check_cached(library: Library, case: Case) -> dict:
     if not (first[-GUARD:] == 7).all():
         problems.append("wrote past y")
     for name, got, want in zip("kv", present, reference, strict=True):
-        off = (got.float() - want.float()).abs() > 2 * UNIT_ROUNDOFF[case.dtype] * want.float().abs() + 1e-7
-        if bool(off.any()) or not torch.equal(got.isnan(), want.isnan()):
+        if case.vector:  # a rounding of k' that went the other way may change a code
+            wrong = int((got != want).sum()) > 1e-3 * case.batch * case.seq * want[0, :, 0].numel()
+        else:
+            off = (got.float() - want.float()).abs() > 2 * UNIT_ROUNDOFF[case.dtype] * want.float().abs() + 1e-7
+            wrong = bool(off.any()) or not torch.equal(got.isnan(), want.isnan())
+        if wrong:
             problems.append(f"present_{name} is wrong")
     shape = (case.batch, case.seq, case.heads, case.head_size)
-    error = excess(o, [p.nan_to_num(nan=0.0) for p in present], first[:-GUARD].view(shape), UNIT_ROUNDOFF[case.dtype])
+    if case.vector:
+        values = [decoded(p, book) for p, book in zip(present, o.books, strict=True)]
+    else:
+        values = [p.nan_to_num(nan=0.0) for p in present]
+    error = excess(o, values, first[:-GUARD].view(shape))
     if not error <= 1:
         problems.append(f"y is off by {error:.1f} bounds")
     call()
     torch.cuda.synchronize()
     if not torch.equal(o.y.view(torch.uint8), first.view(torch.uint8)):
         problems.append("the second run gave other bits")
-    return {"op": "cached", **case.fields(), "error": error, "problems": problems}
+    return {"op": "vq" if case.vector else "cached", **case.fields(), "error": error, "problems": problems}
 
 
 DECODE = [  # B, Hkv, group, S
@@ -253,45 +319,65 @@ def torch_us(q: torch.Tensor, caches: list, *, causal: bool) -> tuple[float, str
     return best
 
 
-def time_decode(library: Library, case: Case) -> dict:
-    bytes_each = 2 * case.batch * case.kv_heads * case.capacity * case.head_size * 2
-    copies = copies_for(bytes_each)
-    calls, caches = [], []
-    for _ in range(copies):
-        o = Operands(case)
-        calls.append(o.call(library, o.past))
-        caches.append(o.past)
-    ours = median_us(calls)
-    packed = o.q.view(case.batch, case.kv_heads, case.group, case.head_size)  # S = 1: a group is like new tokens
-    us, name = torch_us(packed, caches, causal=False)
+SCHEMES = {0: "fp16", 2: "kv-cq4", 4: "kv-cq2"}
+
+
+def copies_of(library: Library, case: Case) -> tuple[list[Operands], list[Callable[[], None]]]:
+    """Return as many sets of operands as L2 cannot hold, and their calls."""
+    each = sum(p.numel() * p.element_size() for p in Operands(case).past)
+    operands = [Operands(case) for _ in range(copies_for(each))]
+    return operands, [o.call(library, o.past) for o in operands]
+
+
+def row_of(case: Case, name: str, timing: Timing, **more: object) -> dict:
     return {
-        "case": "decode", "scheme": "fp16", "B": case.batch, "H": case.heads, "Hkv": case.kv_heads, "D": case.head_size,
-        "S": case.capacity, "us": round(ours.us, 2), "spread": round(ours.spread, 3), "bytes": bytes_each,
-        "tb_s": round(bytes_each / ours.us * 1e-6, 3), "peers": {"torch_fp16": round(us, 2)}, "torch_backend": name,
-        "speedup": round(us / ours.us, 3),
+        "suite": "attention", "case": name, "scheme": SCHEMES[case.vector], "B": case.batch, "H": case.heads,
+        "Hkv": case.kv_heads, "D": case.head_size, "S": case.capacity, "us": round(timing.us, 2),
+        "spread": round(timing.spread, 3), **more,
     }  # fmt: skip
 
 
-def time_prefill(library: Library, case: Case) -> dict:
+def peer_fields(us: float, name: str, ours: float) -> dict:
+    return {"peers": {"torch_fp16": round(us, 2)}, "torch_backend": name, "speedup": round(us / ours, 3)}
+
+
+def time_decode(library: Library, case: Case, peer: tuple[float, str] | None) -> tuple[dict, tuple[float, str]]:
+    """Time one decode step; ``peer`` is torch's on a float16 cache, measured here where None."""
+    operands, calls = copies_of(library, case)
+    ours = median_us(calls)
+    if peer is None:
+        # One new token: the heads of a group are like new tokens, and no backend has to repeat keys.
+        packed = operands[0].q.view(case.batch, case.kv_heads, case.group, case.head_size)
+        peer = torch_us(packed, [tuple(o.past) for o in operands], causal=False)
+    moved = sum(p.numel() * p.element_size() for p in operands[0].past)
+    rate = round(moved / ours.us * 1e-6, 3)
+    return row_of(case, "decode", ours, bytes=moved, tb_s=rate, **peer_fields(*peer, ours.us)), peer
+
+
+def time_prefill(library: Library, case: Case, peer: tuple[float, str] | None) -> tuple[dict, tuple[float, str]]:
     o = Operands(case)
     ours = median_us([o.call(library, o.past)])
-    q = o.q.transpose(1, 2).contiguous()
-    us, name = torch_us(q, [tuple(o.past)], causal=True)
+    if peer is None:
+        peer = torch_us(o.q.transpose(1, 2).contiguous(), [tuple(o.past)], causal=True)
     ops = 2 * case.batch * case.heads * case.seq * (case.seq + 1) * case.head_size
-    return {
-        "case": "prefill", "scheme": "fp16", "B": case.batch, "H": case.heads, "Hkv": case.kv_heads,
-        "D": case.head_size, "S": case.seq, "us": round(ours.us, 2), "spread": round(ours.spread, 3), "ops": ops,
-        "tflop_s": round(ops / ours.us * 1e-6, 1), "peers": {"torch_fp16": round(us, 2)}, "torch_backend": name,
-        "speedup": round(us / ours.us, 3),
-    }  # fmt: skip
+    rate = round(ops / ours.us * 1e-6, 1)
+    return row_of(case, "prefill", ours, ops=ops, tflop_s=rate, **peer_fields(*peer, ours.us)), peer
 
 
 def timings(library: Library) -> Iterator[dict]:
     for batch, kv_heads, group, length in DECODE:
-        yield time_decode(library, Case(batch, 1, kv_heads, group, HEAD_SIZE, length, (length - 1,)))
-        torch.cuda.empty_cache()
+        peer = None
+        for vector in SCHEMES:
+            case = Case(batch, 1, kv_heads, group, HEAD_SIZE, length, (length - 1,), vector=vector)
+            row, peer = time_decode(library, case, peer)
+            yield row
+            torch.cuda.empty_cache()
     for batch, kv_heads, group, length in PREFILL:
-        yield time_prefill(library, Case(batch, length, kv_heads, group, HEAD_SIZE, length, (0,)))
+        peer = None
+        for vector in SCHEMES:
+            case = Case(batch, length, kv_heads, group, HEAD_SIZE, length, (0,), vector=vector)
+            row, peer = time_prefill(library, case, peer)
+            yield row
 
 
 def write(path: Path, rows: list[dict]) -> None:
@@ -306,8 +392,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     library, rows, failed, begin = Library(LIBRARY), [], 0, time.perf_counter()
-    for case in _quick_checks() if arguments.quick else _checks():
-        row = check_cached(library, case)
+    for case in _quick_checks() if arguments.quick else (*_checks(), *_vq_checks()):
+        row = check(library, case)
         rows.append(row)
         write(arguments.output / "attention_check.json", rows)
         if row["problems"]:

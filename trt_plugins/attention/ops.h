@@ -6,5 +6,6 @@
 namespace graphopt::attention {
 
 OpClass cached_op();
+OpClass vq_cached_op();
 
 }  // namespace graphopt::attention

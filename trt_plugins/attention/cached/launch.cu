@@ -14,6 +14,7 @@ constexpr int64_t kMaxCapacity = int64_t{1} << 30;
 constexpr int64_t kMaxHeadSize = 4096;                   // of the generic kernel's shared memory
 constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;  // of one dimension of a grid, or of a product of sizes in int32
 constexpr size_t kPartAlignment = 256;
+constexpr size_t kVector = 16;  // bytes that kernels read at once
 
 size_t aligned(size_t bytes) { return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment; }
 
@@ -45,11 +46,10 @@ Status check_pointers(CachedParams const& p, size_t cache_element) {
     GRAPHOPT_TRY(check_pointer(p.sin, size));
   }
   GRAPHOPT_TRY(check_pointer(p.start, sizeof(int32_t)));
-  return check_pointer(p.workspace, kPartAlignment);
+  return check_pointer(p.workspace, kVector);
 }
 
 bool vector_aligned(CachedParams const& p) {
-  constexpr size_t kVector = 16;
   for (void const* pointer : {p.q, p.k, p.v, p.rotary ? p.cos : p.q, p.rotary ? p.sin : p.q}) {
     if (!is_aligned(pointer, kVector)) return false;
   }

@@ -1,92 +1,23 @@
 // CachedAttention as an OpClass. Inputs: q, k, v, cos, sin, past_k, past_v, start. Outputs: y, present_k, present_v.
-#include "attention/cached/params.h"
+#include "attention/operands.h"
 #include "attention/ops.h"
 
 namespace graphopt::attention {
 namespace {
 
-enum Input : int32_t { kQ, kK, kV, kCos, kSin, kPastK, kPastV, kStart };
-enum Output : int32_t { kY, kPresentK, kPresentV };
-
-constexpr char const* kScale = "scale";
-constexpr char const* kRotary = "rotary";
-
-Signature signature(OpClass const&, Attributes const&) {
-  return {{{"q", Element::kActivation},
-           {"k", Element::kActivation},
-           {"v", Element::kActivation},
-           {"cos", Element::kActivation},
-           {"sin", Element::kActivation},
-           {"past_k", Element::kActivation},
-           {"past_v", Element::kActivation},
-           {"start", Element::kInt32}},
-          {{"y", Element::kActivation, kQ, DimRef::last_of(kQ)},
-           {"present_k", Element::kActivation, kPastK, DimRef::last_of(kPastK)},
-           {"present_v", Element::kActivation, kPastV, DimRef::last_of(kPastV)}}};
-}
-
-bool has_shape(TensorView const& tensor, int64_t a, int64_t b, int64_t c, int64_t d) {
-  return tensor.rank == 4 && tensor.dims[0] == a && tensor.dims[1] == b && tensor.dims[2] == c && tensor.dims[3] == d;
-}
-
-/// Sizes from the operands' shapes, without pointers.
-Status sizes(TensorView const* inputs, CachedParams* p) {
-  TensorView const &q = inputs[kQ], &past = inputs[kPastK], &cos = inputs[kCos];
-  if (q.rank != 4 || past.rank != 4 || cos.rank != 3 || inputs[kStart].rank != 1) return Status::kBadShape;
-  p->dtype = q.type;
-  p->batch = q.dims[0];
-  p->seq = q.dims[1];
-  p->heads = q.dims[2];
-  p->head_size = q.dims[3];
-  p->kv_heads = past.dims[1];
-  p->capacity = past.dims[2];
-  p->tables = cos.dims[0];
-  return Status::kOk;
-}
-
-/// kBadShape unless every operand has the shape that the sizes say.
-Status check(TensorView const* inputs, CachedParams const& p) {
-  for (Input i : {kK, kV}) {
-    if (!has_shape(inputs[i], p.batch, p.seq, p.kv_heads, p.head_size)) return Status::kBadShape;
-  }
-  for (Input i : {kPastK, kPastV}) {
-    if (!has_shape(inputs[i], p.batch, p.kv_heads, p.capacity, p.head_size)) return Status::kBadShape;
-  }
-  if (inputs[kStart].dims[0] != p.batch) return Status::kBadShape;
-  if (!p.rotary) return Status::kOk;
-  for (Input i : {kCos, kSin}) {
-    TensorView const& table = inputs[i];
-    bool const fits = table.rank == 3 && table.dims[0] == p.tables && table.dims[1] == p.seq &&
-                      table.dims[2] == p.head_size && (p.tables == 1 || p.tables == p.batch);
-    if (!fits) return Status::kBadShape;
-  }
-  return Status::kOk;
-}
+Signature signature(OpClass const&, Attributes const&) { return cache_signature(Element::kActivation); }
 
 size_t workspace_bytes(OpClass const&, TensorView const* inputs) {
   CachedParams p{};
-  return sizes(inputs, &p) == Status::kOk ? cached_workspace_bytes(p) : 0;
+  return cache_sizes(inputs, &p) == Status::kOk ? cached_workspace_bytes(p) : 0;
 }
 
 Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
               void* workspace, cudaStream_t stream) {
   CachedParams p{};
-  GRAPHOPT_TRY(sizes(inputs, &p));
-  p.rotary = op.flag(attributes, kRotary) != 0;
-  p.scale = op.number(attributes, kScale);
-  GRAPHOPT_TRY(check(inputs, p));
-  p.q = inputs[kQ].data;
-  p.k = inputs[kK].data;
-  p.v = inputs[kV].data;
-  p.cos = inputs[kCos].data;
-  p.sin = inputs[kSin].data;
-  p.past_k = inputs[kPastK].data;
-  p.past_v = inputs[kPastV].data;
-  p.start = static_cast<int32_t const*>(inputs[kStart].data);
-  p.y = outputs[kY].data;
-  p.present_k = outputs[kPresentK].data;
-  p.present_v = outputs[kPresentV].data;
-  p.workspace = workspace;
+  GRAPHOPT_TRY(cache_sizes(inputs, &p));
+  set_cache_operands(op, attributes, inputs, outputs, workspace, &p);
+  GRAPHOPT_TRY(check_cache_shapes(inputs, p, p.head_size));
   return launch_cached(p, stream);
 }
 

@@ -41,7 +41,7 @@ struct CachedParams {
   void* y;               // [B, S, Hq, D] T
   void* present_k;       // [B, Hkv, C, D] T
   void* present_v;       // [B, Hkv, C, D] T
-  void* workspace;       // cached_workspace_bytes of these sizes, or of larger ones
+  void* workspace;       // cached_workspace_bytes of these sizes, or of larger ones; aligned to 16 bytes
 };
 
 /// Scratch bytes for problems of at most these sizes; pointers are not looked at.

@@ -46,10 +46,6 @@ Status launch_typed(VqParams const& p, cudaStream_t stream) {
 
 }  // namespace
 
-size_t vq_workspace_bytes(VqParams const& params) {
-  return check(params) == Status::kOk ? Workspace(params.cache).bytes : 0;
-}
-
 Status launch_vq(VqParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check(params));
   CachedParams const& cache = params.cache;

@@ -15,15 +15,13 @@ namespace graphopt::attention {
 constexpr int64_t kCentroids = 256;
 
 /// `cache` is as in CachedParams but for the element of past and present: codes, [B, Hkv, C, D / vector] bytes.
+/// The workspace is that of CachedParams (cached_workspace_bytes).
 struct VqParams {
   CachedParams cache;
   int64_t vector;          // 2, 4, 8 or 16: channels of a code; divides D
   void const* codebook_k;  // [Hkv, D / vector, 256, vector] T
   void const* codebook_v;  // the same
 };
-
-/// Scratch bytes for problems of at most these sizes; pointers are not looked at.
-size_t vq_workspace_bytes(VqParams const& params);
 
 Status launch_vq(VqParams const& params, cudaStream_t stream);
 
