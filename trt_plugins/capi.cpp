@@ -1,6 +1,7 @@
 #include "capi.h"
 
 #include "attention/cached/params.h"
+#include "attention/vq/params.h"
 #include "common/export.h"
 #include "common/tensor.h"
 #include "mixq/linear/params.h"
@@ -76,6 +77,20 @@ GRAPHOPT_EXPORT int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, 
       static_cast<DType>(dtype), batch, seq,    heads,  kv_heads, head_size, capacity, tables,    rotary != 0, scale, q, k,
       v,                         cos,   sin,    past_k, past_v,   start,     y,        present_k, present_v,   workspace};
   return static_cast<int32_t>(graphopt::attention::launch_cached(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_vq_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
+                                              int64_t head_size, int64_t capacity, int64_t vector, int64_t tables,
+                                              int32_t rotary, float scale, void const* q, void const* k, void const* v,
+                                              void const* cos, void const* sin, void const* codebook_k,
+                                              void const* codebook_v, int8_t const* past_k, int8_t const* past_v,
+                                              int32_t const* start, void* y, int8_t* present_k, int8_t* present_v,
+                                              void* workspace, void* stream) {
+  graphopt::attention::CachedParams const cache{
+      static_cast<DType>(dtype), batch, seq,    heads,  kv_heads, head_size, capacity, tables,    rotary != 0, scale, q, k,
+      v,                         cos,   sin,    past_k, past_v,   start,     y,        present_k, present_v,   workspace};
+  graphopt::attention::VqParams const params{cache, vector, codebook_k, codebook_v};
+  return static_cast<int32_t>(graphopt::attention::launch_vq(params, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT int64_t graphopt_cached_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,

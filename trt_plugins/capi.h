@@ -72,15 +72,27 @@ int64_t graphopt_mixq_linear_w4a4_workspace_bytes(int64_t m, int64_t k);
 //   cos, sin              [tables, seq, head_size] T, tables 1 or batch; not read where rotary is 0
 //   past, present         [batch, kv_heads, capacity, head_size] T; where they are the same memory, only new rows are written
 //   start                 [batch] int32
-//   workspace             graphopt_cached_attention_workspace bytes of these sizes or larger ones, aligned to 256
+//   workspace             graphopt_cached_attention_workspace bytes of these sizes or larger ones, aligned to 16
 int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
                                   int64_t head_size, int64_t capacity, int64_t tables, int32_t rotary, float scale,
                                   void const* q, void const* k, void const* v, void const* cos, void const* sin,
                                   void const* past_k, void const* past_v, int32_t const* start, void* y,
                                   void* present_k, void* present_v, void* workspace, void* stream);
 
+// For both ops.
 int64_t graphopt_cached_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
                                             int64_t head_size, int64_t capacity);
+
+// The same over a cache of codes: vectors of `vector` (2, 4, 8 or 16) channels of k' and v are replaced by the nearest of 256
+// centroids.
+//   past, present           [batch, kv_heads, capacity, head_size / vector] bytes
+//   codebook_k, codebook_v  [kv_heads, head_size / vector, 256, vector] T
+int32_t graphopt_vq_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
+                              int64_t head_size, int64_t capacity, int64_t vector, int64_t tables, int32_t rotary,
+                              float scale, void const* q, void const* k, void const* v, void const* cos,
+                              void const* sin, void const* codebook_k, void const* codebook_v, int8_t const* past_k,
+                              int8_t const* past_v, int32_t const* start, void* y, int8_t* present_k,
+                              int8_t* present_v, void* workspace, void* stream);
 
 // One sentence; never null, owned by the library.
 char const* graphopt_status_string(int32_t status);

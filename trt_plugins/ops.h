@@ -15,6 +15,7 @@ inline std::vector<OpClass> all_ops() {
   ops.push_back(mixq::linear_w4a8_op());
   ops.push_back(mixq::linear_w4a4_op());
   ops.push_back(attention::cached_op());
+  ops.push_back(attention::vq_cached_op());
   return ops;
 }
 
