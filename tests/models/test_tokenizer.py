@@ -122,3 +122,21 @@ def test_bad_files(make_gguf: MakeGguf, tmp_path: Path) -> None:
         Tokenizer.from_file(tmp_path / "bad.json")
     with pytest.raises(OutputError, match="cannot write"):
         Tokenizer.from_gguf(make_gguf()).save(tmp_path / "absent" / "tokenizer.json")
+
+
+def test_a_tokenizer_is_found_in_a_file_in_a_folder_and_in_weights(make_gguf: MakeGguf, tmp_path: Path) -> None:
+    weights = make_gguf()
+    Tokenizer.from_gguf(weights).save(tmp_path / "tokenizer.json")
+    text = "a few words"
+    expected = Tokenizer.from_gguf(weights).encode(text)
+    for source in (tmp_path, tmp_path / "tokenizer.json", weights.path):
+        assert Tokenizer.open(source).encode(text) == expected
+    with pytest.raises(ModelError, match=r"none/tokenizer\.json does not exist|none does not exist"):
+        Tokenizer.open(tmp_path / "none")
+
+
+def test_tokens_that_end_a_text(make_gguf: MakeGguf) -> None:
+    tokenizer = Tokenizer.from_gguf(make_gguf())
+    assert tokenizer.end_ids == {tokenizer.token_id("<|end|>")}
+    tokenizer.backend.add_special_tokens(["<|im_start|>", "</s>"])
+    assert tokenizer.end_ids == {tokenizer.token_id("<|end|>"), tokenizer.token_id("</s>")}

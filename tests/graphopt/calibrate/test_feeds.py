@@ -10,6 +10,7 @@ from graphopt.calibrate import feeds
 from graphopt.calibrate.feeds import Input
 from graphopt.errors import CalibrationError
 from tests.support.arrays import activations
+from tests.support.decoders import with_static_cache, write_decoder
 
 INT64, FLOAT = np.dtype(np.int64), np.dtype(np.float32)
 DECODER = [
@@ -199,3 +200,25 @@ def test_an_input_without_a_shape_is_named(tmp_path: Path) -> None:
     model = ir.load(tmp_path / "m.onnx")
     with pytest.raises(CalibrationError, match="input 'x' of the model declares no type or no shape"):
         feeds.declared(model)
+
+
+def test_tokens_behind_others_follow_them() -> None:
+    feed = feeds.from_tokens(DECODER[:3], np.array([[7, 8]]), past=5)
+    assert feed["attention_mask"].tolist() == [[1] * 7]
+    assert feed["position_ids"].tolist() == [[5, 6]]
+
+
+def test_a_cache_updated_in_place_has_room_for_the_tokens() -> None:
+    start = Input("start", np.dtype(np.int32), ("batch",), role="start")
+    cache = [Input(f"c{i}", FLOAT, ("batch", 3, rows, 16), role="cache") for i, rows in enumerate(("capacity", 40))]
+    feed = feeds.from_tokens([DECODER[0], start, *cache], np.array([[7, 8, 9]] * 2), past=4)
+    assert feed["start"].tolist() == [4, 4]
+    assert (feed["c0"].shape, feed["c1"].shape) == ((2, 3, 3, 16), (2, 3, 40, 16))
+
+
+def test_roles_come_from_the_metadata(tmp_path: Path) -> None:
+    static = with_static_cache(write_decoder(tmp_path / "m.onnx"), tmp_path / "s.onnx")
+    roles = {i.name: i.role for i in feeds.declared(ir.load(static))}
+    assert roles == {"input_ids": None, "start": "start"} | {
+        f"past_key_values.{i}.{kind}": "cache" for i in range(2) for kind in ("key", "value")
+    }

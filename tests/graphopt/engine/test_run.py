@@ -158,3 +158,8 @@ def test_cuda_python_missing_is_explained(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(EngineError, match="pip install cuda-python"):
         Device()
+
+
+def test_random_starts_leave_a_cache_full_after_the_call() -> None:
+    shapes = {"input_ids": (2, 5), "past_key_values.0.key": (2, 4, 64, 8), "start": (2,)}
+    assert random_input("start", (2,), np.dtype(np.int32), shapes, 0).tolist() == [59, 59]
