@@ -15,6 +15,8 @@ from graphopt.engine.flavour import Flavour
 from graphopt.errors import PluginError
 
 LIBRARY = "libgraphopt_plugins.so"
+#: Where trt_plugins/README.md builds, below build/. Other folders there hold builds for some purpose of their own.
+_BUILD_FOLDER = "plugins"
 #: The one for TensorRT 8.
 LIBRARY_TENSORRT8 = "libgraphopt_plugins_trt8.so"
 #: Environment variable that names the library.
@@ -52,6 +54,8 @@ _loaded: dict[str, PluginLibrary] = {}
 def locate(explicit: str | os.PathLike[str] | None = None, flavour: Flavour | None = None) -> Path:
     """Return the path of the library: ``explicit``, else $GRAPHOPT_PLUGIN_LIBRARY, else packaged, else built here.
 
+    Built here is the one in build/plugins, or, where there is none, the newest below build.
+
     Args:
         explicit: a path that the user gave.
         flavour: the TensorRT to find one for; None for TensorRT 10, 11 or RTX.
@@ -70,6 +74,9 @@ def locate(explicit: str | os.PathLike[str] | None = None, flavour: Flavour | No
     packaged, build = package / "lib" / name, package.parent / "build"
     if packaged.is_file():
         return packaged.resolve()
+    documented = build / _BUILD_FOLDER / name
+    if documented.is_file():
+        return documented.resolve()
     built = [(path.stat().st_mtime, path) for path in build.rglob(name)]
     if built:
         return max(built)[1].resolve()

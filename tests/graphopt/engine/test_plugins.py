@@ -39,14 +39,14 @@ def put(path: Path, age: int = 0) -> Path:
     return path
 
 
-def test_locate_prefers_explicit_then_environment_then_packaged_then_newest_build(
-    no_library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_order_of_places_where_the_library_is_looked_for(no_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PluginError, match=r"was not found.*build it with cmake.*--plugins.*GRAPHOPT_PLUGIN_LIBRARY"):
         plugins.locate()
     put(no_library / "build/old" / plugins.LIBRARY, age=100)
     newest = put(no_library / "build/new" / plugins.LIBRARY)
     assert plugins.locate() == newest
+    documented = put(no_library / "build/plugins" / plugins.LIBRARY, age=200)
+    assert plugins.locate() == documented
     packaged = put(no_library / "graphopt/lib" / plugins.LIBRARY)
     assert plugins.locate() == packaged
     named = put(no_library / "named.so")
