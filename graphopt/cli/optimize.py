@@ -27,7 +27,9 @@ def optimize(
     stats: Annotated[Path | None, typer.Option(help="Statistics made by 'graphopt calibrate'.")] = None,
     kv_cache: Annotated[
         str | None,
-        typer.Option(help="Update the key-value cache in place; its format, such as static or cq4.", show_default=False),
+        typer.Option(
+            help="Update the key-value cache in place; its format, such as static or cq4.", show_default=False
+        ),
     ] = None,
     kv_capacity: Annotated[
         int | None, typer.Option(help="Tokens that the cache holds for a sequence; default: dynamic.", min=1)
