@@ -9,6 +9,7 @@ __all__ = [
     "BenchError",
     "CalibrationError",
     "ComparisonFailed",
+    "DeployError",
     "EngineError",
     "GraphOptError",
     "InternalError",
@@ -51,6 +52,10 @@ class PluginError(GraphOptError):
 
 class EngineError(GraphOptError):
     """TensorRT is missing, or refused to parse, build or load."""
+
+
+class DeployError(GraphOptError):
+    """What a server starts from cannot be written, or a request to it cannot be answered."""
 
 
 class BenchError(GraphOptError):

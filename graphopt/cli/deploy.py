@@ -1,0 +1,98 @@
+"""`graphopt deploy`: from a model to a folder that a server starts from."""
+
+__all__ = ["app"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from graphopt.cli import runners
+from graphopt.cli.console import JsonFlag, console, emit, guard
+
+app = typer.Typer(no_args_is_help=True, help="Write, and check, the folder that a server starts from.")
+
+
+@app.command()
+@guard
+def triton(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="An .onnx file, or a .plan; one plan per kind of GPU.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; it must not exist.")],
+    name: Annotated[str, typer.Option(help="What clients call the model.")] = "model",
+    execution: Annotated[
+        str,
+        typer.Option(
+            help="Of language models: ort (ONNX Runtime on the CPU), trt (graphopt's runner of plans) "
+            "or bls (Triton's TensorRT backend, which batches the streams)."
+        ),
+    ] = "trt",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="A tokenizer.json, its folder, or a .gguf file.", show_default="tokenizer.json beside MODEL"),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Most samples, or streams, that Triton computes together.")] = 1,
+    streams: Annotated[int, typer.Option(help="Texts that are made at the same time.")] = 4,
+    waiting: Annotated[int, typer.Option(help="Requests that may wait; more are refused.")] = 64,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longest prompt.")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens that a request gets.")] = 256,
+    threads: Annotated[int, typer.Option(help="Of ONNX Runtime; 0 for all cores.")] = 0,
+    plugins: runners.PluginsFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write a model repository for the Triton Inference Server.
+
+    A language model becomes a model that takes text and streams text; any other one an engine with its configuration.
+    An .onnx file is built first, unless ONNX Runtime executes it.
+
+    Examples:
+
+      graphopt deploy triton model.plan -o repository --name smollm2 --tokenizer out
+
+      graphopt deploy triton out/model.opt.onnx -o repository --execution ort
+    """
+    from graphopt.deploy.triton import RepositoryOptions, write_repository
+
+    options = RepositoryOptions(
+        name=name,
+        execution=execution,
+        tokenizer=tokenizer,
+        max_batch=max_batch,
+        plugins=plugins,
+        streams=streams,
+        waiting=waiting,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        threads=threads,
+    )
+    files = write_repository(models, output, options)
+
+    def render(out: Console) -> None:
+        for file in files:
+            size = (output / file).stat().st_size
+            out.print(f"{size / 1e6:10.1f} MB  {output / file}", highlight=False, soft_wrap=True)
+
+    emit({"repository": str(output), "files": [str(f) for f in files]}, json, render)
+    console.print(f"start it with: {output / 'run_triton.sh'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@guard
+def check(
+    repository: Annotated[Path, typer.Argument(help="A folder that `deploy` wrote.")],
+    json: JsonFlag = False,
+) -> None:
+    """Compare a repository with the digests in its graphopt.json, and its configuration with its engine.
+
+    Example: graphopt deploy check repository
+    """
+    from graphopt.deploy.triton import check_repository
+
+    about = check_repository(repository)
+    emit(
+        about,
+        json,
+        lambda out: out.print(f"{len(about['files'])} files as they were written", highlight=False),
+    )

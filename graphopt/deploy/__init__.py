@@ -1,0 +1,3 @@
+"""From a model that runs here to a folder that a server starts from."""
+
+__all__: list[str] = []
