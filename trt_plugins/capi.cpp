@@ -7,6 +7,7 @@
 #include "mixq/linear/params.h"
 #include "mixq/linear_w4a4/params.h"
 #include "mixq/linear_w4a8/params.h"
+#include "mixq/online/online.h"
 #include "mixq/quantize/params.h"
 
 using graphopt::DType;
@@ -34,6 +35,79 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, 
                                               sum,
                                               y};
   return static_cast<int32_t>(graphopt::mixq::launch_quantize(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_mixq_prediction_state_bytes(int64_t cols, int64_t capacity) {
+  return static_cast<int64_t>(graphopt::mixq::PredictionState(nullptr, cols, capacity).bytes);
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_prediction_init(int64_t cols, int64_t listed, int64_t capacity,
+                                                      int32_t const* idx, void* state, void* stream) {
+  graphopt::mixq::PredictionState const prediction(state, cols, capacity);
+  return static_cast<int32_t>(graphopt::mixq::launch_reset_prediction(prediction, idx, cols, listed, capacity,
+                                                                      static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize_online(int32_t producer, int32_t dtype, int64_t rows, int64_t cols,
+                                                      int64_t listed, int64_t capacity, void const* x,
+                                                      void const* other, void const* gamma, void const* beta,
+                                                      int32_t const* idx, float epsilon, float sigma, float sigma_rms,
+                                                      int8_t* xq, float* sx, void* xo, void* sum, void* y,
+                                                      int32_t* set, void* state, void* stream) {
+  graphopt::mixq::QuantizeParams const quantize{static_cast<graphopt::mixq::Producer>(producer),
+                                                static_cast<DType>(dtype),
+                                                rows,
+                                                cols,
+                                                listed,
+                                                x,
+                                                other,
+                                                gamma,
+                                                beta,
+                                                idx,
+                                                epsilon,
+                                                xq,
+                                                sx,
+                                                xo,
+                                                sum,
+                                                y};
+  graphopt::mixq::QuantizeOnlineParams const params{quantize, capacity, sigma, sigma_rms, set};
+  return static_cast<int32_t>(graphopt::mixq::launch_quantize_online(params, {state, /*fresh=*/false},
+                                                                     static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_mixq_columns_state_bytes(int32_t dtype, int64_t n, int64_t capacity) {
+  return static_cast<int64_t>(
+      graphopt::mixq::ColumnsState(nullptr, static_cast<DType>(dtype), n, capacity).bytes);
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_columns_init(int32_t dtype, int64_t n, int64_t capacity, void* state,
+                                                   void* stream) {
+  graphopt::mixq::ColumnsState const columns(state, static_cast<DType>(dtype), n, capacity);
+  return static_cast<int32_t>(graphopt::mixq::launch_reset_columns(columns, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_columns(int32_t dtype, int64_t n, int64_t k, int64_t listed, int64_t capacity,
+                                              int64_t group, int8_t const* codes, int8_t const* sg, float const* sw,
+                                              void const* wo, int32_t const* idx, int32_t const* set, void* state,
+                                              void const** columns, void* stream) {
+  if (columns == nullptr) return static_cast<int32_t>(graphopt::Status::kNullPointer);
+  bool const packed = group != 0;
+  graphopt::mixq::ColumnsParams const params{static_cast<DType>(dtype),
+                                             n,
+                                             k,
+                                             listed,
+                                             capacity,
+                                             group,
+                                             packed ? nullptr : codes,
+                                             packed ? codes : nullptr,
+                                             sg,
+                                             sw,
+                                             wo,
+                                             idx,
+                                             set};
+  graphopt::mixq::ColumnsState const kept(state, static_cast<DType>(dtype), n, capacity);
+  *columns = kept.columns;
+  return static_cast<int32_t>(graphopt::mixq::launch_columns(params, kept, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,

@@ -40,6 +40,35 @@ int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, int64_t rows, in
                                int32_t const* idx, float epsilon, int8_t* xq, float* sx, void* xo, void* sum, void* y,
                                void* stream);
 
+// Online outlier prediction (MixQ, SC'24, section 4): graphopt_mixq_quantize that extends its outlier channels by those
+// whose codes say that they exceed a threshold in some row, max(sigma, sigma_rms * rms of the row), and then quantizes
+// again. The channels are remembered in `state`, a buffer of graphopt_mixq_prediction_state_bytes(cols, capacity) on a
+// boundary of 16 bytes that belongs to this layer and stream of calls, and that _init has prepared.
+//   idx           [listed] int32     channels known before, strictly ascending, then -1; listed a multiple of 16
+//   xo            [M, capacity] T    capacity a multiple of 16, at least listed
+//   set           [capacity] int32   written: the channels of xo, strictly ascending, then -1
+// The others are as above. Each code and value is that of graphopt_mixq_quantize for the channels `set`.
+int64_t graphopt_mixq_prediction_state_bytes(int64_t cols, int64_t capacity);
+int32_t graphopt_mixq_prediction_init(int64_t cols, int64_t listed, int64_t capacity, int32_t const* idx, void* state,
+                                      void* stream);
+int32_t graphopt_mixq_quantize_online(int32_t producer, int32_t dtype, int64_t rows, int64_t cols, int64_t listed,
+                                      int64_t capacity, void const* x, void const* other, void const* gamma,
+                                      void const* beta, int32_t const* idx, float epsilon, float sigma, float sigma_rms,
+                                      int8_t* xq, float* sx, void* xo, void* sum, void* y, int32_t* set, void* state,
+                                      void* stream);
+
+// The outlier columns that a linear needs for predicted channels: *columns gets the address in `state` of [N, capacity]
+// T, wo[:, j] for the channel idx[j], T(sw wc[:, k]) for another channel k, 0 in padding. Only columns whose channel
+// changed since the last call are made. `state` is as above, of graphopt_mixq_columns_state_bytes(dtype, n, capacity).
+//   codes         [N, K] int8 (group 0), or [N, 16 ceil(K / 32)] as wq4 below
+//   sg            [ceil(K / group), N] int8, null where group is 0
+//   sw [N] float, wo [N, listed] T, idx [listed] int32, set [capacity] int32
+int64_t graphopt_mixq_columns_state_bytes(int32_t dtype, int64_t n, int64_t capacity);
+int32_t graphopt_mixq_columns_init(int32_t dtype, int64_t n, int64_t capacity, void* state, void* stream);
+int32_t graphopt_mixq_columns(int32_t dtype, int64_t n, int64_t k, int64_t listed, int64_t capacity, int64_t group,
+                              int8_t const* codes, int8_t const* sg, float const* sw, void const* wo,
+                              int32_t const* idx, int32_t const* set, void* state, void const** columns, void* stream);
+
 // y = T(sx sw (xq wq^T) + xo wo^T + bias).
 //   xq [M, K] int8, sx [M] float, xo [M, C] T, wq [N, K] int8, sw [N] float, wo [N, C] T, bias [N] T, y [M, N] T
 int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int8_t const* xq,

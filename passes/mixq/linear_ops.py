@@ -236,7 +236,6 @@ def _online(
         body=lambda b: body(b, _extended_columns),
         evaluate=evaluate,
         examples=online_examples,
-        plugin=False,
         _functions={},
     )
 

@@ -181,7 +181,7 @@ def test_w4a4_needs_memory_for_the_codes_of_8192_tokens_at_most(lib: ctypes.CDLL
 
 
 def test_every_status_has_its_own_sentence(lib: ctypes.CDLL) -> None:
-    sentences = [lib.graphopt_status_string(status).decode() for status in range(8)]
+    sentences = [lib.graphopt_status_string(status).decode() for status in range(9)]
     assert sentences[0] == "success"
     assert len(set(sentences)) == len(sentences)
     assert lib.graphopt_status_string(1001).decode() == "invalid argument"

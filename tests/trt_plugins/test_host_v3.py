@@ -11,6 +11,7 @@ from graphopt.core.op import OpSpec
 from graphopt.passes.mixq.ops import OPS
 
 BATCH, LENGTH, K, N, CAPACITY = 2, 5, 64, 48, 32
+PREDICTED = 48  # capacity with online prediction
 ROWS = (BATCH, LENGTH)
 
 
@@ -26,8 +27,8 @@ class Case:
 
     def shape(self, operand: str) -> tuple[int, ...]:
         fixed = {"gamma": (K,), "beta": (K,), "idx": (CAPACITY,), "wq": (N, K), "sw": (N,), "wo": (N, CAPACITY)}
-        fixed |= {"bias": (N,), "wq4": (N, K // 2), "sg": (1, N)}
-        last = {"sx": 1, "xo": CAPACITY, "xq4": K // 2}
+        fixed |= {"bias": (N,), "wq4": (N, K // 2), "sg": (1, N), "set": (PREDICTED,)}
+        last = {"sx": 1, "xo": PREDICTED if self.spec.name.endswith("Online") else CAPACITY, "xq4": K // 2}
         if operand == "y" and self.spec.family == "Linear":
             return (*ROWS, N)
         if operand in ("sum", "y") and not self.emit:
@@ -36,13 +37,14 @@ class Case:
 
     def type(self, operand: str) -> str:
         codes = dict.fromkeys(("xq", "xq4", "wq", "wq4", "sg"), "i8")
-        return {**codes, "sx": "f32", "sw": "f32", "idx": "i32"}.get(operand, self.activation)
+        return {**codes, "sx": "f32", "sw": "f32", "idx": "i32", "set": "i32"}.get(operand, self.activation)
 
     def lines(self) -> Iterator[str]:
         yield f"case {self.name} {self.spec.name}"
         for attribute in self.spec.attributes:
             integer = isinstance(attribute.default, int)
             value = self.emit if attribute.name.startswith("emit_") else attribute.default
+            value = PREDICTED if attribute.name == "capacity" else value
             yield f"field {attribute.name} {'i' if integer else 'f'} {value}"
         for param in self.spec.inputs:
             shape = " ".join(map(str, self.shape(param.name)))

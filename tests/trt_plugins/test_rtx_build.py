@@ -30,6 +30,7 @@ def _constant(rng: np.random.Generator, name: str, dtype: np.dtype) -> np.ndarra
     codes[:, indices[:3]] = 0
     return {
         "idx": lambda: indices,
+        "set": lambda: indices,
         "gamma": lambda: rng.uniform(0.5, 1.5, K).astype(dtype),
         "beta": lambda: rng.standard_normal(K).astype(dtype),
         "wq": lambda: codes,
@@ -77,7 +78,8 @@ class _Model:
         node = f"{spec.name}_{len(self.nodes)}"
         emitted = [p.name for p in spec.outputs]
         outputs = [f"{node}.{name}" for name in emitted]
-        attributes = {a.name: a.default for a in spec.attributes} | attributes
+        attributes = {a.name: a.default for a in spec.attributes} | {"capacity": CAPACITY} | attributes
+        attributes = {a.name: attributes[a.name] for a in spec.attributes}
         self.nodes.append(
             helper.make_node(
                 spec.name,
@@ -91,6 +93,7 @@ class _Model:
             )
         )
         elems = {"xq": TensorProto.INT8, "xq4": TensorProto.INT8, "sx": TensorProto.FLOAT}
+        elems["set"] = TensorProto.INT32
         for name, output in zip(emitted, outputs, strict=True):
             if attributes.get(f"emit_{name}", 1):
                 self.outputs.append(self._value(output, elems.get(name, self.elem), None))
@@ -124,10 +127,13 @@ def test_every_op_builds_as_a_plugin(dtype: str, rng: np.random.Generator, tmp_p
         max_shapes=_shapes(model, 4, 32),
     )
     result = build(model.save(tmp_path / "ops.onnx"), tmp_path / "ops.plan", options)
-    assert result.manifest.plugin_layers == len(model.nodes) == 22
+    assert result.manifest.plugin_layers == len(model.nodes) == 44
     activation = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[dtype]
     for tensor in result.manifest.outputs:
         operand = tensor.name.rsplit(".", 1)[1]
+        if operand == "set":
+            assert (tensor.dtype, tensor.shape) == ("INT32", (CAPACITY,))
+            continue
         own = {"sx": 1, "xo": CAPACITY, "xq4": PACKED, "y": N if tensor.name.startswith("MixQLinear") else K}
         last = own.get(operand, K)
         assert tensor.dtype == {"xq": "INT8", "xq4": "INT8", "sx": "FLOAT"}.get(operand, activation), tensor.name

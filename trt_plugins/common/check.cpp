@@ -24,6 +24,8 @@ char const* status_string(Status status) noexcept {
       return "a size exceeds what 32-bit accumulation or the launch grid can hold";
     case Status::kBadAttribute:
       return "a plugin field is missing or has the wrong type";
+    case Status::kNoState:
+      return "an op that keeps state was run before its shapes were set";
     default:
       return "unknown status";
   }

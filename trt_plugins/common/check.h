@@ -16,6 +16,7 @@ enum class Status : int32_t {
   kBadOperation = 5,     // an unknown producer
   kTooLarge = 6,         // a size beyond what int32 accumulation or the launch grid can hold
   kBadAttribute = 7,     // a plugin field is missing or of the wrong type
+  kNoState = 8,          // an op with state was run before its shapes were set
   kCudaErrorBase = 1000  // this plus a cudaError_t: the CUDA runtime refused
 };
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "common/check.h"
 
@@ -39,11 +40,15 @@ inline Status is_sm90(bool* found) {
   return Status::kOk;
 }
 
+/// Whether a kernel may start before its predecessor has ended; if so, it must call wait_for_predecessor (ptx.cuh)
+/// before it touches memory. Saves the time of a launch where the device can do that.
+enum class Start { kInOrder, kEarly };
+
 /// Launch `kernel` with `shared_bytes` of dynamic shared memory, raising the kernel's limit where it is above 48 KB.
 /// cudaLaunchKernelEx reports its own error, so an earlier error of somebody else's is neither read nor cleared.
 template <class... Params, class... Args>
-Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-              Args&&... args) {
+Status launch_at(Start start, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                 cudaStream_t stream, Args&&... args) {
   constexpr size_t kDefaultLimit = 48 * 1024;
   if (shared_bytes > kDefaultLimit) {
     GRAPHOPT_CUDA_TRY(
@@ -54,7 +59,27 @@ Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_by
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+#ifdef GRAPHOPT_SM90A  // without code for it, the GPU runs older code, which cannot wait
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  if (start == Start::kEarly) {
+    bool sm90 = false;
+    GRAPHOPT_TRY(is_sm90(&sm90));
+    config.attrs = &attribute;
+    config.numAttrs = sm90 ? 1 : 0;
+  }
+#else
+  static_cast<void>(start);
+#endif
   return cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
+/// The same after everything enqueued before.
+template <class... Params, class... Args>
+Status launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+              Args&&... args) {
+  return launch_at(Start::kInOrder, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
 }
 
 }  // namespace graphopt

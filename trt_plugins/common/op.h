@@ -53,12 +53,18 @@ struct FieldSpec {
   FieldType type;
 };
 
-constexpr size_t kMaxFields = 4;
+constexpr size_t kMaxFields = 8;
 
 /// Values of an op's fields, in the order of OpClass::fields.
 struct Attributes {
   std::array<int32_t, kMaxFields> ints{};
   std::array<float, kMaxFields> floats{};
+};
+
+/// Device memory that belongs to one execution context and keeps its contents from call to call.
+struct OpState {
+  void* data;  // OpClass::state_bytes, zeros before the first call
+  bool fresh;  // no call has used it yet
 };
 
 struct OpClass {
@@ -68,8 +74,12 @@ struct OpClass {
   /// Scratch bytes for operands of at most these shapes.
   size_t (*workspace_bytes)(OpClass const& op, TensorView const* inputs);
   Status (*launch)(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
-                   void* workspace, cudaStream_t stream);
+                   void* workspace, cudaStream_t stream) = nullptr;
   int32_t variant = 0;  // tells apart the ops that share these functions
+  /// Of an op with state, which sets these two instead of `launch`. Two calls with one state must be ordered.
+  size_t (*state_bytes)(OpClass const& op, Attributes const& attributes, TensorView const* inputs) = nullptr;
+  Status (*launch_stateful)(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
+                            TensorView const* outputs, void* workspace, OpState state, cudaStream_t stream) = nullptr;
 
   /// Value of the flag `field`; 0 where the op has no such field.
   int32_t flag(Attributes const& attributes, char const* field) const;

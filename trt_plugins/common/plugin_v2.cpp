@@ -136,6 +136,21 @@ bool PluginV2::supportsFormatCombination(int32_t position, nvinfer1::PluginTenso
          operands[position].type == data_type(element, activation_);
 }
 
+void PluginV2::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t input_count,
+                               nvinfer1::DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
+  // Called in a context too, before it first runs: the last moment at which memory can be had. State depends on sizes
+  // that are never dynamic.
+  if (op_.state_bytes == nullptr || !has_operands(input_count, output_count)) return;
+  guarded(op_.name, kFailure, [&] {
+    std::vector<TensorView> views;
+    for (int32_t i = 0; i < input_count; ++i) views.push_back(input_view(i, nullptr, inputs[i].max));
+    Status const status = state_.reserve(op_.state_bytes(op_, attributes_, views.data()));
+    if (status == Status::kOk) return 0;
+    log_error(std::string("graphopt plugin ") + op_.name + ": no memory for its state: " + status_string(status));
+    return kFailure;
+  });
+}
+
 size_t PluginV2::getWorkspaceSize(nvinfer1::PluginTensorDesc const* inputs, int32_t input_count,
                                   nvinfer1::PluginTensorDesc const*, int32_t) const noexcept {
   return guarded(op_.name, size_t{0}, [&] {
@@ -169,7 +184,7 @@ int32_t PluginV2::enqueue(nvinfer1::PluginTensorDesc const* input_descs,
     out[i] = view(signature_.outputs[i].element, activation_, outputs[i], output_descs[i].dims);
   }
   Status const status =
-      outputs_fit(in, out) ? op_.launch(op_, attributes_, in, out, workspace, stream) : Status::kBadShape;
+      outputs_fit(in, out) ? launch_op(op_, attributes_, in, out, workspace, state_, stream) : Status::kBadShape;
   if (status == Status::kOk) return 0;
   return guarded(op_.name, kFailure, [&] {
     log_error(std::string("graphopt plugin ") + op_.name + ": " + status_string(status));

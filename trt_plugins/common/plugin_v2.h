@@ -11,6 +11,7 @@
 
 #include <vector>
 
+#include "common/device_state.h"
 #include "common/op.h"
 
 namespace graphopt {
@@ -42,8 +43,8 @@ class PluginV2 final : public nvinfer1::IPluginV2DynamicExt {
                                           nvinfer1::IExprBuilder& builder) noexcept override;
   bool supportsFormatCombination(int32_t position, nvinfer1::PluginTensorDesc const* operands, int32_t input_count,
                                  int32_t output_count) noexcept override;
-  void configurePlugin(nvinfer1::DynamicPluginTensorDesc const*, int32_t, nvinfer1::DynamicPluginTensorDesc const*,
-                       int32_t) noexcept override {}
+  void configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t input_count,
+                       nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t output_count) noexcept override;
   size_t getWorkspaceSize(nvinfer1::PluginTensorDesc const* inputs, int32_t input_count,
                           nvinfer1::PluginTensorDesc const* outputs, int32_t output_count) const noexcept override;
   int32_t enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const* output_descs,
@@ -59,6 +60,7 @@ class PluginV2 final : public nvinfer1::IPluginV2DynamicExt {
   Attributes attributes_;
   nvinfer1::DataType activation_;
   Signature signature_;
+  DeviceState state_;  // of the context that this plugin was cloned for
 };
 
 class CreatorV2 final : public nvinfer1::IPluginCreator {

@@ -177,9 +177,18 @@ size_t PluginV3::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* input
   });
 }
 
-int32_t PluginV3::onShapeChange(nvinfer1::PluginTensorDesc const*, int32_t input_count,
+int32_t PluginV3::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t input_count,
                                 nvinfer1::PluginTensorDesc const*, int32_t output_count) noexcept {
-  return has_operands(input_count, output_count) ? 0 : kFailure;
+  if (!has_operands(input_count, output_count)) return kFailure;
+  if (op_.state_bytes == nullptr) return 0;
+  return guarded(op_.name, kFailure, [&] {
+    std::vector<TensorView> views;
+    for (int32_t i = 0; i < input_count; ++i) views.push_back(view(nullptr, inputs[i].type, inputs[i].dims));
+    Status const status = state_.reserve(op_.state_bytes(op_, attributes_, views.data()));
+    if (status == Status::kOk) return 0;
+    log_error(std::string("graphopt plugin ") + op_.name + ": no memory for its state: " + status_string(status));
+    return kFailure;
+  });
 }
 
 int32_t PluginV3::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const* output_descs,
@@ -191,7 +200,7 @@ int32_t PluginV3::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer
   TensorView in[kMaxOperands], out[kMaxOperands];
   for (size_t i = 0; i < input_count; ++i) in[i] = view(inputs[i], input_descs[i].type, input_descs[i].dims);
   for (size_t i = 0; i < output_count; ++i) out[i] = view(outputs[i], output_descs[i].type, output_descs[i].dims);
-  Status const status = op_.launch(op_, attributes_, in, out, workspace, stream);
+  Status const status = launch_op(op_, attributes_, in, out, workspace, state_, stream);
   if (status == Status::kOk) return 0;
   return guarded(op_.name, kFailure, [&] {
     log_error(std::string("graphopt plugin ") + op_.name + ": " + status_string(status));

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/device_state.h"
 #include "common/op.h"
 
 namespace graphopt {
@@ -65,6 +66,7 @@ class PluginV3 final : public nvinfer1::IPluginV3,
   std::string timing_cache_id_;
   std::vector<nvinfer1::PluginField> fields_;  // point into attributes_
   nvinfer1::PluginFieldCollection serialized_;
+  DeviceState state_;  // of the context that this plugin is attached to
 };
 
 class CreatorV3 final : public nvinfer1::IPluginCreatorV3One {

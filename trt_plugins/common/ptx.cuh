@@ -12,6 +12,13 @@ __device__ __forceinline__ uint32_t shared_address(void const* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// Wait until the kernel before has ended and its writes can be seen; see Start::kEarly (launch.h).
+__device__ __forceinline__ void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /// Copy 16 bytes from global to shared memory, or write 16 zero bytes where `valid` is false (nothing is read then).
 __device__ __forceinline__ void cp_async_16(uint32_t shared, void const* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)

@@ -17,6 +17,7 @@ struct QuantizeArgs {
   T const* __restrict__ gamma;      // [K]
   T const* __restrict__ beta;       // [K]
   int32_t const* __restrict__ idx;  // [C]
+  int32_t const* condition;         // null, or where a 0 says that there is nothing to do
   float epsilon;
   int32_t stages;           // rows that a block reads ahead
   int8_t* __restrict__ xq;  // [M, K]

@@ -7,6 +7,7 @@
 #include "common/ptx.cuh"
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
+#include "mixq/common/channel_list.cuh"
 #include "mixq/quantize/args.cuh"
 #include "mixq/quantize/codes.cuh"
 #include "mixq/quantize/outliers.cuh"
@@ -24,6 +25,13 @@ __device__ __forceinline__ void wait_for_oldest(int stages) {
   }
 }
 
+/// Whether the caller set a condition and the kernel before left 0 there.
+__device__ __forceinline__ bool is_unwanted(int32_t const* condition) {
+  if (condition == nullptr) return false;
+  wait_for_predecessor();
+  return __ldcg(condition) == 0;
+}
+
 /// Block: (threads of a row, rows of a block). Shared memory: the staging of RegisterRow, then the OutlierSet.
 /// kAhead: rows are read ahead into shared memory, args.stages of them, while the one before is worked on.
 template <class T, class Producer, bool kOneWarp, int kVecs, bool kAhead>
@@ -32,6 +40,7 @@ __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThr
     quantize_register_rows(QuantizeArgs<T> const args) {
   extern __shared__ uint4 shared[];
   __shared__ float scratch[2 * kWarp];
+  if (is_unwanted(args.condition)) return;
   // Through a shuffle, or the special register would be read again at every use.
   int const lane = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x), static_cast<int>(threadIdx.x) % kWarp);
   int const lanes = static_cast<int>(blockDim.x);
@@ -82,24 +91,11 @@ __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThr
   }
 }
 
-/// First slot of idx, ascending as unsigned numbers (padding -1 is the largest), that is not below `channel`.
-__device__ __forceinline__ int32_t lower_bound(int32_t const* idx, int32_t capacity, uint32_t channel) {
-  int32_t low = 0, high = capacity;
-  while (low < high) {
-    int32_t const middle = (low + high) / 2;
-    if (static_cast<uint32_t>(idx[middle]) < channel) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 /// Any K and any alignment: a block per row, inputs read again for every pass.
 template <class T, class Producer>
 __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeArgs<T> const args) {
   __shared__ float scratch[2 * kWarp];
+  if (is_unwanted(args.condition)) return;
   RowReducer<false> reducer(scratch);
   int32_t const lane = static_cast<int32_t>(threadIdx.x), lanes = static_cast<int32_t>(blockDim.x);
   float const count = static_cast<float>(args.cols);

@@ -19,26 +19,6 @@ namespace {
 constexpr int64_t kMaxCols = int64_t{1} << 30;  // column indices, plus a stride, are int32
 constexpr int64_t kMaxCapacity = int64_t{1} << 20;
 
-Status check(QuantizeParams const& p) {
-  if (!is_known(p.producer)) return Status::kBadOperation;
-  if (!is_activation_type(p.dtype)) return Status::kBadType;
-  if (p.rows < 0 || p.cols < 1 || p.capacity < 16 || p.capacity % 16 != 0) return Status::kBadShape;
-  if (p.cols > kMaxCols || p.capacity > kMaxCapacity) return Status::kTooLarge;
-  if (p.rows == 0) return Status::kOk;
-  size_t const size = element_size(p.dtype);
-  GRAPHOPT_TRY(check_pointer(p.x, size));
-  if (is_add(p.producer) || is_gated(p.producer)) GRAPHOPT_TRY(check_pointer(p.other, size));
-  if (is_norm(p.producer)) GRAPHOPT_TRY(check_pointer(p.gamma, size));
-  if (is_layer_norm(p.producer)) GRAPHOPT_TRY(check_pointer(p.beta, size));
-  GRAPHOPT_TRY(check_pointer(p.idx, sizeof(int32_t)));
-  GRAPHOPT_TRY(check_pointer(p.xq, 1));
-  GRAPHOPT_TRY(check_pointer(p.sx, sizeof(float)));
-  GRAPHOPT_TRY(check_pointer(p.xo, size));
-  if (p.sum != nullptr) GRAPHOPT_TRY(check_pointer(p.sum, size));
-  if (p.y != nullptr) GRAPHOPT_TRY(check_pointer(p.y, size));
-  return Status::kOk;
-}
-
 bool all_vector_aligned(QuantizeParams const& p) {
   constexpr size_t kVector = 16;
   for (void const* pointer : {p.x, p.other, p.gamma, p.beta, static_cast<void const*>(p.xq),
@@ -71,8 +51,28 @@ Status describe_device(QuantizeDevice* result) {
 
 }  // namespace
 
+Status check_quantize(QuantizeParams const& p) {
+  if (!is_known(p.producer)) return Status::kBadOperation;
+  if (!is_activation_type(p.dtype)) return Status::kBadType;
+  if (p.rows < 0 || p.cols < 1 || p.capacity < 16 || p.capacity % 16 != 0) return Status::kBadShape;
+  if (p.cols > kMaxCols || p.capacity > kMaxCapacity) return Status::kTooLarge;
+  if (p.rows == 0) return Status::kOk;
+  size_t const size = element_size(p.dtype);
+  GRAPHOPT_TRY(check_pointer(p.x, size));
+  if (is_add(p.producer) || is_gated(p.producer)) GRAPHOPT_TRY(check_pointer(p.other, size));
+  if (is_norm(p.producer)) GRAPHOPT_TRY(check_pointer(p.gamma, size));
+  if (is_layer_norm(p.producer)) GRAPHOPT_TRY(check_pointer(p.beta, size));
+  GRAPHOPT_TRY(check_pointer(p.idx, sizeof(int32_t)));
+  GRAPHOPT_TRY(check_pointer(p.xq, 1));
+  GRAPHOPT_TRY(check_pointer(p.sx, sizeof(float)));
+  GRAPHOPT_TRY(check_pointer(p.xo, size));
+  if (p.sum != nullptr) GRAPHOPT_TRY(check_pointer(p.sum, size));
+  if (p.y != nullptr) GRAPHOPT_TRY(check_pointer(p.y, size));
+  return Status::kOk;
+}
+
 Status launch_quantize(QuantizeParams const& params, cudaStream_t stream) {
-  GRAPHOPT_TRY(check(params));
+  GRAPHOPT_TRY(check_quantize(params));
   if (params.rows == 0) return Status::kOk;
   QuantizeDevice device{};
   GRAPHOPT_TRY(describe_device(&device));

@@ -13,15 +13,19 @@ Status launch_producer(QuantizePlan const& plan, QuantizeArgs<T> const& args, cu
   dim3 const grid(static_cast<unsigned>(plan.blocks));
   dim3 const block(static_cast<unsigned>(plan.threads), static_cast<unsigned>(plan.rows_per_block));
   size_t const shared = static_cast<size_t>(plan.shared_bytes);
+  auto run = [&](void (*kernel)(QuantizeArgs<T>)) {
+    Start const start = args.condition == nullptr ? Start::kInOrder : Start::kEarly;
+    return launch_at(start, kernel, grid, block, shared, stream, args);
+  };
   switch (plan.kernel) {
     case QuantizeKernel::kWarpRow:
-      return launch(quantize_register_rows<T, Producer, true, kVecs, false>, grid, block, shared, stream, args);
+      return run(quantize_register_rows<T, Producer, true, kVecs, false>);
     case QuantizeKernel::kFewRow:
-      return launch(quantize_register_rows<T, Producer, false, kFewVecs, false>, grid, block, shared, stream, args);
+      return run(quantize_register_rows<T, Producer, false, kFewVecs, false>);
     case QuantizeKernel::kBlockRow:
-      return launch(quantize_register_rows<T, Producer, false, kVecs, true>, grid, block, shared, stream, args);
+      return run(quantize_register_rows<T, Producer, false, kVecs, true>);
     case QuantizeKernel::kReread:
-      return launch(quantize_reread_rows<T, Producer>, grid, block, shared, stream, args);
+      return run(quantize_reread_rows<T, Producer>);
   }
   return Status::kBadOperation;
 }
@@ -37,6 +41,7 @@ Status launch_quantize_typed(QuantizeParams const& p, QuantizePlan const& plan, 
                              static_cast<T const*>(p.gamma),
                              static_cast<T const*>(p.beta),
                              p.idx,
+                             p.condition,
                              p.epsilon,
                              plan.stages,
                              p.xq,

@@ -1,5 +1,6 @@
 // The ten quantizing ops as OpClass values. Inputs: x [, other] [, gamma] [, beta], idx. Outputs: xq, sx, xo [, sum] [,
-// y].
+// y]. Each is there once more with online prediction, with a last output: set.
+#include "mixq/online/online.h"
 #include "mixq/ops.h"
 #include "mixq/quantize/params.h"
 
@@ -9,8 +10,13 @@ namespace {
 constexpr char const* kEpsilon = "epsilon";
 constexpr char const* kEmitSum = "emit_sum";
 constexpr char const* kEmitY = "emit_y";
+constexpr char const* kSigma = "sigma";
+constexpr char const* kSigmaRms = "sigma_rms";
+constexpr char const* kCapacity = "capacity";
 
 Producer producer_of(OpClass const& op) { return static_cast<Producer>(op.variant); }
+
+bool is_online(OpClass const& op) { return op.launch_stateful != nullptr; }
 
 Signature signature(OpClass const& op, Attributes const& attributes) {
   Producer const producer = producer_of(op);
@@ -26,7 +32,8 @@ Signature signature(OpClass const& op, Attributes const& attributes) {
   DimRef const all = DimRef::last_of(0), one = DimRef::constant(1);
   s.outputs.push_back({"xq", Element::kInt8, 0, all});
   s.outputs.push_back({"sx", Element::kFloat32, 0, one});
-  s.outputs.push_back({"xo", Element::kActivation, 0, DimRef::last_of(idx)});
+  DimRef const slots = is_online(op) ? DimRef::constant(op.flag(attributes, kCapacity)) : DimRef::last_of(idx);
+  s.outputs.push_back({"xo", Element::kActivation, 0, slots});
   // Always outputs of the node; where nobody reads them, they are not written and should take no memory.
   if (is_add(producer)) {
     s.outputs.push_back({"sum", Element::kActivation, 0, op.flag(attributes, kEmitSum) ? all : one});
@@ -34,13 +41,14 @@ Signature signature(OpClass const& op, Attributes const& attributes) {
   if (producer != Producer::kPlain) {
     s.outputs.push_back({"y", Element::kActivation, 0, op.flag(attributes, kEmitY) ? all : one});
   }
+  if (is_online(op)) s.outputs.push_back({"set", Element::kInt32, idx, slots});
   return s;
 }
 
 size_t no_workspace(OpClass const&, TensorView const*) { return 0; }
 
-Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
-              void*, cudaStream_t stream) {
+QuantizeParams params_of(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
+                         TensorView const* outputs) {
   Producer const producer = producer_of(op);
   TensorView const& x = inputs[0];
   TensorView const* next = inputs + 1;
@@ -66,10 +74,30 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
     ++output;
   }
   p.y = op.flag(attributes, kEmitY) ? output->data : nullptr;
-  return launch_quantize(p, stream);
+  return p;
 }
 
-OpClass quantize_op(char const* name, Producer producer) {
+Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
+              void*, cudaStream_t stream) {
+  return launch_quantize(params_of(op, attributes, inputs, outputs), stream);
+}
+
+size_t state_bytes(OpClass const& op, Attributes const& attributes, TensorView const* inputs) {
+  return PredictionState(nullptr, inputs[0].cols(), op.flag(attributes, kCapacity)).bytes;
+}
+
+Status launch_online(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
+                     TensorView const* outputs, void*, OpState state, cudaStream_t stream) {
+  QuantizeOnlineParams p{};
+  p.quantize = params_of(op, attributes, inputs, outputs);
+  p.capacity = op.flag(attributes, kCapacity);
+  p.sigma = op.number(attributes, kSigma);
+  p.sigma_rms = op.number(attributes, kSigmaRms);
+  p.set = static_cast<int32_t*>(outputs[op.signature(op, attributes).outputs.size() - 1].data);
+  return launch_quantize_online(p, state, stream);
+}
+
+OpClass quantize_op(char const* name, Producer producer, bool online) {
   OpClass op;
   op.name = name;
   if (is_norm(producer)) op.fields.push_back({kEpsilon, FieldType::kFloat32});
@@ -77,8 +105,16 @@ OpClass quantize_op(char const* name, Producer producer) {
   if (producer != Producer::kPlain) op.fields.push_back({kEmitY, FieldType::kInt32});
   op.signature = signature;
   op.workspace_bytes = no_workspace;
-  op.launch = launch;
   op.variant = static_cast<int32_t>(producer);
+  if (!online) {
+    op.launch = launch;
+    return op;
+  }
+  op.fields.push_back({kSigma, FieldType::kFloat32});
+  op.fields.push_back({kSigmaRms, FieldType::kFloat32});
+  op.fields.push_back({kCapacity, FieldType::kInt32});
+  op.state_bytes = state_bytes;
+  op.launch_stateful = launch_online;
   return op;
 }
 
@@ -86,16 +122,26 @@ OpClass quantize_op(char const* name, Producer producer) {
 
 std::vector<OpClass> quantize_ops() {
   return {
-      quantize_op("MixQQuantize", Producer::kPlain),
-      quantize_op("MixQRMSNorm", Producer::kRmsNorm),
-      quantize_op("MixQAddRMSNorm", Producer::kAddRmsNorm),
-      quantize_op("MixQLayerNorm", Producer::kLayerNorm),
-      quantize_op("MixQAddLayerNorm", Producer::kAddLayerNorm),
-      quantize_op("MixQGatedSilu", Producer::kGatedSilu),
-      quantize_op("MixQGatedGelu", Producer::kGatedGelu),
-      quantize_op("MixQGatedGeluTanh", Producer::kGatedGeluTanh),
-      quantize_op("MixQGelu", Producer::kGelu),
-      quantize_op("MixQGeluTanh", Producer::kGeluTanh),
+      quantize_op("MixQQuantize", Producer::kPlain, false),
+      quantize_op("MixQQuantizeOnline", Producer::kPlain, true),
+      quantize_op("MixQRMSNorm", Producer::kRmsNorm, false),
+      quantize_op("MixQRMSNormOnline", Producer::kRmsNorm, true),
+      quantize_op("MixQAddRMSNorm", Producer::kAddRmsNorm, false),
+      quantize_op("MixQAddRMSNormOnline", Producer::kAddRmsNorm, true),
+      quantize_op("MixQLayerNorm", Producer::kLayerNorm, false),
+      quantize_op("MixQLayerNormOnline", Producer::kLayerNorm, true),
+      quantize_op("MixQAddLayerNorm", Producer::kAddLayerNorm, false),
+      quantize_op("MixQAddLayerNormOnline", Producer::kAddLayerNorm, true),
+      quantize_op("MixQGatedSilu", Producer::kGatedSilu, false),
+      quantize_op("MixQGatedSiluOnline", Producer::kGatedSilu, true),
+      quantize_op("MixQGatedGelu", Producer::kGatedGelu, false),
+      quantize_op("MixQGatedGeluOnline", Producer::kGatedGelu, true),
+      quantize_op("MixQGatedGeluTanh", Producer::kGatedGeluTanh, false),
+      quantize_op("MixQGatedGeluTanhOnline", Producer::kGatedGeluTanh, true),
+      quantize_op("MixQGelu", Producer::kGelu, false),
+      quantize_op("MixQGeluOnline", Producer::kGelu, true),
+      quantize_op("MixQGeluTanh", Producer::kGeluTanh, false),
+      quantize_op("MixQGeluTanhOnline", Producer::kGeluTanh, true),
   };
 }
 

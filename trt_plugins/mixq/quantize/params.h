@@ -54,7 +54,12 @@ struct QuantizeParams {
   void* xo;            // [M, C] T
   void* sum;           // [M, K] T: T(x + other) of an add producer; null: not written
   void* y;             // [M, K] T; null: not written
+  /// Null, or device memory where the kernel enqueued before leaves 0 if nothing is to be done.
+  int32_t const* condition = nullptr;
 };
+
+/// What launch_quantize would refuse, without launching anything.
+Status check_quantize(QuantizeParams const& params);
 
 Status launch_quantize(QuantizeParams const& params, cudaStream_t stream);
 
