@@ -13,13 +13,17 @@ NVCC_WHEELS := $(foreach p,cuda-nvcc cuda-runtime cuda-cccl cuda-crt nvvm,'nvidi
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint plugins release assets clean
+.PHONY: demo test test-triton lint plugins release assets clean
 
 demo: $(PLUGINS) assets
 	python examples/demo.py $(OUT)
 
 test: lint $(PLUGINS) assets
-	pytest tests
+	pytest tests -m "not triton"
+
+# A real server, which the tests fetch from the package index.
+test-triton: $(READY)
+	pytest tests/graphopt/deploy -m triton
 
 lint: $(READY)
 	ruff check .
@@ -44,7 +48,7 @@ assets: $(READY)
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable ".[runtime,rtx,llm,build,dev]"
+	$(BIN)/pip install --quiet --editable ".[runtime,rtx,llm,triton,build,dev]"
 	cmake/find_nvcc.sh $(BIN)/python >/dev/null 2>&1 || $(BIN)/pip install --quiet $(NVCC_WHEELS)
 	touch $@
 

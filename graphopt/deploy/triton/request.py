@@ -4,6 +4,7 @@ __all__ = ["FIELDS", "RESULTS", "Field", "GenerateRequest"]
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ class GenerateRequest:
             raise DeployError(f"seed must be 0 or more, not {self.seed}")
 
 
-def _values(field: Field, array: np.ndarray) -> list:
+def _values(field: Field, array: np.ndarray) -> list[Any]:
     """The values of a tensor as Python's."""
     if field.dims != (-1,) and array.shape != field.dims:
         raise DeployError(f"{field.name} must be a single value, not of shape {list(array.shape)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt import log
 from graphopt.deploy.triton.bls import BlsRunner
 from graphopt.deploy.triton.request import FIELDS, RESULTS, GenerateRequest
 from graphopt.deploy.triton.settings import GenerateSettings
@@ -19,6 +20,8 @@ from graphopt.generate import Sampler, generate
 from graphopt.models.tokenizer import Tokenizer
 from graphopt.runners import Decoder, open_runner
 from graphopt.runners.host import ort_runner
+
+_logger = log.get(__name__)
 
 #: The manifest of the engine model's plan lies beside model.py under the name that belongs to this plan.
 MANIFEST_STEM = "engine.plan"
@@ -77,6 +80,9 @@ class GenerateModel:
                 self._streams.submit(self._job(request, sender))
             except GraphOptError as e:
                 self._finish(sender, str(e))
+            except Exception as e:  # without an answer, Triton waits for one even when it stops
+                _logger.exception("a request failed")
+                self._finish(sender, f"internal error: {type(e).__name__}: {e}")
 
     def close(self) -> None:
         """Stop the streams and let go of the model."""

@@ -94,7 +94,8 @@ class Streams:
             DeployError: its prompt has no tokens or too many, the queue is full, or the server stops.
         """
         job.prompt = self._words.encode(job.request.text_input)
-        if not 1 <= len(job.prompt) <= (most := self._settings.max_prompt_tokens):
+        most = self._settings.max_prompt_tokens
+        if not 1 <= len(job.prompt) <= most:
             raise DeployError(f"the prompt has {len(job.prompt)} tokens; 1 to {most} are taken here")
         with self._lock:
             if self._closing.is_set():
