@@ -4,7 +4,7 @@
 #   bash benchmarks/engine_trip.sh check            small models and every op against their references
 #   bash benchmarks/engine_trip.sh make             random Llama-7B-shaped layers, in fp16 and MixQ (no GPU needed)
 #   bash benchmarks/engine_trip.sh first PARTS      the three above in one call; `make` runs beside `check`
-#   bash benchmarks/engine_trip.sh time             build and time both; PHASES=decode or prefill for one of them
+#   bash benchmarks/engine_trip.sh time             build and time both; PHASES, SCHEMES: which, comma-separated
 # Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
 # plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540).
 cd "$(dirname "$0")/.." || exit 1
@@ -54,7 +54,7 @@ make) run make --work "$work" --layers "${LAYERS:-4}" ;;
 time)
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
     run time --work "$work" --json "$out/engine.json" --driver "$driver" \
-        --seconds $((limit - 120)) --phases "${PHASES:-decode,prefill}"
+        --seconds $((limit - 120)) --phases "${PHASES:-decode,prefill}" ${SCHEMES:+--schemes "$SCHEMES"}
     ;;
 *) echo "unknown verb $verb" >&2; exit 2 ;;
 esac
