@@ -1,8 +1,8 @@
 """`BodyBuilder`: writes the nodes of a function body, hiding what changed between opsets."""
 
-__all__ = ["BodyBuilder"]
+__all__ = ["BodyBuilder", "shared"]
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,3 +113,27 @@ class BodyBuilder:
     def output(self, x: str, name: str) -> None:
         """Give the value ``x`` the function's output name ``name``."""
         self.op("Identity", x, outputs=[name])
+
+
+def shared(nodes: Sequence[onnx.NodeProto], outputs: Collection[str]) -> list[onnx.NodeProto]:
+    """Return ``nodes`` with equal ones written once: a body asks for a constant or a shape wherever it needs it.
+
+    Bodies with subgraphs stay as they are, and so do the nodes that give the function's ``outputs``.
+    """
+    if any(a.HasField("g") for node in nodes for a in node.attribute):
+        return list(nodes)
+    kept: list[onnx.NodeProto] = []
+    known: dict[tuple[object, ...], str] = {}
+    replaced: dict[str, str] = {}
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            node.input[i] = replaced.get(name, name)
+        attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+        key = (node.op_type, *node.input, *attributes)
+        if len(node.output) == 1 and node.output[0] not in outputs:
+            if key in known:
+                replaced[node.output[0]] = known[key]
+                continue
+            known[key] = node.output[0]
+        kept.append(node)
+    return kept

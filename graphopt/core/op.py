@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from graphopt.core.body import BodyBuilder
+from graphopt.core.body import BodyBuilder, shared
 from graphopt.errors import InternalError
 from graphopt.ir.model import Model
 
@@ -85,7 +85,7 @@ class OpSpec:
                 self.name,
                 [p.name for p in self.inputs],
                 [p.name for p in self.outputs],
-                builder.nodes,
+                shared(builder.nodes, {p.name for p in self.outputs}),
                 [helper.make_opsetid("", opset)],
                 attributes=names,
                 doc_string=self.doc,

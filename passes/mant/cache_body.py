@@ -101,10 +101,10 @@ def _amax(b: BodyBuilder, x: str) -> str:
 
 
 def _encode_scale(b: BodyBuilder, scale: str) -> str:
-    """Return the 11-bit numbers (..., 1) of scales (..., 1), float32."""
+    """Return the 11-bit numbers of scales, float32."""
     zero, one = b.const(0.0), b.const(1.0)
-    passed = b.cast(b.op("GreaterOrEqual", scale, b.const(cache_codes.POWERS)))
-    exponent = b.op("Max", b.reduce("Sum", passed, -1), one)
+    passed = b.cast(b.op("GreaterOrEqual", b.op("Unsqueeze", scale, _i(b, -1)), b.const(cache_codes.POWERS)))
+    exponent = b.op("Max", b.op("Squeeze", b.reduce("Sum", passed, -1), _i(b, -1)), one)
     below = b.op("Sub", exponent, one)
     factor = b.op("Gather", b.const(np.float32(64) / cache_codes.POWERS), b.cast(below, _INT32), axis=0)
     fraction = b.op("Round", b.op("Mul", scale, factor))
@@ -144,9 +144,11 @@ def _encode(b: BodyBuilder, x: str) -> tuple[str, str, str]:
 
 def _trial(b: BodyBuilder, magnitude: str, amax: str) -> tuple[str, str]:
     best = ids = scale = ""
-    for type_id, share in TRIAL:
-        candidate = b.op("Mul", amax, b.const(np.float32(share / MANT_KV.largest[type_id])))
-        used = _scale_of(b, _encode_scale(b, candidate))
+    shares = [np.float32(share / MANT_KV.largest[type_id]) for type_id, share in TRIAL]
+    candidates = b.op("Mul", amax, b.const(shares))
+    scales = _scale_of(b, _encode_scale(b, candidates))
+    for number, (type_id, _) in enumerate(TRIAL):
+        candidate, used = (b.op("Gather", x, _i(b, number), axis=-1) for x in (candidates, scales))
         bounds = b.op("Mul", b.op("Unsqueeze", used, _i(b, -1)), b.const(_BOUNDS[type_id]))
         place = b.cast(_place(b, magnitude, bounds), _INT32)
         value = b.op("Mul", b.op("Gather", b.const(_MAGNITUDES[type_id]), place, axis=0), used)

@@ -1,5 +1,6 @@
 """`OpSpec`: schema, body and nodes; that bodies compute what evaluators compute is in tests/contract/test_ops.py."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from graphopt.core.body import BodyBuilder
+from graphopt.core.body import BodyBuilder, shared
 from graphopt.core.op import DOMAIN, Attribute, OpSpec, Param, attach_bodies, custom_nodes
 from graphopt.errors import InternalError
 from graphopt.ir.export import to_proto
@@ -157,3 +158,18 @@ def test_custom_nodes_are_found_in_subgraphs() -> None:
     assert [n.name for n in custom_nodes(model)] == ["deep"]
     attach_bodies(model, [toy])
     assert [f.name for f in model.functions] == ["Toy"]
+
+
+def test_equal_nodes_of_a_body_are_written_once() -> None:
+    def body(b: BodyBuilder) -> None:
+        b.attribute("a")
+        sums = [b.op("Add", b.op("Mul", "x", b.const(2.0)), b.attribute(name)) for name in ("a", "b", "a")]
+        b.op("Sum", *sums, outputs=["y"])
+        b.op("Sum", *sums, outputs=["z"])
+
+    builder = BodyBuilder(18)
+    body(builder)
+    kept = shared(builder.nodes, {"y", "z"})
+    assert Counter(n.op_type for n in kept) == {"Constant": 3, "Mul": 1, "Add": 2, "Sum": 2}
+    first, second = (n.output[0] for n in kept if n.op_type == "Add")
+    assert [[*n.input] for n in kept if n.op_type == "Sum"] == [[first, second, first]] * 2
