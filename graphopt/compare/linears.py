@@ -112,7 +112,7 @@ def _lowered(node: gs.Node) -> WeightLayer:
         packed = Fraction(8 * vector, residuals * int(node.attrs["bits"]))
     elif "ratios" in given:
         packed /= int(np.prod(given["ratios"].shape))
-    elements = int(np.prod(codes.shape, dtype=np.int64) * packed)
+    elements = int(int(np.prod(codes.shape, dtype=np.int64)) * packed)
     stored = [t for name, t in given.items() if isinstance(t, gs.Constant) and name not in _BESIDES]
     return WeightLayer(node.name, node.outputs[0].name, int(codes.shape[0]), elements, _bits(stored), False)
 
