@@ -31,7 +31,7 @@ class OutlierConfig(BaseModel):
         128, ge=CAPACITY_STEP, description="at most this many, calibrated and predicted; a multiple of 16"
     )
     online: bool | Literal["auto"] = Field(
-        False,
+        "auto",
         description="add the channels that exceed sigma or sigma_rms at run time; auto: where nothing is calibrated",
     )
     sigma: float = Field(

@@ -14,7 +14,7 @@ from graphopt.numerics import affine
 
 #: Defaults are those of `graphopt.passes.mixq.config.OutlierConfig`.
 SIGMA = Attribute("sigma", 0.0, "a channel outside idx with a value larger than this is an outlier; 0: no such bound")
-SIGMA_RMS = Attribute("sigma_rms", 5.0, "the same, as a multiple of the token's rms; the larger bound decides")
+SIGMA_RMS = Attribute("sigma_rms", 4.0, "the same, as a multiple of the token's rms; the larger bound decides")
 CAPACITY = Attribute("capacity", 128, "outlier channels of a call; a multiple of 16, at least the size of idx")
 
 

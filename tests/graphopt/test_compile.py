@@ -73,7 +73,7 @@ def error(model: ir.Model, original: Path, given: dict[str, np.ndarray]) -> floa
 
 
 def test_optimized_decoder_fuses_every_norm_residual_and_gate(decoder: Path) -> None:
-    canonical, model, uncalibrated = (ir.load(decoder) for _ in range(3))
+    canonical, model, uncalibrated, online = (ir.load(decoder) for _ in range(4))
     given = feeds(model, np.random.default_rng(0))
     compile.canonicalize(canonical)
     report = compile.optimize(model, PRESET, collect(canonical, [given]))
@@ -84,8 +84,11 @@ def test_optimized_decoder_fuses_every_norm_residual_and_gate(decoder: Path) -> 
     assert report.counts("rewritten")["mixq"] == 15
     # Fifteen linears, each within 1 %, add up like independent errors.
     assert error(model, decoder, given) < 0.04
-    compile.optimize(uncalibrated, PRESET)
+    settings = {"match": "*", "scheme": "mixq", "settings": {"outliers": {"online": False}}}
+    compile.optimize(uncalibrated, Recipe.parse({"version": 1, "layers": [settings]}, SCHEMES, "offline"))
     assert error(model, decoder, given) < 0.6 * error(uncalibrated, decoder, given)
+    compile.optimize(online, PRESET)
+    assert error(online, decoder, given) < 0.04
 
 
 def test_optimized_encoder_fuses_residual_norms_and_gelu(tmp_path: Path) -> None:
@@ -97,9 +100,9 @@ def test_optimized_encoder_fuses_residual_norms_and_gelu(tmp_path: Path) -> None
     model = ir.load(tmp_path / "bert.onnx")
     compile.optimize(model, PRESET)
     counts = Counter(n.op for n in custom_nodes(model))
-    assert counts["MixQLinear"] >= 12
-    assert counts["MixQGelu"] == 2
-    assert counts["MixQAddLayerNorm"] >= 3
+    assert counts["MixQLinearOnline"] >= 12
+    assert counts["MixQGeluOnline"] == 2
+    assert counts["MixQAddLayerNormOnline"] >= 3
 
 
 def test_dry_run_reports_what_the_run_does_and_keeps_weights_untouched(decoder: Path) -> None:
@@ -114,7 +117,7 @@ def test_recipe_none_is_reported_with_its_source(decoder: Path) -> None:
     report = compile.optimize(model, recipe)
     left = [(f.node, f.reason) for f in report.findings if f.rule == "recipe"]
     assert left == [("/lm_head/MatMul", "preset mixq-w8a8 says scheme none")]
-    assert Counter(n.op for n in custom_nodes(model))["MixQLinear"] == 14
+    assert Counter(n.op for n in custom_nodes(model))["MixQLinearOnline"] == 14
 
 
 def test_glob_that_matches_nothing_is_an_error(decoder: Path) -> None:

@@ -55,7 +55,7 @@ def test_writes_a_model_that_says_what_it_is(model: Path, tmp_path: Path) -> Non
     assert data["files"][0] == str(tmp_path / "m.opt.onnx")
     onnx.checker.check_model(str(tmp_path / "m.opt.onnx"))
     saved = onnx.load(tmp_path / "m.opt.onnx", load_external_data=False)
-    assert sum(n.op_type == "MixQLinear" for n in saved.graph.node) == LINEARS
+    assert sum(n.op_type == "MixQLinearOnline" for n in saved.graph.node) == LINEARS
     assert {f.name for f in saved.functions} == {n.op_type for n in saved.graph.node if n.domain == "graphopt"}
     rewritten = [f for f in data["findings"] if f["rule"] == "mixq" and f["status"] == "rewritten"]
     assert len(rewritten) == LINEARS

@@ -220,9 +220,16 @@ def test_dry_run_reports_and_changes_nothing() -> None:
     assert report.counts("rewritten") == {"mixq": 5}
 
 
-def test_without_statistics_the_set_is_empty_and_the_report_says_so() -> None:
+def test_without_statistics_outliers_are_predicted_unless_told_not_to() -> None:
     block = Block()
     report = block.lower(statistics=None)
+    assert {f.reason for f in report.findings if f.status == "note"} == {
+        "no calibration: outliers are predicted online"
+    }
+    assert block.ops()["q_proj"].op == "MixQLinearOnline"
+    block = Block()
+    report = block.lower(config=MixQConfig(outliers=OutlierConfig(online=False)), statistics=None)
+    assert block.ops()["q_proj"].op == "MixQLinear"
     assert {f.reason for f in report.findings if f.status == "note"} == {"no calibration: the outlier set is empty"}
     assert len(block.run()) == 3
 
@@ -330,7 +337,6 @@ def test_linears_of_one_tensor_share_its_codes_whatever_their_weights_are() -> N
     assert nodes["k_proj"].inputs[0] is nodes["up_proj"].inputs[0] is nodes["q_proj"].inputs[0]
     assert nodes["k_proj"].attrs["group"] == 64
     assert nodes["up_proj"].attrs["group"] >= K
-    assert "plugin_namespace" not in nodes["k_proj"].attrs, "there is no plugin yet: the body is what runs"
 
 
 def test_each_width_of_activations_has_its_own_quantizing_op() -> None:
