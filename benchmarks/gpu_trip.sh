@@ -5,9 +5,10 @@
 #     correctness  every kernel against its numpy evaluator, through the C API and TensorRT's plugin interface (1 min)
 #     quick        the same on fewer sizes
 #     sanitizer    compute-sanitizer over every kernel
+#     online       online outlier prediction: exact sets, sequences, graphs, streams, plugins; then what it costs (1 min)
 #     timing       graphopt bench kernels, all suites (2 min)
 #     counters     hardware counters of the quantize kernels
-#     all          correctness sanitizer timing counters (default)
+#     all          correctness sanitizer online timing counters (default)
 #     mixq         quick timing counters
 # Needs carry/ (benchmarks/gpu_carry.sh) and a python3 with torch, numpy, ml_dtypes, typer and rich.
 cd "$(dirname "$0")/.." || exit 1
@@ -31,19 +32,39 @@ quick() { check --quick; }
 
 # Cases of every kernel, small, through the C++ host: no framework's own kernels are in the way.
 sanitizer() {
-    local cases failed=0 tool
+    local cases
     cases="$(mktemp -d)"
     python3 benchmarks/correctness.py --quick --write-cases "$cases" || return 1
-    : > "$out/sanitizer.log"
+    sanitize "$cases" "$out/sanitizer.log"
+}
+
+# sanitize CASES LOG: host_v3 on a folder of cases, under every tool.
+sanitize() {
+    local cases="$1" log="$2" failed=0 tool code
+    : > "$log"
     for tool in memcheck racecheck initcheck synccheck; do
-        echo "== $tool" >> "$out/sanitizer.log"
+        echo "== $tool" >> "$log"
         timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-            "$host" "$GRAPHOPT_PLUGIN_LIBRARY" "$cases" >> "$out/sanitizer.log" 2>&1
+            "$host" "$GRAPHOPT_PLUGIN_LIBRARY" "$cases" >> "$log" 2>&1
         code=$?
-        echo "== $tool exit $code" >> "$out/sanitizer.log"
+        echo "== $tool exit $code" >> "$log"
         [ "$code" = 0 ] || failed=1
-        echo "$tool: exit $code, $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$out/sanitizer.log" | tail -1)"
+        echo "$tool: exit $code, $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" | tail -1)"
     done
+    return "$failed"
+}
+
+online() {
+    local failed=0 cases
+    timeout 100 python3 benchmarks/online_plugins.py --library "$GRAPHOPT_PLUGIN_LIBRARY" --host "$host" 2>&1 |
+        tee "$out/online_plugins.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    timeout 150 python3 benchmarks/online.py --library "$GRAPHOPT_PLUGIN_LIBRARY" --json "$out/online.json" 2>&1 |
+        tee "$out/online.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    cases="$(mktemp -d)"
+    python3 benchmarks/online_plugins.py --write-cases "$cases" && sanitize "$cases" "$out/online_sanitizer.log" ||
+        failed=1
     return "$failed"
 }
 
@@ -76,7 +97,7 @@ l1tex__data_bank_conflicts_pipe_lsu.sum,dram__bytes.sum \
 stages=()
 for name in "$@"; do
     case "$name" in
-    all) stages+=(correctness sanitizer timing counters) ;;
+    all) stages+=(correctness sanitizer online timing counters) ;;
     mixq) stages+=(quick timing counters) ;;
     *) stages+=("$name") ;;
     esac
