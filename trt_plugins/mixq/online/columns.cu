@@ -4,10 +4,10 @@
 #include <cuda_fp16.h>
 
 #include "common/launch.h"
+#include "common/packing.h"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
 #include "mixq/common/channel_list.cuh"
-#include "mixq/linear_w4a8/params.h"
 
 namespace graphopt::mixq {
 namespace {
@@ -31,10 +31,9 @@ struct Int4Codes {
   int32_t group;
 
   __device__ __forceinline__ int32_t get(int64_t row, int32_t channel) const {
-    constexpr int32_t kHalf = kPackedVector / 2;
-    int32_t const vector = channel / kPackedVector, place = channel % kPackedVector;
-    int32_t const byte = wq4[row * row_bytes + vector * kHalf + place % kHalf];
-    int32_t const code = place < kHalf ? static_cast<int8_t>(byte << 4) >> 4 : byte >> 4;
+    int32_t const vector = channel / kPackedCodes, place = channel % kPackedCodes;
+    int32_t const byte = wq4[row * row_bytes + vector * kPackedBytes + place % kPackedBytes];
+    int32_t const code = place < kPackedBytes ? static_cast<int8_t>(byte << 4) >> 4 : byte >> 4;
     return code * sg[channel / group * n + row];
   }
 };
@@ -125,7 +124,7 @@ Status launch_typed(ColumnsParams const& p, Codes const& codes, ColumnsState con
 template <class T>
 Status launch_of_type(ColumnsParams const& p, ColumnsState const& state, cudaStream_t stream) {
   if (p.wq != nullptr) return launch_typed<T>(p, Int8Codes{p.wq, p.k}, state, stream);
-  Int4Codes const codes{p.wq4, p.sg, packed_row_bytes(p.k), p.n, static_cast<int32_t>(p.group)};
+  Int4Codes const codes{p.wq4, p.sg, packed_bytes(p.k), p.n, static_cast<int32_t>(p.group)};
   return launch_typed<T>(p, codes, state, stream);
 }
 

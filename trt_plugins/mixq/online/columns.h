@@ -29,7 +29,7 @@ struct ColumnsState {
 /// Forget all columns.
 Status launch_reset_columns(ColumnsState const& state, cudaStream_t stream);
 
-/// The codes wc [N, K] are those of wq, or with wq4 wc[n, k] = sg[k / group, n] wq4[n, k] (linear_w4a8/params.h).
+/// The codes wc [N, K] are those of wq, or with wq4 wc[n, k] = sg[k / group, n] wq4[n, k] (common/packing.h).
 struct ColumnsParams {
   DType dtype;         // T: kFloat32, kFloat16 or kBFloat16
   int64_t n;           // N
@@ -38,7 +38,7 @@ struct ColumnsParams {
   int64_t capacity;    // C', size of set
   int64_t group;       // with wq4: columns that share an integer scale
   int8_t const* wq;    // [N, K], or null
-  int8_t const* wq4;   // [N, packed_row_bytes(K)], or null
+  int8_t const* wq4;   // [N, packed_bytes(K)], or null
   int8_t const* sg;    // [ceil(K / group), N], with wq4
   float const* sw;     // [N]
   void const* wo;      // [N, C] T
