@@ -17,11 +17,13 @@ compile() { # source, object, more flags
     { grep -E "warning|error|C75|spill|Used" || true; } | sort | uniq -c
 }
 link() { # folder of the kernels with waits, library
-  "$nvcc" -shared -cudart static "-L$lib" "$objects"/*.o "$1"/sm90_*.o -o "carry/$2"
+  "$nvcc" -shared -cudart static "-L$lib" $plain "$1"/sm90_f16.o "$1"/sm90_bf16.o -o "carry/$2"
 }
+plain=
 for input in benchmarks/kernels/mixq_w4a8.cu $source/launch.cu $source/launch_f16.cu $source/launch_bf16.cu \
   $source/launch_f32.cu trt_plugins/common/check.cpp trt_plugins/common/tensor_map.cpp; do
   object="$objects/$(basename "${input%.*}").o"
+  plain="$plain $object"  # nothing else that lies there: objects of other sources would replace functions of these
   test "$object" -nt "$input" && test -z "$(find trt_plugins -newer "$object" -name '*.*h')" || compile "$input" "$object"
 done
 mkdir -p "$objects/free"

@@ -44,8 +44,6 @@ constexpr Variant kVariants[] = {
     {"tile-128x128", 4096, kAny, of_args<launch_w4a8_tile<__half, W4Tile128x128>>},
     {"wgmma-64", 17, 256, wgmma<Sm90W4Kernel::kTile64>},
     {"wgmma-64s2", 17, 128, wgmma<Sm90W4Kernel::kTile64Split>},
-    {"wgmma-64t2", 17, 256, wgmma<Sm90W4Kernel::kTile64Teams>},
-    {"wgmma-64s2t2", 17, 256, wgmma<Sm90W4Kernel::kTile64SplitTeams>},
     {"wgmma-128", 65, kAny, wgmma<Sm90W4Kernel::kTile128>},
     {"wgmma-128s2", 65, 512, wgmma<Sm90W4Kernel::kTile128Split>},
     {"wgmma-256", 129, kAny, wgmma<Sm90W4Kernel::kTile256>},

@@ -25,7 +25,7 @@ int main() {
       bool vectors = false;
       std::cin >> m >> size >> vectors >> multiprocessors;
       int const kernel = kind == "linear" ? static_cast<int>(pick_linear(m, size, vectors, multiprocessors))
-                                          : static_cast<int>(pick_linear_w4a8(m, size, vectors, multiprocessors));
+                                          : static_cast<int>(pick_linear_w4a8(m, size, vectors, false, multiprocessors));
       std::cout << kernel << '\n';
     } else if (kind == "sm90" || kind == "sm90_w4") {
       int64_t k = 0, capacity = 0;

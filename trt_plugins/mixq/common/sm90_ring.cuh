@@ -20,12 +20,6 @@ struct RingPosition {
       parity ^= 1;
     }
   }
-
-  /// Go to the `count`-th position from the start.
-  __device__ __forceinline__ void move_to(int count) {
-    stage = count % kStages;
-    parity = static_cast<uint32_t>(count / kStages % 2);
-  }
 };
 
 /// A block's ring: kStages stages from `base`, a multiple of 1024, and their barriers from `barriers`.

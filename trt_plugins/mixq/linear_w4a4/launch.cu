@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kUnpackThreads)
 
 /// The same product with X unpacked, kUnpackedTokens at a time.
 Status launch_unpacked(LinearW4A8Params const& packed, void* workspace, cudaStream_t stream) {
-  int64_t const row_bytes = packed_row_bytes(packed.k), size = static_cast<int64_t>(element_size(packed.dtype));
+  int64_t const row_bytes = packed_bytes(packed.k), size = static_cast<int64_t>(element_size(packed.dtype));
   auto* const codes = static_cast<int8_t*>(workspace);
   for (int64_t first = 0; first < packed.m; first += kUnpackedTokens) {
     LinearW4A8Params p = packed;
@@ -70,9 +70,9 @@ Status launch_unpacked(LinearW4A8Params const& packed, void* workspace, cudaStre
 Status launch_linear_w4a4(LinearW4A4Params const& params, cudaStream_t stream) {
   LinearW4A8Params p = params.packed;
   GRAPHOPT_TRY(check_linear_w4a8(p));
-  if (p.group < p.k && p.group % kPackedVector != 0) return Status::kBadShape;
+  if (p.group < p.k && p.group % kPackedCodes != 0) return Status::kBadShape;
   bool const one_group = p.group >= p.k;
-  p.k = 2 * packed_row_bytes(p.k);  // the padding's codes are 0
+  p.k = 2 * packed_bytes(p.k);  // the padding's codes are 0
   if (one_group) p.group = p.k;
   if (p.k > kMaxLinearK) return Status::kTooLarge;
   if (p.m == 0) return Status::kOk;

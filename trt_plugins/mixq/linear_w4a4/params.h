@@ -12,7 +12,7 @@
 namespace graphopt::mixq {
 
 struct LinearW4A4Params {
-  /// xq: [M, packed_row_bytes(K)], codes in -7..7 packed as those of wq4, 0 in outlier channels and in padding.
+  /// xq: [M, packed_bytes(K)], codes in -7..7 packed as those of wq4, 0 in outlier channels and in padding.
   LinearW4A8Params packed;  // group: a multiple of 32, or at least K
   void* workspace;          // w4a4_workspace_bytes, a multiple of 16
 };
@@ -22,7 +22,7 @@ constexpr int64_t kUnpackedTokens = 8192;
 
 /// Scratch bytes for `m` tokens of `k` codes.
 constexpr int64_t w4a4_workspace_bytes(int64_t m, int64_t k) {
-  return (m < kUnpackedTokens ? m : kUnpackedTokens) * 2 * packed_row_bytes(k);
+  return (m < kUnpackedTokens ? m : kUnpackedTokens) * 2 * packed_bytes(k);
 }
 
 Status launch_linear_w4a4(LinearW4A4Params const& params, cudaStream_t stream);

@@ -27,17 +27,19 @@ Status launch_linear_w4a8(LinearW4A8Params const& params, cudaStream_t stream) {
   int multiprocessors = 0;
   GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
   bool const vectors = products_read_vectors(params);
+  bool few_tokens = false;
 #ifdef GRAPHOPT_SM90A
   bool sm90 = false;
   GRAPHOPT_TRY(is_sm90(&sm90));
-  if (sm90 && vectors && params.m >= kSm90W4LeastTokens && supports_sm90(params)) {
-    Sm90W4Kernel const kernel = pick_sm90_w4(params.m, params.n, params.k, params.capacity, multiprocessors);
+  if (sm90 && vectors && supports_sm90(params)) {
+    Sm90W4Kernel const picked = pick_sm90_w4(params.m, params.n, params.k, params.capacity, multiprocessors);
     auto const launch_typed =
         params.dtype == DType::kFloat16 ? launch_linear_w4a8_sm90<__half> : launch_linear_w4a8_sm90<__nv_bfloat16>;
-    return launch_typed(params, kernel, multiprocessors, stream);
+    if (picked != Sm90W4Kernel::kFewTokens) return launch_typed(params, picked, multiprocessors, stream);
+    few_tokens = true;
   }
 #endif
-  LinearW4A8Kernel const kernel = pick_linear_w4a8(params.m, params.n, vectors, multiprocessors);
+  LinearW4A8Kernel const kernel = pick_linear_w4a8(params.m, params.n, vectors, few_tokens, multiprocessors);
   switch (params.dtype) {
     case DType::kFloat32:
       return launch_linear_w4a8_typed<float>(params, kernel, stream);

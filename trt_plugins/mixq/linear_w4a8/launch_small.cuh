@@ -30,7 +30,7 @@ LinearW4A8Args<T> w4a8_args(LinearW4A8Params const& p) {
           p.n,
           static_cast<int32_t>(p.k),
           static_cast<int32_t>(p.capacity),
-          static_cast<int32_t>(packed_row_bytes(p.k)),
+          static_cast<int32_t>(packed_bytes(p.k)),
           static_cast<int32_t>(p.group < p.k ? p.group : p.k),
           w4a8_group_shift(p.group, p.k),
           p.xq,

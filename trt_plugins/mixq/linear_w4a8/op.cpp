@@ -47,7 +47,7 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
   p.capacity = inputs[kXo].cols();
   p.group = op.flag(attributes, kGroup);
   if (inputs[kSg].rows() == 1 && p.group > 0) p.group = std::max(p.group, p.k);
-  bool const fits = inputs[kWq4].cols() == packed_row_bytes(p.k) && inputs[kSg].cols() == p.n && p.group > 0 &&
+  bool const fits = inputs[kWq4].cols() == packed_bytes(p.k) && inputs[kSg].cols() == p.n && p.group > 0 &&
                     inputs[kSg].rows() >= (p.k + p.group - 1) / p.group && inputs[kWo].cols() == p.capacity &&
                     inputs[kWo].rows() == p.n;
   if (!fits) return Status::kBadShape;

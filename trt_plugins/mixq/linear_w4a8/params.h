@@ -10,14 +10,10 @@
 
 #include <cstdint>
 
+#include "common/packing.h"
 #include "common/tensor.h"
 
 namespace graphopt::mixq {
-
-/// Codes in 16 bytes of wq4: byte i holds code i in its low nibble and code 16 + i in its high one.
-constexpr int64_t kPackedVector = 32;
-
-constexpr int64_t packed_row_bytes(int64_t k) { return (k + kPackedVector - 1) / kPackedVector * 16; }
 
 /// y must not overlap an input.
 struct LinearW4A8Params {
@@ -30,7 +26,7 @@ struct LinearW4A8Params {
   int8_t const* xq;   // [M, K], 0 in outlier channels
   float const* sx;    // [M]
   void const* xo;     // [M, C] T
-  int8_t const* wq4;  // [N, packed_row_bytes(K)], codes in -7..7, 0 in outlier channels and in padding
+  int8_t const* wq4;  // [N, packed_bytes(K)], codes in -7..7, 0 in outlier channels and in padding
   int8_t const* sg;   // [ceil(K / group), N], in 1..18
   float const* sw;    // [N]
   void const* wo;     // [N, C] T

@@ -63,12 +63,13 @@ constexpr int w4a8_group_shift(int64_t group, int64_t k) {
 /// Args:
 ///   m, n: sizes of Y.
 ///   vectors: K is a multiple of 16, every operand of the products is aligned to 16 bytes, and the group has a shift.
+///   few_tokens: prefer the kernel for few tokens, which then goes over W several times.
 ///   multiprocessors: of the device.
-constexpr LinearW4A8Kernel pick_linear_w4a8(int64_t m, int64_t n, bool vectors, int multiprocessors) {
+constexpr LinearW4A8Kernel pick_linear_w4a8(int64_t m, int64_t n, bool vectors, bool few_tokens, int multiprocessors) {
   if (!vectors) return LinearW4A8Kernel::kGeneric;
   if (m <= 8) return LinearW4A8Kernel::kSmall8;
   if (m <= 16) return LinearW4A8Kernel::kSmall16;
-  if (m <= 32) return LinearW4A8Kernel::kSmall32;
+  if (m <= 32 || few_tokens) return LinearW4A8Kernel::kSmall32;
   if (W4Tile256x128::blocks(m, n) >= multiprocessors) return LinearW4A8Kernel::kTile256x128;
   if (W4Tile128x128::blocks(m, n) >= multiprocessors) return LinearW4A8Kernel::kTile128x128;
   return LinearW4A8Kernel::kTile64x64;

@@ -56,9 +56,9 @@ struct Sm90W4Shared {
   __device__ __forceinline__ uint32_t staging(int warpgroup, int buffer) const {
     return base + Traits::kStagingOffset + (2 * warpgroup + buffer) * Traits::kStoreBytes;
   }
-  /// Sums of team `team` out of all of the cluster, but the first.
-  __device__ __forceinline__ uint32_t part(int team) const {
-    return base + Traits::kPartsOffset + (team - 1) * Traits::kPartBytes;
+  /// Sums of block `rank` of the cluster, which is not the first.
+  __device__ __forceinline__ uint32_t part(int rank) const {
+    return base + Traits::kPartsOffset + (rank - 1) * Traits::kPartBytes;
   }
   __device__ __forceinline__ uint32_t sx() const { return base + Traits::kSxOffset; }
   __device__ __forceinline__ uint32_t sx_full() const { return stages().full(2 * Traits::kStages); }
@@ -167,11 +167,10 @@ class Sm90W4Consumer {
   using Product = Wgmma<Tile::kTokens>;
 
   __device__ __forceinline__ Sm90W4Consumer(Sm90W4Args<T> const& args, Sm90W4Shared<Traits> const& shared,
-                                            int team, int warpgroup)
+                                            int warpgroup)
       : args_(args),
         shared_(shared),
         stages_(shared.stages()),
-        team_(team),
         warpgroup_(warpgroup),
         lane_row_(warp_ * 16 + lane_ / 4),
         word_(warpgroup * kWgmmaRows * kCodeRowBytes + lane_row_ * kCodeRowBytes + lane_row_ / 2 % 4 * 16 +
@@ -184,9 +183,8 @@ class Sm90W4Consumer {
       row += warpgroup_ * kWgmmaRows;
       load_row_values(row);
       multiply_codes(walk.begin(args_.code_stages), walk.end(args_.code_stages), row);
-      if constexpr (Traits::kParts > 0) {
-        int const team = walk.rank() * Tile::kTeams + team_;
-        if (team > 0) return send_sums(team);
+      if constexpr (Tile::kSplit > 1) {
+        if (!walk.leads()) return send_sums(walk.rank());
         mbarrier_wait_cluster(shared_.parts_full(), 0);
         add_sums();
       }
@@ -220,40 +218,36 @@ class Sm90W4Consumer {
     }
   }
 
-  /// sums = xq wc^T over this team's stages of begin..end of K. Halves of a stage take turns with two sets of
-  /// registers: one is decoded while the products of the other run.
+  /// sums = xq wc^T over stages begin..end of K. Halves of a stage take turns with two sets of registers: one is
+  /// decoded while the products of the other run.
   __device__ __forceinline__ void multiply_codes(int begin, int end, int row) {
     scale_rows_[0] = args_.sg + clamped(row + lane_row_);
     scale_rows_[1] = args_.sg + clamped(row + lane_row_ + 8);
-    int const own = begin + (Tile::kTeams == 1 ? 0 : team_);
-    if constexpr (Tile::kTeams > 1) at_.move_to(team_);
     Half first, second;
     uint32_t scales[2][2];  // [half][row]
-    load_scales(scales[0], 2 * own);
-    load_scales(scales[1], 2 * own + 1);
+    load_scales(scales[0], 2 * begin);
+    load_scales(scales[1], 2 * begin + 1);
     int previous = -1;
-    if (Traits::kParts > 0 && own >= end) clear_sums();
+    if (Tile::kSplit > 1 && begin == end) clear_sums();
     wgmma_pin(sum_);
 #pragma unroll 1
-    for (int i = own; i < end; i += Tile::kTeams) {
+    for (int i = begin; i < end; ++i) {
       mbarrier_wait(stages_.full(at_.stage), at_.parity);
       uint32_t const codes = stages_.w(at_.stage) + word_;
       uint64_t const x = wgmma_descriptor(stages_.x(at_.stage));
       decode<0>(first, scales[0], codes);
-      load_scales(scales[0], 2 * (i + Tile::kTeams));
-      start_products(first, x, i > own);
+      load_scales(scales[0], 2 * i + 2);
+      start_products(first, x, i > begin);
       if (previous >= 0) release(previous);
       decode<1>(second, scales[1], codes);
-      load_scales(scales[1], 2 * (i + Tile::kTeams) + 1);
+      load_scales(scales[1], 2 * i + 3);
       start_products(second, x + kHalfSteps * (kWgmmaStepBytes / 16), true);
       previous = at_.stage;
-#pragma unroll
-      for (int team = 0; team < Tile::kTeams; ++team) at_.advance();
+      at_.advance();
     }
     wgmma_wait<0>();
     wgmma_pin(sum_);
     if (previous >= 0) release(previous);
-    if constexpr (Tile::kTeams > 1) at_.move_to(end - begin);
   }
 
   __device__ __forceinline__ void clear_sums() {
@@ -308,32 +302,32 @@ class Sm90W4Consumer {
     if (lane_ == 0) mbarrier_arrive(stages_.empty(stage));
   }
 
-  /// Where a team leaves the sums of this thread, four by four.
-  __device__ __forceinline__ uint32_t part(int team, int i) const {
-    constexpr int kReaders = kWarpgroup * Traits::kTeamSize;
+  /// Where a block leaves the sums of this thread, four by four.
+  __device__ __forceinline__ uint32_t part(int rank, int i) const {
+    constexpr int kReaders = kWarpgroup * Traits::kConsumers;
     int const reader = warpgroup_ * kWarpgroup + static_cast<int>(threadIdx.x) % kWarpgroup;
-    return shared_.part(team) + 16 * (i * kReaders + reader);
+    return shared_.part(rank) + 16 * (i * kReaders + reader);
   }
 
-  /// Give the sums to the first team of the cluster.
-  __device__ __forceinline__ void send_sums(int team) const {
+  /// Give the sums to the first block of the cluster.
+  __device__ __forceinline__ void send_sums(int rank) const {
     uint32_t const barrier = address_at(shared_.parts_full(), 0);
 #pragma unroll
     for (int i = 0; i < Traits::kSums / 4; ++i) {
-      store_async(address_at(part(team, i), 0), barrier, sum_[4 * i], sum_[4 * i + 1], sum_[4 * i + 2],
+      store_async(address_at(part(rank, i), 0), barrier, sum_[4 * i], sum_[4 * i + 1], sum_[4 * i + 2],
                   sum_[4 * i + 3]);
     }
   }
 
   __device__ __forceinline__ void add_sums() {
 #pragma unroll
-    for (int team = 1; team <= Traits::kParts; ++team) {
+    for (int rank = 1; rank < Tile::kSplit; ++rank) {
 #pragma unroll
       for (int i = 0; i < Traits::kSums / 4; ++i) {
         uint32_t word[4];
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                     : "r"(part(team, i))
+                     : "r"(part(rank, i))
                      : "memory");
 #pragma unroll
         for (int e = 0; e < 4; ++e) sum_[4 * i + e] += word[e];
@@ -426,8 +420,7 @@ class Sm90W4Consumer {
   typename Sm90W4Shared<Traits>::Stages const stages_;
   int const warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
   int const lane_ = static_cast<int>(threadIdx.x) % 32;
-  int const team_;
-  int const warpgroup_;  // of the team
+  int const warpgroup_;
   int const lane_row_;   // of the 64
   uint32_t const word_;  // offset of the lane's word of the first chunk of its first row in a stage's W
   RingPosition<Traits::kStages> at_;
@@ -455,7 +448,7 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
     mbarrier_init(shared.sx_empty(), 32 * Traits::kReaderWarps);
     mbarrier_init(shared.parts_full(), 1);
     mbarrier_init_fence();
-    if constexpr (Traits::kParts > 0) mbarrier_arrive_expect(shared.parts_full(), Traits::kPartsBytes);
+    if constexpr (Tile::kSplit > 1) mbarrier_arrive_expect(shared.parts_full(), Traits::kPartsBytes);
   }
   if constexpr (Tile::kSplit > 1) {
     cluster_sync();
@@ -470,8 +463,7 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
     __syncwarp();
   } else {
     claim_registers<Traits::kConsumerRegisters>();
-    int const warpgroup = warp / 4 - 1;
-    Sm90W4Consumer<T, Traits>(args, shared, warpgroup / Traits::kTeamSize, warpgroup % Traits::kTeamSize).run();
+    Sm90W4Consumer<T, Traits>(args, shared, warp / 4 - 1).run();
   }
 }
 

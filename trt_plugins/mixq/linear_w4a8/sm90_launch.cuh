@@ -25,7 +25,7 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   Sm90W4Args<T> args;
   // A box that reaches past the last token costs more than tokens that exist.
   args.x_rows = static_cast<int32_t>(std::min<int64_t>(p.m, Tile::kTokens));
-  int64_t const row_bytes = packed_row_bytes(p.k);
+  int64_t const row_bytes = packed_bytes(p.k);
   GRAPHOPT_TRY(encode_tensor_map(&args.xq, p.xq, DType::kInt8, p.m, p.k, args.x_rows));
   GRAPHOPT_TRY(encode_tensor_map(&args.wq, p.wq4, DType::kInt8, p.n, row_bytes, kSm90W4Rows, kCodeRowBytes));
   GRAPHOPT_TRY(encode_tensor_map(&args.xo, p.xo, p.dtype, p.m, p.capacity, args.x_rows, kCodeRowBytes));
@@ -45,8 +45,8 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, kSm90W4Rows));
   int const at_once = multiprocessors / Tile::kSplit;
   args.grid.group = w4_group<Tile>(args.grid.down, at_once);
-  // Teams that split K exchange their sums once, so their blocks have one tile.
-  int const clusters = Traits::kParts > 0 ? args.grid.clusters() : std::min(at_once, args.grid.clusters());
+  // Blocks that split K exchange their sums once, so each has one tile.
+  int const clusters = Tile::kSplit > 1 ? args.grid.clusters() : std::min(at_once, args.grid.clusters());
   return launch_clusters(linear_w4a8_sm90<T, Tile>, args, clusters * Tile::kSplit, Traits::kThreads,
                          Traits::kSharedBytes, Tile::kSplit, stream);
 }
@@ -55,20 +55,18 @@ template <class T>
 Status launch_linear_w4a8_sm90(LinearW4A8Params const& p, Sm90W4Kernel kernel, int multiprocessors,
                                cudaStream_t stream) {
   switch (kernel) {
+    case Sm90W4Kernel::kFewTokens:
+      break;
     case Sm90W4Kernel::kTile64:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1, 1>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile64Split:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2, 1>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile128:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 1, 1>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 1>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile128Split:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 2, 1>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 2>>(p, multiprocessors, stream);
     case Sm90W4Kernel::kTile256:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 1, 1>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile64Teams:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile64SplitTeams:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2, 2>>(p, multiprocessors, stream);
+      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 1>>(p, multiprocessors, stream);
   }
   return Status::kBadOperation;
 }

@@ -9,17 +9,9 @@
 
 namespace graphopt::mixq {
 
-/// kTile<tokens>[Split][Teams], each of 128 rows of W. Split: two blocks share a tile, each with half of K. Teams: so
-/// do two pairs of warpgroups of a block, which has no cost yet and is not chosen.
-enum class Sm90W4Kernel {
-  kTile64,
-  kTile64Split,
-  kTile128,
-  kTile128Split,
-  kTile256,
-  kTile64Teams,
-  kTile64SplitTeams,
-};
+/// kFewTokens: kernel_small.cuh. kTile<tokens>[Split]: of 128 rows of W; Split: two blocks share a tile, each with half
+/// of K.
+enum class Sm90W4Kernel { kFewTokens, kTile64, kTile64Split, kTile128, kTile128Split, kTile256 };
 
 /// What a tile costs.
 struct Sm90W4Cost {
@@ -30,7 +22,9 @@ struct Sm90W4Cost {
   double per_tile;   // microseconds to exchange sums
 };
 
-constexpr int64_t kSm90W4LeastTokens = 33;  // below, the kernels for few tokens are as fast or faster
+constexpr int64_t kFewTokens = 32;          // that the kernel for few tokens takes at once, and always
+constexpr int64_t kMostFewTokens = 64;      // that it is considered for
+constexpr double kFewTokensTime = 2.86e-7;  // microseconds for each code of W, each time
 
 constexpr Sm90W4Cost kSm90W4Costs[] = {
     {Sm90W4Kernel::kTile64, 64, 1, 0.44, 0.0},   {Sm90W4Kernel::kTile64Split, 64, 2, 0.53, 1.5},
@@ -55,14 +49,21 @@ constexpr double sm90_w4_time(Sm90W4Cost const& cost, int64_t m, int64_t n, int6
 ///   m, n, k, capacity: sizes, see LinearW4A8Params.
 ///   multiprocessors: of the device, 2 or more.
 constexpr Sm90W4Kernel pick_sm90_w4(int64_t m, int64_t n, int64_t k, int64_t capacity, int multiprocessors) {
-  Sm90W4Cost const* best = kSm90W4Costs;
+  if (m <= kFewTokens) return Sm90W4Kernel::kFewTokens;
+  Sm90W4Kernel best = Sm90W4Kernel::kTile64;
+  double least = 1e300;
+  if (m <= kMostFewTokens) {
+    best = Sm90W4Kernel::kFewTokens;
+    least = kFewTokensTime * 2.0 * static_cast<double>(n) * static_cast<double>(k);
+  }
   for (Sm90W4Cost const& cost : kSm90W4Costs) {
-    if (sm90_w4_time(cost, m, n, k, capacity, multiprocessors) <
-        sm90_w4_time(*best, m, n, k, capacity, multiprocessors)) {
-      best = &cost;
+    double const time = sm90_w4_time(cost, m, n, k, capacity, multiprocessors);
+    if (time < least) {
+      best = cost.kernel;
+      least = time;
     }
   }
-  return best->kernel;
+  return best;
 }
 
 }  // namespace graphopt::mixq

@@ -6,14 +6,11 @@
 namespace graphopt::mixq {
 
 /// A block's share of Y [M, N]: kTokens tokens and kSm90W4Rows rows of W.
-///   kSplit: blocks of a cluster that split K.
-///   kTeams: of warpgroups in a block, which take the stages of its part of K in turn. The first team of the first
-///   block adds everyone's sums.
-template <int kTokens_, int kSplit_, int kTeams_>
+///   kSplit: blocks of a cluster that split K; the first one adds their sums.
+template <int kTokens_, int kSplit_>
 struct Sm90W4Tile {
   static constexpr int kTokens = kTokens_;
   static constexpr int kSplit = kSplit_;
-  static constexpr int kTeams = kTeams_;
   static_assert(kTokens <= 256, "the rows of a box of the copy engine");
 };
 
@@ -26,26 +23,24 @@ template <class T, class Tile_>
 struct Sm90W4Traits {
   using Tile = Tile_;
   static_assert(sizeof(T) == 2);
-  static constexpr int kTeamSize = 2;  // warpgroups: the halves of a tile's rows of W
-  static constexpr int kReaderWarps = 4 * kTeamSize;
-  static constexpr int kThreads = 128 * (kTeamSize * Tile::kTeams + 1);
+  static constexpr int kConsumers = 2;  // warpgroups: the halves of a tile's rows of W
+  static constexpr int kReaderWarps = 4 * kConsumers;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kSums = Tile::kTokens / 2;  // registers
   static constexpr int kStageOutliers = kCodeRowBytes / int{sizeof(T)};
 
-  // 40 + 2 x 232, or 24 + 4 x 112, registers for 128 threads each fit the 64 K of a multiprocessor.
-  static constexpr int kProducerRegisters = Tile::kTeams == 1 ? 40 : 24;
-  static constexpr int kConsumerRegisters = Tile::kTeams == 1 ? 232 : 112;
-  static_assert(Tile::kTeams <= 2);
+  // 40 + 2 x 232 registers for 128 threads each fit the 64 K of a multiprocessor.
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
 
   static constexpr int kXBytes = Tile::kTokens * kStageColumns;
   static constexpr int kWBytes = kSm90W4Rows * kCodeRowBytes;
   static constexpr int kStageBytes = kXBytes + kWBytes;
   static constexpr int kStoreTokens = 32;
   static constexpr int kStoreBytes = kStoreTokens * 128;  // of 64 rows of W
-  static constexpr int kStagingBytes = 2 * kTeamSize * kStoreBytes;
-  static constexpr int kPartBytes = kSm90W4Rows * Tile::kTokens * 4;  // int32 sums of one of the other teams
-  static constexpr int kParts = Tile::kSplit * Tile::kTeams - 1;
-  static constexpr int kPartsBytes = kParts * kPartBytes;
+  static constexpr int kStagingBytes = 2 * kConsumers * kStoreBytes;
+  static constexpr int kPartBytes = kSm90W4Rows * Tile::kTokens * 4;  // int32 sums of one of the other blocks
+  static constexpr int kPartsBytes = (Tile::kSplit - 1) * kPartBytes;
   static constexpr int kSxBytes = Tile::kTokens * 4;
   static constexpr int kBarrierBytes = 256;
   static constexpr int kMaxSharedBytes = 227 * 1024;
