@@ -2,8 +2,8 @@
 //
 // Tiles of Y run in waves, as many as the device holds at once. A wave takes as long as one of its tiles, or as the
 // rows of W that it brings from memory, whichever is longer. The numbers describe an H100 SXM at the clock that it
-// keeps under int8 load; benchmarks/results/h100/mixq_linear.json has the measurements, and a test compares the choice
-// with the fastest kernel in it.
+// keeps under int8 load; benchmarks/results/h100/mixq_linear*.json have the measurements, and a test compares the choice
+// with the fastest kernel in them.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +29,8 @@ constexpr double kSm90BytesPerMicrosecond = 3.0e6;
 
 constexpr Sm90Cost kSm90Costs[] = {
     {Sm90Kernel::kSmallM, 1, 16, 16, 8, 8, 0.20, 0.0},
-    {Sm90Kernel::kTile128x64, 9, kSm90NoLimit, 128, 64, 2, 0.22, 0.8},
-    {Sm90Kernel::kTile128x128, 65, kSm90NoLimit, 128, 128, 2, 0.37, 0.0},
+    {Sm90Kernel::kTile128x64, 1, kSm90NoLimit, 128, 64, 2, 0.22, 0.8},
+    {Sm90Kernel::kTile128x128, 1, kSm90NoLimit, 128, 128, 2, 0.37, 0.0},
     {Sm90Kernel::kTile128x256x2, 65, kSm90NoLimit, 256, 256, 1, 0.63, 2.8},
 };
 
