@@ -30,6 +30,7 @@ from v3_cases import TYPES
 
 from graphopt.bench.capi import PRODUCERS, Library
 from graphopt.bench.record import environment
+from graphopt.numerics.packing import packed_bytes
 
 ROWS = (0, 1, 3, 16, 17, 128, 300, 1000)
 COLS = (64, 576, 1536, 4096, 4100, 11008)
@@ -101,11 +102,12 @@ def check_quantize(lib: Library, case: QuantizeCase, offset: int = 0) -> float:
     want, want_sum = case.produced(inputs)
     t = TYPES[case.dtype]
     m, k, c = case.rows, case.cols, case.capacity
+    packed = packed_bytes(k)
 
     def run(emit: bool) -> dict[str, np.ndarray]:
         device = {name: upload(value, offset if name == "x" else 0) for name, value in inputs.items()}
         outputs = {
-            "xq": Output((m, k), torch.int8),
+            **({"xq": Output((m, k), torch.int8)} if case.bits == 8 else {"xq4": Output((m, packed), torch.int8)}),
             "sx": Output((m, 1), torch.float32),
             "xo": Output((m, c), t),
             **({"y": Output((m, k), t)} if emit else {}),
@@ -120,10 +122,8 @@ def check_quantize(lib: Library, case: QuantizeCase, offset: int = 0) -> float:
         got, again, lean = run(True), run(True), run(False)
     assert all(same_bits(got[n], again[n]) for n in got), "two runs differ"
     assert all(same_bits(got[n], lean[n]) for n in lean), "emitting y changed the codes"
-    xq, sx, xo = numerics.quantize_rows(got["y"], inputs["idx"])
-    assert equal(got["sx"], sx), "scales are not those of the kernel's own y"
-    assert equal(got["xq"], xq), "codes are not those of the kernel's own y"
-    assert equal(got["xo"], xo), "outliers are not those of the kernel's own y"
+    for name, value in case.quantized(got["y"], inputs["idx"]).items():
+        assert equal(got[name], value), f"{name} is not that of the kernel's own y"
     if case.adds:
         assert equal(got["sum"], want_sum), "the sum is not exact"
     if case.producer == "MixQQuantize":
@@ -171,6 +171,10 @@ def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
     for dtype, producer in itertools.product(TYPES, ("MixQQuantize", "MixQAddLayerNorm", "MixQGatedSilu")):
         for k in (1, 7, 8, 512, 1024, 1032, 8192, 16384, 16392, 28672, 32768, 40000):
             yield QuantizeCase(producer, dtype, 9, k, 32, special=k > 16)
+            yield QuantizeCase(producer, dtype, 9, k, 32, special=k > 16, bits=4)
+    for dtype, producer in itertools.product(TYPES, PRODUCERS):  # few rows of many threads, and many
+        for m, k in ((0, 64), (9, 48), (9, 4096), (5, 100), (300, 1024)):
+            yield QuantizeCase(producer, dtype, m, k, 32, special=True, bits=4)
     # Rows enough for blocks to read one and two of them ahead.
     for dtype, producer in itertools.product(TYPES, PRODUCERS):
         if producer not in SLOW_EVALUATORS:
@@ -242,13 +246,14 @@ def sweep(tasks: list[tuple[str, str, str, Callable[[], float]]]) -> Tally:
 def through_capi(lib: Library, quick: bool) -> list[dict[str, object]]:
     tasks = []
     for case in quantize_cases(quick):
-        tasks.append((case.producer, case.dtype, str(case), lambda c=case: check_quantize(lib, c)))
+        tasks.append((case.op, case.dtype, str(case), lambda c=case: check_quantize(lib, c)))
     for case in linear_cases(quick):
         tasks.append((case.op, case.dtype, str(case), lambda c=case: check_linear(lib, c)))
     for dtype in TYPES:  # pointers that no 16-byte access may use
         for producer in PRODUCERS:
-            case = QuantizeCase(producer, dtype, 9, 576, 32, special=True)
-            tasks.append((producer, dtype, f"{case} misaligned", lambda c=case: check_quantize(lib, c, offset=1)))
+            for bits in (8, 4):
+                case = QuantizeCase(producer, dtype, 9, 576, 32, special=True, bits=bits)
+                tasks.append((case.op, dtype, f"{case} misaligned", lambda c=case: check_quantize(lib, c, offset=1)))
         for m, op in itertools.product((5, 70), ("MixQLinear", *FOUR_BITS)):
             linear = LinearCase(dtype, m, 72, 160, 32, True, op)
             tasks.append((op, dtype, f"{linear} misaligned", lambda c=linear: check_linear(lib, c, offset=1)))
@@ -281,8 +286,8 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
     """A few shapes for every op and type: each kernel once, small enough for compute-sanitizer."""
     shapes = [(0, 64), (9, 64), (5, 100)] if quick else [(0, 64), (9, 64), (33, 1024), (9, 4096), (9, 20480), (5, 100)]
     cases: list[QuantizeCase | LinearCase] = [
-        QuantizeCase(producer, dtype, m, k, 32, special=True)
-        for dtype, producer, (m, k) in itertools.product(TYPES, PRODUCERS, shapes)
+        QuantizeCase(producer, dtype, m, k, 32, special=True, bits=bits)
+        for dtype, producer, (m, k), bits in itertools.product(TYPES, PRODUCERS, shapes, (8, 4))
     ]
     # One kernel of each kind that reads rows ahead.
     ahead = ("MixQQuantize", "MixQAddLayerNorm", "MixQGatedSilu")

@@ -39,6 +39,7 @@ class QuantizeCase:
         dtype: name of T.
         rows, cols, capacity: M, K, C.
         special: whether some rows hold NaN, Inf or only zeros.
+        bits: of a code, 8 or 4.
     """
 
     producer: str
@@ -47,6 +48,17 @@ class QuantizeCase:
     cols: int
     capacity: int
     special: bool = False
+    bits: int = 8
+
+    @property
+    def op(self) -> str:
+        """Plugin name."""
+        return self.producer if self.bits == 8 else f"{self.producer}4"
+
+    def quantized(self, y: np.ndarray, idx: np.ndarray) -> dict[str, np.ndarray]:
+        """xq or xq4, sx and xo of y."""
+        xq, sx, xo = numerics.quantize_rows(y, idx, self.bits)
+        return {**({"xq": xq} if self.bits == 8 else {"xq4": pack_int4(xq)}), "sx": sx, "xo": xo}
 
     @property
     def adds(self) -> bool:
@@ -102,7 +114,7 @@ class QuantizeCase:
             return layers.gated(activation, x, other if self.gates else np.ones((), x.dtype)), None
 
     def __str__(self) -> str:
-        return f"{self.producer}<{self.dtype}> M={self.rows} K={self.cols} C={self.capacity}"
+        return f"{self.op}<{self.dtype}> M={self.rows} K={self.cols} C={self.capacity}"
 
 
 @dataclass(frozen=True)

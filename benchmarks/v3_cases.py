@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import torch
-from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
+from mixq_cases import EPSILON, LinearCase, QuantizeCase, row_error
 
 Case = QuantizeCase | LinearCase
 
@@ -32,7 +32,7 @@ _QUANTIZE_INPUTS = ("x", "other", "gamma", "beta", "idx")
 
 def op_of(case: Case) -> str:
     """Plugin name."""
-    return case.op if isinstance(case, LinearCase) else case.producer
+    return case.op
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -106,11 +106,9 @@ def compare(case: Case, outputs: Sequence[np.ndarray], rng: np.random.Generator)
         assert y.shape == (1, case.m, case.n), f"y has the shape {y.shape}"
         return row_error(y[0], case.expected(operands))
     want, want_sum = case.produced(operands)
-    xq, sx, xo, *rest = outputs
+    *quantized, rest = *outputs[:3], outputs[3:]
     y = rest[-1] if rest else operands["x"][None]
-    for got, expected, name in zip(
-        (xq, sx, xo), numerics.quantize_rows(y, operands["idx"]), ("xq", "sx", "xo"), strict=True
-    ):
+    for got, (name, expected) in zip(quantized, case.quantized(y, operands["idx"]).items(), strict=True):
         assert got.shape == expected.shape, f"{name} has the shape {got.shape}, not {expected.shape}"
         same = np.array_equal(got.astype(np.float64), expected.astype(np.float64), equal_nan=True)
         assert same, f"{name} is not that of the plugin's own y"

@@ -37,6 +37,30 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, 
   return static_cast<int32_t>(graphopt::mixq::launch_quantize(params, static_cast<cudaStream_t>(stream)));
 }
 
+GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize4(int32_t producer, int32_t dtype, int64_t rows, int64_t cols,
+                                                int64_t capacity, void const* x, void const* other, void const* gamma,
+                                                void const* beta, int32_t const* idx, float epsilon, int8_t* xq4,
+                                                float* sx, void* xo, void* sum, void* y, void* stream) {
+  graphopt::mixq::QuantizeParams const params{static_cast<graphopt::mixq::Producer>(producer),
+                                              static_cast<DType>(dtype),
+                                              rows,
+                                              cols,
+                                              capacity,
+                                              x,
+                                              other,
+                                              gamma,
+                                              beta,
+                                              idx,
+                                              epsilon,
+                                              xq4,
+                                              sx,
+                                              xo,
+                                              sum,
+                                              y,
+                                              /*bits=*/4};
+  return static_cast<int32_t>(graphopt::mixq::launch_quantize(params, static_cast<cudaStream_t>(stream)));
+}
+
 GRAPHOPT_EXPORT int64_t graphopt_mixq_prediction_state_bytes(int64_t cols, int64_t capacity) {
   return static_cast<int64_t>(graphopt::mixq::PredictionState(nullptr, cols, capacity).bytes);
 }

@@ -69,6 +69,12 @@ int32_t graphopt_mixq_columns(int32_t dtype, int64_t n, int64_t k, int64_t liste
                               int8_t const* codes, int8_t const* sg, float const* sw, void const* wo,
                               int32_t const* idx, int32_t const* set, void* state, void const** columns, void* stream);
 
+// The same with 4-bit codes: sx = max |xm| / 7, xq4 [M, 16 ceil(K / 32)] int8, two codes to a byte as in wq4 below.
+int32_t graphopt_mixq_quantize4(int32_t producer, int32_t dtype, int64_t rows, int64_t cols, int64_t capacity,
+                                void const* x, void const* other, void const* gamma, void const* beta,
+                                int32_t const* idx, float epsilon, int8_t* xq4, float* sx, void* xo, void* sum, void* y,
+                                void* stream);
+
 // y = T(sx sw (xq wq^T) + xo wo^T + bias).
 //   xq [M, K] int8, sx [M] float, xo [M, C] T, wq [N, K] int8, sw [N] float, wo [N, C] T, bias [N] T, y [M, N] T
 int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int8_t const* xq,

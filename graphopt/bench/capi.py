@@ -61,9 +61,9 @@ class Library:
             self._lib = ctypes.CDLL(str(path))
             for name in ("graphopt_status_string", "graphopt_plugins_version", "graphopt_plugins_build_info"):
                 getattr(self._lib, name).restype = ctypes.c_char_p
-            self._lib.graphopt_mixq_quantize.argtypes = (
-                [number, number, long, long, long] + [pointer] * 5 + [ctypes.c_float] + [pointer] * 6
-            )
+            quantize = [number, number, long, long, long] + [pointer] * 5 + [ctypes.c_float] + [pointer] * 6
+            self._lib.graphopt_mixq_quantize.argtypes = quantize
+            self._lib.graphopt_mixq_quantize4.argtypes = quantize
             self._lib.graphopt_mixq_linear.argtypes = [number] + [long] * 4 + [pointer] * 9
             self._lib.graphopt_mixq_linear_w4a8.argtypes = [number] + [long] * 5 + [pointer] * 10
             self._lib.graphopt_mixq_linear_w4a4.argtypes = [number] + [long] * 5 + [pointer] * 11
@@ -107,15 +107,17 @@ class Library:
             producer: one of PRODUCERS.
             x: [M, K] input, or the gate.
             idx: [C] int32, ascending, padded with -1.
-            outputs: xq, sx, xo and, where wanted, sum and y.
+            outputs: xq, or xq4 for codes of 4 bits; sx, xo and, where wanted, sum and y.
             other: [M, K] residual or up.
             gamma: [K], of a norm.
             beta: [K], of a layer norm.
             epsilon: of a norm.
         """
         rows, cols = x.shape
+        codes = "xq4" if "xq4" in outputs else "xq"
+        function = self._lib.graphopt_mixq_quantize4 if codes == "xq4" else self._lib.graphopt_mixq_quantize
         self._require(
-            self._lib.graphopt_mixq_quantize(
+            function(
                 PRODUCERS.index(producer),
                 _TYPES[str(x.dtype)],
                 rows,
@@ -123,7 +125,7 @@ class Library:
                 len(idx),
                 *map(_pointer, (x, other, gamma, beta, idx)),
                 epsilon,
-                *map(_pointer, (outputs.get(name) for name in ("xq", "sx", "xo", "sum", "y"))),
+                *map(_pointer, (outputs.get(name) for name in (codes, "sx", "xo", "sum", "y"))),
                 self._stream(),
             )
         )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SUITE = "mixq"
 SIZES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))  # N, K
 ROWS = (1, 16, 128, 512, 2048, 4096)
-SCHEMES = ("w8a8", "w4a8")
+SCHEMES = ("w8a8", "w4a8", "w4a4")
 GROUP = 128  # columns that share an integer scale of 4-bit weights
 CAPACITY = 128
 OUTLIERS = 32  # channels that are in use; the rest of the capacity is padding
@@ -33,8 +33,9 @@ _OUTLIER_SCALE = 20.0
 _CODE_MAX, _GROUP_SCALE_MAX = 7, 18  # their product is the largest int8 code that 4-bit ones stand for
 #: Rows of the output that are compared with float64: all of them would take longer than what is measured.
 _CHECKED_ROWS = 64
-#: ||y - x W^T|| / ||x W^T|| of normal data in 8 bits is 0.009; more says that something does not fit together.
-_PRODUCT_TOLERANCE = 0.02
+#: ||y - x W^T|| / ||x W^T|| of normal data in 8 bits is 0.009, in 4 bits 0.16, for the weights as they were quantized;
+#: more says that something does not fit together.
+_PRODUCT_TOLERANCE = {"a8": 0.02, "a4": 0.3}
 #: Rounding to float16 (2^-11 of each element at most) plus float32 sums, as the norm of a row.
 _ROW_TOLERANCE = 1e-3
 
@@ -57,16 +58,21 @@ class LinearCase:
         return self.n * self.k // 2 + self.n * (self.k // GROUP)
 
     @property
+    def activation_bytes(self) -> int:
+        """Bytes of the codes of X."""
+        return self.m * self.k // (2 if self.scheme == "w4a4" else 1)
+
+    @property
     def gemm_bytes(self) -> int:
         """Bytes that the product must move: codes, scales, outliers, bias, float16 output."""
-        m, n, k, c = self.m, self.n, self.k, self.capacity
-        return m * k + self.weight_bytes + 2 * c * (m + n) + 4 * (m + n) + 2 * n + 2 * m * n
+        m, n, c = self.m, self.n, self.capacity
+        return self.activation_bytes + self.weight_bytes + 2 * c * (m + n) + 4 * (m + n) + 2 * n + 2 * m * n
 
     @property
     def linear_bytes(self) -> int:
         """The same with float16 activations in place of their codes, scales and outliers, which need not move."""
         m, k, c = self.m, self.k, self.capacity
-        return self.gemm_bytes - m * k - 2 * c * m - 4 * m + 2 * m * k
+        return self.gemm_bytes - self.activation_bytes - 2 * c * m - 4 * m + 2 * m * k
 
     @property
     def int8_ops(self) -> int:
@@ -89,7 +95,7 @@ def linear_cases() -> Iterator[LinearCase]:
 class _Operands:
     """Activations, quantized weights in several copies, and buffers."""
 
-    def __init__(self, case: LinearCase) -> None:
+    def __init__(self, case: LinearCase, library: Library) -> None:
         self.torch = torch = torch_with_cuda()
         torch.manual_seed(case.m + case.n + case.k)
         m, n, k, c = case.m, case.n, case.k, case.capacity
@@ -101,12 +107,15 @@ class _Operands:
         self.x = torch.randn(m, k, dtype=torch.float16, device="cuda")
         self.x[:, channels] *= _OUTLIER_SCALE
         self.weights = [self._weight(n, k, c) for _ in range(copies_for(case.weight_bytes))]
+        x_codes = {"xq4": (m, k // 2)} if case.scheme == "w4a4" else {"xq": (m, k)}
         self.codes = {
-            "xq": torch.empty(m, k, dtype=torch.int8, device="cuda"),
+            **{name: torch.empty(shape, dtype=torch.int8, device="cuda") for name, shape in x_codes.items()},
             "sx": torch.empty(m, 1, device="cuda"),
             "xo": torch.empty(m, c, dtype=torch.float16, device="cuda"),
         }
         self.y = torch.empty(m, n, dtype=torch.float16, device="cuda")
+        scratch = library.workspace_bytes(m, k) if case.scheme == "w4a4" else 0
+        self.workspace = torch.empty(scratch, dtype=torch.int8, device="cuda")
 
     def _weight(self, n: int, k: int, c: int) -> dict[str, Any]:
         torch = self.torch
@@ -123,8 +132,10 @@ class _Operands:
     def gemm(self, library: Library, weight: dict[str, Any]) -> None:
         if self.scheme == "w8a8":
             library.linear(**self.codes, **weight, y=self.y)
-        else:
+        elif self.scheme == "w4a8":
             library.linear_w4a8(**self.codes, **weight, y=self.y, group=GROUP)
+        else:
+            library.linear_w4a4(**self.codes, **weight, y=self.y, group=GROUP, workspace=self.workspace)
 
     def check(self, library: Library) -> None:
         """Run once on poisoned buffers and compare with float64.
@@ -139,7 +150,9 @@ class _Operands:
         weight = self.weights[0]
         self.gemm(library, weight)
         rows = torch.linspace(0, len(self.x) - 1, min(len(self.x), _CHECKED_ROWS), device="cuda").round().long()
-        codes = {name: t[rows].double() for name, t in self.codes.items()}
+        codes = {name: t[rows].double() for name, t in self.codes.items() if name != "xq4"}
+        if "xq4" in self.codes:
+            codes["xq"] = _unpack(self.codes["xq4"][rows]).double()
         eight_bit = weight["wq"] if self.scheme == "w8a8" else _eight_bit_codes(**weight)
         w = {"wq": eight_bit.double(), **{name: weight[name].double() for name in ("sw", "wo", "bias")}}
         exact = codes["sx"] * w["sw"] * (codes["xq"] @ w["wq"].T) + codes["xo"] @ w["wo"].T + w["bias"]
@@ -149,7 +162,7 @@ class _Operands:
         full[:, self.channels] = w["wo"][:, :OUTLIERS]
         product = self.x[rows].double() @ full.T + w["bias"]
         loss = float((y - product).norm() / product.norm())
-        if not error <= _ROW_TOLERANCE or not loss <= _PRODUCT_TOLERANCE:
+        if not error <= _ROW_TOLERANCE or not loss <= _PRODUCT_TOLERANCE[self.scheme[2:]]:
             raise InternalError(f"the linear is wrong: row error {error:.2e}, error of the product {loss:.3f}")
 
 
@@ -175,16 +188,18 @@ def _four_bits(w: "Tensor") -> dict[str, Any]:
 
 def _eight_bit_codes(wq4: "Tensor", sg: "Tensor", **_: "Tensor") -> "Tensor":
     """The int8 codes [N, K] that 4-bit ones stand for."""
-    torch = torch_with_cuda()
-    n = len(wq4)
-    packed = wq4.view(n, -1, 1, PACK_STEP // 2)
-    codes = torch.cat((packed << 4 >> 4, packed >> 4), 2).reshape(n, -1)
-    return codes * sg.T.repeat_interleave(GROUP, 1)
+    return _unpack(wq4) * sg.T.repeat_interleave(GROUP, 1)
+
+
+def _unpack(packed: "Tensor") -> "Tensor":
+    """graphopt.numerics.packing.unpack_int4 of rows."""
+    vectors = packed.view(len(packed), -1, 1, PACK_STEP // 2)
+    return torch_with_cuda().cat((vectors << 4 >> 4, vectors >> 4), 2).reshape(len(packed), -1)
 
 
 def _own_times(case: LinearCase, library: Library) -> tuple[Timing, Timing, Any]:
     """Return the times of the linear and of the product alone, and x; the weights are gone then, for the peers'."""
-    operands = _Operands(case)
+    operands = _Operands(case, library)
     operands.check(library)
 
     def whole(weight: dict[str, Any]) -> None:

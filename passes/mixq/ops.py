@@ -277,7 +277,7 @@ def _activation(tail: _Tail, name: str, *, gate: bool) -> OpSpec:
 
 
 def _has_plugin(tail: _Tail) -> bool:
-    return tail.bits == 8
+    return tail.bits == 8 or not tail.online
 
 
 def _quantizing(tail: _Tail) -> tuple[OpSpec, ...]:

@@ -22,7 +22,7 @@ def lib(library: Path) -> ctypes.CDLL:
     return lib
 
 
-def _quantize(lib: ctypes.CDLL, **changes: float | None) -> int:
+def _quantize(lib: ctypes.CDLL, function: str = "graphopt_mixq_quantize", **changes: float | None) -> int:
     arguments: dict[str, object] = {
         "producer": ADD_RMS_NORM,
         "dtype": FLOAT16,
@@ -41,7 +41,7 @@ def _quantize(lib: ctypes.CDLL, **changes: float | None) -> int:
         else (ctypes.c_int32 if name in integers else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
         for name, value in arguments.items()
     ]
-    return int(lib.graphopt_mixq_quantize(*converted, None))
+    return int(getattr(lib, function)(*converted, None))
 
 
 def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
@@ -112,6 +112,7 @@ def _linear_w4a4(lib: ctypes.CDLL, **changes: int | None) -> int:
 )
 def test_quantize_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
     assert _quantize(lib, **changes) == status
+    assert _quantize(lib, "graphopt_mixq_quantize4", **changes) == status
 
 
 @pytest.mark.parametrize(

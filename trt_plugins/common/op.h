@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/packing.h"
 #include "common/tensor.h"
 
 namespace graphopt {
@@ -25,11 +26,13 @@ struct InputSpec {
 /// A dimension that a builder may know only symbolically: an axis of an input, or the constant `axis` if input < 0.
 struct DimRef {
   int32_t input;
-  int32_t axis;  // negative counts from the end
+  int32_t axis;         // negative counts from the end
+  bool packed = false;  // bytes of so many 4-bit codes, see packed_bytes
 
   static constexpr DimRef constant(int32_t value) { return {-1, value}; }
   static constexpr DimRef last_of(int32_t input) { return {input, -1}; }
   static constexpr DimRef first_of(int32_t input) { return {input, 0}; }
+  static constexpr DimRef packed_last_of(int32_t input) { return {input, -1, true}; }
 };
 
 /// An output has the leading dimensions of one input, and a last dimension of its own.

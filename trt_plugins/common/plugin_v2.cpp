@@ -119,6 +119,10 @@ nvinfer1::DimsExprs PluginV2::getOutputDimensions(int32_t index, nvinfer1::DimsE
     last = source.d[axis];
     bool const packed = signature_.inputs[spec.last.input].element == Element::kInt8 && axis == source.nbDims - 1;
     if (packed) last = builder.operation(nvinfer1::DimensionOperation::kPROD, *last, *builder.constant(kPack));
+    if (spec.last.packed) {
+      last = builder.operation(nvinfer1::DimensionOperation::kCEIL_DIV, *last, *builder.constant(kPackedCodes));
+      last = builder.operation(nvinfer1::DimensionOperation::kPROD, *last, *builder.constant(kPackedBytes));
+    }
   }
   if (signature_.outputs[index].element == Element::kInt8) {
     last = builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *last, *builder.constant(kPack));
@@ -167,7 +171,8 @@ bool PluginV2::outputs_fit(TensorView const* inputs, TensorView const* outputs) 
     if (spec.element != Element::kInt8 || spec.last.input < 0) continue;
     TensorView const& source = inputs[spec.last.input];
     int32_t const axis = spec.last.axis < 0 ? source.rank + spec.last.axis : spec.last.axis;
-    if (source.dims[axis] != outputs[i].cols()) return false;
+    int64_t const size = spec.last.packed ? packed_bytes(source.dims[axis]) : source.dims[axis];
+    if (size != outputs[i].cols()) return false;
   }
   return true;
 }

@@ -152,6 +152,10 @@ int32_t PluginV3::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t inp
     int32_t const axis = spec.last.axis < 0 ? source.nbDims + spec.last.axis : spec.last.axis;
     if (axis < 0 || axis >= source.nbDims) return kFailure;
     last = source.d[axis];
+    if (!spec.last.packed) continue;
+    using nvinfer1::DimensionOperation;
+    last = builder.operation(DimensionOperation::kCEIL_DIV, *last, *builder.constant(kPackedCodes));
+    last = builder.operation(DimensionOperation::kPROD, *last, *builder.constant(kPackedBytes));
   }
   return 0;
 }

@@ -133,8 +133,12 @@ class Builder final : public IExprBuilder, public apiv::VExprBuilder {
  public:
   Builder() { mImpl = this; }
   IDimensionExpr const* constant(int64_t value) override { return &dimensions_.emplace_back(value); }
-  IDimensionExpr const* operation(DimensionOperation, IDimensionExpr const&, IDimensionExpr const&) override {
-    return nullptr;  // no op of ours computes with dimensions
+  IDimensionExpr const* operation(DimensionOperation kind, IDimensionExpr const& first,
+                                  IDimensionExpr const& second) override {
+    int64_t const a = first.getConstantValue(), b = second.getConstantValue();
+    if (kind == DimensionOperation::kPROD) return constant(a * b);
+    if (kind == DimensionOperation::kCEIL_DIV) return constant((a + b - 1) / b);
+    return nullptr;  // nothing else is asked for
   }
   IDimensionExpr const* declareSizeTensor(int32_t, IDimensionExpr const&, IDimensionExpr const&) override {
     return nullptr;

@@ -34,7 +34,14 @@ def test_producers_are_numbered_as_in_the_library() -> None:
 def test_argument_counts_are_those_of_the_header() -> None:
     header = re.sub(r"//[^\n]*", "", (SOURCES / "capi.h").read_text())
     source = (SOURCES.parent / "graphopt/bench/capi.py").read_text()
-    for name, count in (("graphopt_mixq_quantize", 5 + 5 + 1 + 6), ("graphopt_mixq_linear", 1 + 4 + 9)):
+    counts = {
+        "graphopt_mixq_quantize": 5 + 5 + 1 + 6,
+        "graphopt_mixq_quantize4": 5 + 5 + 1 + 6,
+        "graphopt_mixq_linear": 1 + 4 + 9,
+        "graphopt_mixq_linear_w4a8": 1 + 5 + 10,
+        "graphopt_mixq_linear_w4a4": 1 + 5 + 11,
+    }
+    for name, count in counts.items():
         (arguments,) = re.findall(rf"{name}\(([^)]*)\)", header)
         assert len(arguments.split(",")) == count, name
         assert f"self._lib.{name}.argtypes" in source

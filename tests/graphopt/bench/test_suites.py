@@ -32,7 +32,9 @@ def test_bytes_and_operations_of_a_linear() -> None:
 
 
 def test_bytes_of_4_bit_weights() -> None:
-    eight, four = (LinearCase(2, 8, 256, 16, scheme) for scheme in ("w8a8", "w4a8"))
+    eight, four, all_four = (LinearCase(2, 8, 256, 16, scheme) for scheme in ("w8a8", "w4a8", "w4a4"))
+    assert four.gemm_bytes - all_four.gemm_bytes == 2 * 256 // 2
+    assert four.linear_bytes == all_four.linear_bytes
     assert eight.gemm_bytes - four.gemm_bytes == 8 * 256 - (8 * 256 // 2 + 8 * 2)  # two groups of 128
     assert (eight.int8_ops, eight.fp16_ops) == (four.int8_ops, four.fp16_ops)
 

@@ -20,7 +20,9 @@ struct QuantizeArgs {
   int32_t const* condition;         // null, or where a 0 says that there is nothing to do
   float epsilon;
   int32_t stages;           // rows that a block reads ahead
-  int8_t* __restrict__ xq;  // [M, K]
+  float code_max;           // 127, or 7 where codes are packed
+  int32_t row_bytes;        // of xq
+  int8_t* __restrict__ xq;  // [M, row_bytes]
   float* __restrict__ sx;   // [M]
   T* __restrict__ xo;       // [M, C]
   T* __restrict__ sum;      // [M, K] or null

@@ -9,21 +9,23 @@
 
 namespace graphopt::mixq {
 
-constexpr float kCodeMax = 127.0f;
+constexpr float kEightBitMax = 127.0f;
+constexpr float kFourBitMax = 7.0f;
 
 /// Scale of a row and how its codes are made.
 struct RowScale {
-  float inverse;  // 127 / amax; 0 for a row of zeros
+  float inverse;  // code_max / amax; 0 for a row of zeros
   uint32_t keep;  // 0: the row is not finite (or too small to invert) and all its codes are 0; else all ones
 };
 
-__device__ __forceinline__ RowScale row_scale(float amax) {
-  float const inverse = amax == 0.0f ? 0.0f : __fdiv_rn(kCodeMax, amax);
+/// code_max: the largest code, 127 or 7.
+__device__ __forceinline__ RowScale row_scale(float amax, float code_max) {
+  float const inverse = amax == 0.0f ? 0.0f : __fdiv_rn(code_max, amax);
   return {inverse, isfinite(amax) && isfinite(inverse) ? ~0u : 0u};
 }
 
 /// rint(x * inverse) in the low byte. Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low
-/// bits in two's complement: two instructions instead of a conversion and a clamp. |x * inverse| <= 127 (1 + 2^-22).
+/// bits in two's complement: two instructions instead of a conversion and a clamp. |x * inverse| <= code_max (1 + 2^-22).
 __device__ __forceinline__ uint32_t code(float x, float inverse) {
   constexpr float kRound = 12582912.0f;
   return __float_as_uint(__fadd_rn(__fmul_rn(x, inverse), kRound));

@@ -149,11 +149,19 @@ __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeA
       args.xo[m * args.capacity + c] = from_float<T>(0.0f);
     }
     amax = reducer.all<MaxNan>(amax);
-    if (lane == 0) args.sx[m] = __fdiv_rn(amax, kCodeMax);
-    RowScale const scale = row_scale(amax);
-    for (int32_t k = lane; k < args.cols; k += lanes) {
-      bool const zero = scale.keep == 0 || slot_of(k) >= 0;
-      args.xq[base + k] = zero ? int8_t{0} : static_cast<int8_t>(code(to_float(produced(k)), scale.inverse) & 0xffu);
+    if (lane == 0) args.sx[m] = __fdiv_rn(amax, args.code_max);
+    RowScale const scale = row_scale(amax, args.code_max);
+    auto code_of = [&](int32_t k) {
+      bool const zero = k >= args.cols || scale.keep == 0 || slot_of(k) >= 0;
+      return zero ? 0u : code(to_float(produced(k)), scale.inverse) & 0xffu;
+    };
+    if (args.code_max == kEightBitMax) {
+      for (int32_t k = lane; k < args.cols; k += lanes) args.xq[base + k] = static_cast<int8_t>(code_of(k));
+    } else {
+      for (int32_t b = lane; b < args.row_bytes; b += lanes) {
+        int32_t const k = b / kPackedBytes * kPackedCodes + b % kPackedBytes;
+        args.xq[m * args.row_bytes + b] = static_cast<int8_t>((code_of(k) & 15u) | code_of(k + kPackedBytes) << 4);
+      }
     }
   }
 }

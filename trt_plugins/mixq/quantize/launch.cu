@@ -54,6 +54,7 @@ Status describe_device(QuantizeDevice* result) {
 Status check_quantize(QuantizeParams const& p) {
   if (!is_known(p.producer)) return Status::kBadOperation;
   if (!is_activation_type(p.dtype)) return Status::kBadType;
+  if (p.bits != 8 && p.bits != 4) return Status::kBadOperation;
   if (p.rows < 0 || p.cols < 1 || p.capacity < 16 || p.capacity % 16 != 0) return Status::kBadShape;
   if (p.cols > kMaxCols || p.capacity > kMaxCapacity) return Status::kTooLarge;
   if (p.rows == 0) return Status::kOk;

@@ -1,5 +1,5 @@
 // The ten quantizing ops as OpClass values. Inputs: x [, other] [, gamma] [, beta], idx. Outputs: xq, sx, xo [, sum] [,
-// y]. Each is there once more with online prediction, with a last output: set.
+// y]. Each is there once more with online prediction, with a last output: set; and with packed 4-bit codes, xq4.
 #include "mixq/online/online.h"
 #include "mixq/ops.h"
 #include "mixq/quantize/params.h"
@@ -14,7 +14,11 @@ constexpr char const* kSigma = "sigma";
 constexpr char const* kSigmaRms = "sigma_rms";
 constexpr char const* kCapacity = "capacity";
 
-Producer producer_of(OpClass const& op) { return static_cast<Producer>(op.variant); }
+// A variant is a producer, and whether codes have 4 bits.
+constexpr int32_t kFourBits = 0x100;
+
+Producer producer_of(OpClass const& op) { return static_cast<Producer>(op.variant & ~kFourBits); }
+bool has_four_bits(OpClass const& op) { return (op.variant & kFourBits) != 0; }
 
 bool is_online(OpClass const& op) { return op.launch_stateful != nullptr; }
 
@@ -30,7 +34,11 @@ Signature signature(OpClass const& op, Attributes const& attributes) {
   s.inputs.push_back({"idx", Element::kInt32});
 
   DimRef const all = DimRef::last_of(0), one = DimRef::constant(1);
-  s.outputs.push_back({"xq", Element::kInt8, 0, all});
+  if (has_four_bits(op)) {
+    s.outputs.push_back({"xq4", Element::kInt8, 0, DimRef::packed_last_of(0)});
+  } else {
+    s.outputs.push_back({"xq", Element::kInt8, 0, all});
+  }
   s.outputs.push_back({"sx", Element::kFloat32, 0, one});
   DimRef const slots = is_online(op) ? DimRef::constant(op.flag(attributes, kCapacity)) : DimRef::last_of(idx);
   s.outputs.push_back({"xo", Element::kActivation, 0, slots});
@@ -64,6 +72,7 @@ QuantizeParams params_of(OpClass const& op, Attributes const& attributes, Tensor
   p.capacity = next->cols();
   p.idx = static_cast<int32_t const*>(next->data);
   p.epsilon = op.number(attributes, kEpsilon);
+  p.bits = has_four_bits(op) ? 4 : 8;
 
   TensorView const* output = outputs;
   p.xq = static_cast<int8_t*>((output++)->data);
@@ -118,6 +127,12 @@ OpClass quantize_op(char const* name, Producer producer, bool online) {
   return op;
 }
 
+OpClass four_bit_op(char const* name, Producer producer) {
+  OpClass op = quantize_op(name, producer, false);
+  op.variant |= kFourBits;
+  return op;
+}
+
 }  // namespace
 
 std::vector<OpClass> quantize_ops() {
@@ -142,6 +157,16 @@ std::vector<OpClass> quantize_ops() {
       quantize_op("MixQGeluOnline", Producer::kGelu, true),
       quantize_op("MixQGeluTanh", Producer::kGeluTanh, false),
       quantize_op("MixQGeluTanhOnline", Producer::kGeluTanh, true),
+      four_bit_op("MixQQuantize4", Producer::kPlain),
+      four_bit_op("MixQRMSNorm4", Producer::kRmsNorm),
+      four_bit_op("MixQAddRMSNorm4", Producer::kAddRmsNorm),
+      four_bit_op("MixQLayerNorm4", Producer::kLayerNorm),
+      four_bit_op("MixQAddLayerNorm4", Producer::kAddLayerNorm),
+      four_bit_op("MixQGatedSilu4", Producer::kGatedSilu),
+      four_bit_op("MixQGatedGelu4", Producer::kGatedGelu),
+      four_bit_op("MixQGatedGeluTanh4", Producer::kGatedGeluTanh),
+      four_bit_op("MixQGelu4", Producer::kGelu),
+      four_bit_op("MixQGeluTanh4", Producer::kGeluTanh),
   };
 }
 

@@ -4,6 +4,8 @@
 //   xm = y where the channel is not in idx, else 0
 //   sx = max |xm| / 127,  xq = rint(xm * (127 / max |xm|)),  xo[c] = y[idx[c]]        (MixQ, SC'24, section 3)
 //
+// with 7 in place of 127 for codes of 4 bits.
+//
 // A row whose maximum is NaN or Inf gets that as its scale and codes of 0, so that everything computed from it is
 // non-finite; other rows are untouched.
 #pragma once
@@ -12,6 +14,7 @@
 
 #include <cstdint>
 
+#include "common/packing.h"
 #include "common/tensor.h"
 
 namespace graphopt::mixq {
@@ -49,11 +52,12 @@ struct QuantizeParams {
   void const* beta;    // [K] T; null unless a layer norm
   int32_t const* idx;  // [C]: outlier channels, strictly ascending, then -1
   float epsilon;       // of a norm
-  int8_t* xq;          // [M, K]
+  int8_t* xq;          // [M, K], or [M, packed_bytes(K)]
   float* sx;           // [M]
   void* xo;            // [M, C] T
   void* sum;           // [M, K] T: T(x + other) of an add producer; null: not written
   void* y;             // [M, K] T; null: not written
+  int32_t bits = 8;    // of a code, 8 or 4
   /// Null, or device memory where the kernel enqueued before leaves 0 if nothing is to be done.
   int32_t const* condition = nullptr;
 };

@@ -10,6 +10,7 @@
 #include "mixq/quantize/args.cuh"
 #include "mixq/quantize/codes.cuh"
 #include "mixq/quantize/outliers.cuh"
+#include "mixq/quantize/packed.cuh"
 
 namespace graphopt::mixq {
 
@@ -135,13 +136,25 @@ class RegisterRow {
       if (Producer::kNorm == Norm::kNone || inside(i)) magnitude.add(v_[i]);
     }
     float const amax = reducer.template all<MaxNan>(magnitude.value());
-    if (lane_ == 0) args_.sx[row_] = __fdiv_rn(amax, kCodeMax);
-    RowScale const scale = row_scale(amax);
+    if (lane_ == 0) args_.sx[row_] = __fdiv_rn(amax, args_.code_max);
+    RowScale const scale = row_scale(amax, args_.code_max);
+    if (args_.code_max != kEightBitMax) return pack(scale);
     int8_t* xq = args_.xq + first_;
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       typename Codes<T>::Packed const codes = Codes<T>::make(v_[i], scale);
       if (inside(i)) *reinterpret_cast<typename Codes<T>::Packed*>(xq + step(i)) = codes;
+    }
+  }
+
+  /// Write 4-bit codes.
+  __device__ __forceinline__ void pack(RowScale scale) const {
+    int8_t* const row = args_.xq + row_ * args_.row_bytes;
+#pragma unroll
+    for (int i = 0; i < kVecs; ++i) {
+      typename Codes<T>::Packed codes = Codes<T>::make(v_[i], scale);
+      if (!inside(i)) codes = {};
+      store_packed<T>(row, lane_ + i * lanes_, codes, args_.cols);
     }
   }
 
