@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from graphopt.core.cache import CachedLayer
 from graphopt.core.report import Report
 from graphopt.core.statistics import Statistics
+from graphopt.errors import CalibrationError
+from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.numerics.packing import PACK_STEP
 from graphopt.passes.mant import cache_ops
@@ -58,7 +60,7 @@ class MantCache:
         pairs: list[tuple[str, str]] = []
         for c in layers:
             past, present = _state(model, c)
-            inputs = [c.q, c.k, c.v, c.cos, c.sin, *past, c.start]
+            inputs = [c.q, c.k, c.v, c.cos, c.sin, _center(model, c, statistics, report), *past, c.start]
             attributes = {"scale": c.scale, "rotary": c.rotary, "selector": SELECTORS.index(config.selector)}
             node = cache_ops.CACHED_ATTENTION.node(c.name, inputs, [c.y, *present], **attributes)
             model.graph.nodes.append(node)
@@ -72,6 +74,24 @@ CACHE = MantCache()
 
 def _group(head_size: int) -> int:
     return next(g for g in _GROUPS if head_size % g == 0)
+
+
+def _center(model: Model, c: CachedLayer, statistics: Statistics | None, report: Report) -> gs.Constant:
+    """Return the mean of the layer's calibrated keys (Hkv, D), zeros without them."""
+    entry = None if statistics is None else statistics.attentions.get(c.name)
+    center = np.zeros((c.kv_heads, c.head_size), np.float32)
+    if entry is None:
+        hint = "'graphopt calibrate --keys-values' lowers their error"
+        report.note("kv-cache", CACHE.name, c.name, f"no statistics of keys: they are not centered; {hint}")
+    elif entry.keys.shape[1:] != center.shape:
+        raise CalibrationError(
+            f"the keys of '{c.name}' are {list(center.shape)}, the statistics have {list(entry.keys.shape[1:])}; "
+            "calibrate this very model"
+        )
+    else:
+        center = entry.keys.mean(axis=0, dtype=np.float32)
+    kind = weights.numpy_dtype(weights.onnx_dtype(c.k.dtype))
+    return model.store.put(model.unique_name(f"{c.past_k.name}.center"), center.astype(kind))
 
 
 def _state(model: Model, c: CachedLayer) -> tuple[list[gs.Variable], list[gs.Variable]]:

@@ -1,6 +1,8 @@
 """Attention over a 4-bit key-value cache that is quantized in real time (M-ANT, HPCA'25, section 5.2), in numpy.
 
-Keys, after rotary, are quantized as they come: groups of g channels of one token and head. Values are quantized in
+Keys, after rotary, are quantized as they come: groups of g channels of one token and head. A constant of each channel,
+the mean of calibrated keys, is subtracted first: keys have channels that are large for every token, and a constant adds
+the same to all scores of a query, which softmax does not see. Values are quantized in
 two phases, in groups of g consecutive tokens of one channel: a window holds the last tokens as int8, and when the g
 tokens of a page (tokens p·g to p·g + g - 1) are complete, the page becomes 4-bit with the statistics of all of them.
 
@@ -76,7 +78,7 @@ def update(past: State, k: np.ndarray, v: np.ndarray, start: np.ndarray, selecto
 
     Args:
         past: not changed.
-        k: (B, S, Hkv, D), rotated.
+        k: (B, S, Hkv, D), rotated and centered.
         v: (B, S, Hkv, D).
         start: (B,) tokens that each sequence has; below 0 counts as 0. Tokens from C on are dropped.
         selector: one of `cache_codes.SELECTORS`.
@@ -133,6 +135,7 @@ def mant_cached_attention(
     v: np.ndarray,
     cos: np.ndarray,
     sin: np.ndarray,
+    k_center: np.ndarray,
     *rest: np.ndarray,
     scale: float,
     rotary: int,
@@ -142,7 +145,8 @@ def mant_cached_attention(
     *arrays, start = rest
     if rotary:
         q, k = (layers.rotary(x, cos[:, :, None], sin[:, :, None]) for x in (q, k))
-    present = update(State(*arrays), k, v, start, SELECTORS[selector])
+    centered = k.astype(np.float32) - k_center.astype(np.float32)
+    present = update(State(*arrays), centered, v, start, SELECTORS[selector])
     keys, values = dequantize(present, np.maximum(start, 0) + q.shape[1])
     return cached_attention.attend(q, keys, values, start, scale), *present.arrays()
 

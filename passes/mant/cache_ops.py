@@ -14,7 +14,10 @@ from graphopt.passes.mant.cache_numerics import State, mant_cached_attention, up
 
 _K_META = "(B, Hkv, C, 2 D / group) int8: a little-endian word of each token and group of channels: a float16 scale "
 _STATE = (
-    ("k", "(B, Hkv, C, D / 2) int8: a row for each token, codes of its rotated key, two to a byte along D"),
+    (
+        "k",
+        "(B, Hkv, C, D / 2) int8: a row for each token, codes of its rotated and centered key, two to a byte along D",
+    ),
     ("k_meta", f"{_K_META}whose last four bits are the type id"),
     ("v", "(B, Hkv, C, D / 2) int8: a page of ``group`` rows for as many tokens, (D, group / 2): codes along tokens"),
     ("v_meta", "(B, Hkv, C, 2 D / group) int8: a page of ``group`` rows is (D, 2): a word of each channel"),
@@ -41,24 +44,26 @@ def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
             whole[b] = part[0]
     past.k_meta[1, :, 40:] = past.v_meta[1, :, 40:] = -1  # words of NaN where nothing was written
     given = (x.astype(dtype) for x in (q, k, v, np.cos(angles), np.sin(angles)))
-    return (*given, *past.arrays(), start)
+    center = rng.standard_normal((kv_heads, size)).astype(dtype)
+    return (*given, center, *past.arrays(), start)
 
 
 CACHED_ATTENTION = OpSpec(
     name="MANTCachedAttention",
     family="CachedAttention",
     doc="CachedAttention over a cache of 4-bit M-ANT groups, quantized in real time: present = past with k' = "
-    "rotary(k) and v of the tokens start[b] .. start[b] + S - 1, those from C on dropped. Keys become 4-bit at once, "
-    "in groups of channels; values are int8 in a window until a page of tokens is complete, then 4-bit in groups of "
-    "its tokens. y[b, i] = T(softmax over j <= start[b] + i of scale * rotary(q)[b, i] . K[b, j], times V), where K "
-    "and V are what present stands for, softmax and sums in float32 (M-ANT, HPCA'25, section 5.2; numerics and layout "
-    "in passes/mant/cache_numerics.py and cache_codes.py).",
+    "rotary(k) - k_center and v of the tokens start[b] .. start[b] + S - 1, those from C on dropped. Keys become 4-bit "
+    "at once, in groups of channels; values are int8 in a window until a page of tokens is complete, then 4-bit in "
+    "groups of its tokens. y[b, i] = T(softmax over j <= start[b] + i of scale * rotary(q)[b, i] . K[b, j], times V), "
+    "where K and V are what present stands for, softmax and sums in float32 (M-ANT, HPCA'25, section 5.2; numerics and "
+    "layout in passes/mant/cache_numerics.py and cache_codes.py).",
     inputs=(
         Param("q", "(B, S, Hq, D) T"),
         Param("k", "(B, S, Hkv, D) T; Hq is a multiple of Hkv, D of 32 and of group"),
         Param("v", "(B, S, Hkv, D) T"),
         Param("cos", "(1 or B, S, D) T; (1, 1, D), not read, if not rotary"),
         Param("sin", "as cos"),
+        Param("k_center", "(Hkv, D) T: subtracted from rotated keys; changes no softmax"),
         *(Param(f"past_{name}", doc) for name, doc in _STATE),
         Param("start", "(B,) int32: tokens that each sequence has already; below 0 counts as 0"),
     ),

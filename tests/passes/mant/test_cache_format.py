@@ -8,7 +8,9 @@ import pytest
 from graphopt import compile
 from graphopt.core.recipe import Recipe
 from graphopt.core.report import Report
-from graphopt.ir import kv_cache, save
+from graphopt.core.statistics import AttentionStatistics, Statistics
+from graphopt.errors import CalibrationError
+from graphopt.ir import kv_cache, save, weights
 from graphopt.ir.model import Model
 from graphopt.ir.weights import numpy_dtype, onnx_dtype
 from graphopt.models.llama import llama_model
@@ -32,12 +34,18 @@ def decoder(size: int = SIZE, dtype: str = "float32") -> Model:
     return llama_model(config, RandomWeights(config, 3, outliers=2), dtype=dtype)
 
 
-def optimized(model: Model, cache: str = "kv-mant4", scheme: str = "none", **settings: object) -> Report:
-    return compile.optimize(model, Recipe.preset(scheme, SCHEMES).with_cache(cache, settings, CACHES))
+def optimized(
+    model: Model,
+    cache: str = "kv-mant4",
+    scheme: str = "none",
+    statistics: Statistics | None = None,
+    **settings: object,
+) -> Report:
+    return compile.optimize(model, Recipe.preset(scheme, SCHEMES).with_cache(cache, settings, CACHES), statistics)
 
 
 def outcome(report: Report) -> list[tuple[str, str]]:
-    return [(f.status, f.reason) for f in report.findings if f.stage == "kv-cache"]
+    return [(f.status, f.reason) for f in report.findings if f.stage == "kv-cache" and f.status != "note"]
 
 
 def generate(path: Path, model: Model, ids: np.ndarray, cuts: list[int]) -> np.ndarray:
@@ -110,3 +118,17 @@ def test_it_combines_with_weights(tmp_path: Path) -> None:
     assert kinds == {"MANTLinear", "MANTCachedAttention"}
     logits = generate(tmp_path / "m.onnx", model, np.random.default_rng(0).integers(0, VOCABULARY, (1, 40)), [])
     assert np.isfinite(logits).all()
+
+
+def test_keys_are_centered_where_they_are_known() -> None:
+    model = decoder()
+    (report,) = [f for f in optimized(model).findings if f.status == "note" and "centered" in f.reason]
+    keys, values = np.random.default_rng(0).standard_normal((2, 50, HEADS, SIZE)).astype(np.float16) + 3
+    entry = AttentionStatistics(keys, values, np.ones(keys.shape[:2], np.float32))
+    model = decoder()
+    optimized(model, statistics=Statistics(attentions={report.node: entry}))
+    node = next(n for n in model.graph.nodes if n.op == "MANTCachedAttention")
+    np.testing.assert_allclose(weights.read(node.inputs[5]), keys.mean(axis=0, dtype=np.float32), rtol=1e-6)
+    short = AttentionStatistics(keys[:, :1], values[:, :1], np.ones((50, 1), np.float32))
+    with pytest.raises(CalibrationError, match="calibrate this very model"):
+        optimized(decoder(), statistics=Statistics(attentions={report.node: short}))

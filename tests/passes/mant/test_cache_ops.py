@@ -44,7 +44,8 @@ def operands(
     q = (rng.standard_normal((len(start), seq, group * HEADS, SIZE)) * 2).astype(FLOATS[dtype])
     angles = np.tile(rng.uniform(-3, 3, (len(start), seq, SIZE // 2)), 2)
     tables = [f(angles).astype(FLOATS[dtype]) for f in (np.cos, np.sin)]
-    return [q, k, v, *tables, *state.arrays(), np.array(start, np.int32)]
+    center = rng.standard_normal((HEADS, SIZE)).astype(FLOATS[dtype])
+    return [q, k, v, *tables, center, *state.arrays(), np.array(start, np.int32)]
 
 
 def meaning(state: State, length: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -131,7 +132,7 @@ def test_a_sequence_that_starts_again_forgets_everything(rng: np.random.Generato
     used = update(empty(2), k, v, np.zeros(2, np.int64), "trial")
     inputs = operands(rng, used, [0, 45], 7)
     fresh = [
-        *inputs[:5],
+        *inputs[:6],
         *(np.concatenate([e[:1], u[1:]]) for e, u in zip(empty(2).arrays(), used.arrays(), strict=True)),
         inputs[-1],
     ]
@@ -143,7 +144,7 @@ def test_unwritten_memory_is_never_seen(runner: str, rng: np.random.Generator) -
     """Any bytes, scales of NaN and Inf among them, behind the tokens of a sequence."""
     past = garbage(rng, 2)
     inputs = operands(rng, past, [0, 0], 37)
-    expected = CACHED_ATTENTION.evaluate(*inputs[:5], *empty(2).arrays(), inputs[-1])
+    expected = CACHED_ATTENTION.evaluate(*inputs[:6], *empty(2).arrays(), inputs[-1])
     y, *present = CACHED_ATTENTION.evaluate(*inputs)
     np.testing.assert_array_equal(y, expected[0])
     proto = model_of(CACHED_ATTENTION, inputs, [y, *present], 21)
@@ -173,3 +174,18 @@ def test_tokens_beyond_the_capacity_are_dropped(rng: np.random.Generator) -> Non
     after = update(full, k[:, :3], v[:, :3], np.array([CAPACITY]), "trial")
     for a, b in zip(after.arrays(), full.arrays(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_centering_changes_what_is_stored_and_not_what_is_read(rng: np.random.Generator) -> None:
+    """Keys with channels that are large for every token: centered ones lose less."""
+    inputs = operands(rng, empty(1), [0], 60)
+    inputs[1] = (inputs[1] + 10 * rng.standard_normal((HEADS, SIZE))).astype(np.float32)
+    q, k, v, cos, sin, *_, start = inputs
+    cos[:], sin[:] = 1, 0
+    keys, values = (np.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, 36), (0, 0))) for x in (k, v))
+    exact = cached_attention.attend(q, keys, values, start, 0.1)
+    errors = []
+    for center in (np.zeros((HEADS, SIZE), np.float32), k.mean(axis=(0, 1))):
+        inputs[5] = center
+        errors.append(np.linalg.norm(CACHED_ATTENTION.evaluate(*inputs, scale=0.1)[0] - exact))
+    assert errors[1] < 0.7 * errors[0]

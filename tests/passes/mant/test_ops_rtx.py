@@ -54,6 +54,7 @@ def test_cached_attention(tmp_path: Path) -> None:
         "q": (np.float16, ["b", "s", heads, size]),
         **dict.fromkeys("kv", (np.float16, ["b", "s", kv_heads, size])),
         **dict.fromkeys(("cos", "sin"), (np.float16, ["b", "s", size])),
+        "k_center": (np.float16, [kv_heads, size]),
     }
     state = State.empty(1, kv_heads, capacity, size, group).arrays()
     names = [p.name for p in CACHED_ATTENTION.inputs if p.name.startswith("past")]
