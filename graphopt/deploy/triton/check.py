@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from graphopt.deploy.triton.config import parse, triton_type
+from graphopt.deploy.triton.config import kind_name, parse, triton_type
 from graphopt.engine.manifest import Manifest, Tensor
 from graphopt.errors import DeployError
 
@@ -50,7 +50,7 @@ def _check_side(
                 raise DeployError(f"{path}: input '{tensor.name}' of the engine is missing")
             continue  # nobody has to ask for an output
         port = declared[tensor.name]
-        kind = type(config).DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number[port.data_type].name
+        kind = kind_name(config, port.data_type)
         if kind != triton_type(tensor):
             raise DeployError(f"{path}: '{tensor.name}' is {kind}, but {triton_type(tensor)} in the engine")
         _check_dims(path, tensor, _engine_dims(port, config.max_batch_size), manifest)

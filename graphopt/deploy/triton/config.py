@@ -1,10 +1,14 @@
 """config.pbtxt of both models of a repository, as messages of Triton's own protobuf."""
 
-__all__ = ["PLAN", "EngineShape", "engine_config", "generate_config", "parse", "plan_file", "to_text", "triton_type"]
+__all__ = [
+    "PLAN", "EngineShape", "engine_config", "generate_config", "kind_name", "parse", "plan_file", "state_bytes",
+    "to_text", "triton_type",
+]  # fmt: skip
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from graphopt.deploy.triton.request import FIELDS, RESULTS, Field
@@ -18,6 +22,11 @@ PLAN = "model.plan"
 _TYPES = {
     "FLOAT": "TYPE_FP32", "HALF": "TYPE_FP16", "BF16": "TYPE_BF16", "INT8": "TYPE_INT8", "UINT8": "TYPE_UINT8",
     "INT32": "TYPE_INT32", "INT64": "TYPE_INT64", "BOOL": "TYPE_BOOL",
+}  # fmt: skip
+#: Triton's name of an element type -> its bytes.
+_BYTES = {
+    "TYPE_FP32": 4, "TYPE_FP16": 2, "TYPE_BF16": 2, "TYPE_INT8": 1, "TYPE_UINT8": 1, "TYPE_INT32": 4, "TYPE_INT64": 8,
+    "TYPE_BOOL": 1,
 }  # fmt: skip
 #: A sequence that is silent for so long loses its cache to another one.
 _IDLE_MICROSECONDS = 60_000_000
@@ -102,6 +111,21 @@ def engine_config(name: str, manifest: Manifest, shape: EngineShape, targets: Se
         if shape.max_batch > 1:
             fields["dynamic_batching"] = {}
     return _message(fields)
+
+
+def state_bytes(config: Any) -> int:
+    """Return the bytes on the device that the states of all sequences of an engine model take.
+
+    Twice: where the backend does not let input and output share a buffer, there are two.
+    """
+    sequences = config.sequence_batching
+    sizes = (prod(s.dims) * _BYTES[kind_name(config, s.data_type)] for s in sequences.state)
+    return 2 * sequences.oldest.max_candidate_sequences * sum(sizes)
+
+
+def kind_name(config: Any, number: int) -> str:
+    """Return the name of an element type, such as TYPE_INT8, that a configuration holds as a number."""
+    return str(type(config).DESCRIPTOR.file.enum_types_by_name["DataType"].values_by_number[number].name)
 
 
 def generate_config(name: str, settings: GenerateSettings) -> Any:

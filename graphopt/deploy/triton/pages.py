@@ -9,10 +9,13 @@ from string import Template
 from typing import Any
 
 import graphopt
+from graphopt.deploy.triton.config import parse, state_bytes
 
 #: Registers the plugins in programs that only open it.
 AUTOREG = "libgraphopt_plugins_autoreg.so"
 _EXECUTABLE = 0o755
+#: Device memory that Triton gets beside that of the caches, as much as it takes without being told.
+_POOL_BYTES = 64 << 20
 _GENERATE = """\
     python client.py 'The capital of France is'
     curl -N localhost:8000/v2/models/{name}/generate_stream -d '{{"text_input": "Once upon a time", "stream": true}}'
@@ -51,6 +54,10 @@ def write_pages(folder: Path, name: str, about: Mapping[str, Any]) -> None:
             environment = f'export GRAPHOPT_PLUGIN_LIBRARY="$here/plugins/{library}"\n'
         if about["execution"] != "trt" and library == AUTOREG:
             backend = f'  --backend-config=tensorrt,plugins="$here/plugins/{library}" \\\n'
+    for model in about["models"]:
+        path = folder / "models" / model / "config.pbtxt"
+        if states := state_bytes(parse(path.read_text(encoding="utf-8"), str(path))):
+            backend += f"  --cuda-memory-pool-byte-size=0:{states + _POOL_BYTES} \\\n"
     # What is called must be there before what calls it.
     loads = "".join(f'  --load-model="{model}" \\\n' for model in reversed(about["models"]))
     script = folder / "run_triton.sh"

@@ -114,7 +114,7 @@ def write_repository(
                 first = manifests.read(plans[0])
                 about = {
                     "models": names,
-                    "execution": options.execution if _is_language_model(first) else "bls",
+                    "execution": options.execution if _is_language_model(first) else "engine",
                     "tensorrt": first.tensorrt,
                     "targets": sorted({t for p in plans for t in manifests.read(p).targets}),
                 }

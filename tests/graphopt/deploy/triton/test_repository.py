@@ -68,6 +68,9 @@ def test_a_repository_for_the_tensorrt_backend(text_model: Path, tmp_path: Path)
     # The engine is there before what calls it.
     loads = [line for line in (out / "run_triton.sh").read_text().splitlines() if "--load-model" in line]
     assert ["tiny_engine" in line for line in loads] == [True, False]
+    # Four tensors of 2 heads, 64 rows, 16 channels of 4 bytes; in and out; 4 sequences; and 64 MiB.
+    pool = 2 * 4 * (4 * 2 * 64 * 16 * 4) + (64 << 20)
+    assert f"--cuda-memory-pool-byte-size=0:{pool} " in (out / "run_triton.sh").read_text()
     check_repository(out)
     text = (engine / "config.pbtxt").read_text().replace("TYPE_INT64", "TYPE_INT32")
     (engine / "config.pbtxt").write_text(text)
