@@ -1,21 +1,23 @@
 """Check and time the attention kernels over a cache.
 
-    python3 benchmarks/kernels/attention.py --output DIR [--check-only] [--quick]
+    python3 benchmarks/kernels/attention.py --output DIR [--check-only] [--quick] [--groups cached vq]
 
 needs PyTorch, the checkout on PYTHONPATH and carry/libattention.so (build_attention.sh). Every kernel is compared with
 attention in float64, then timed beside the fastest of torch's scaled_dot_product_attention. Results:
-DIR/attention_check.json and DIR/attention_time.json, written as they come.
+DIR/attention_check_GROUP.json and DIR/attention_time_GROUP.json, written as they come. Each group (caches of elements,
+caches of codes) runs in a process of its own, so that a fault in one does not lose the others.
 """
 
 import argparse
 import ctypes
 import json
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -341,47 +343,81 @@ def peer_fields(us: float, name: str, ours: float) -> dict:
     return {"peers": {"torch_fp16": round(us, 2)}, "torch_backend": name, "speedup": round(us / ours, 3)}
 
 
-def time_decode(library: Library, case: Case, peer: tuple[float, str] | None) -> tuple[dict, tuple[float, str]]:
-    """Time one decode step; ``peer`` is torch's on a float16 cache, measured here where None."""
+def torch_decode(case: Case) -> tuple[float, str]:
+    """Time torch over a float16 cache; the heads of a group are like new tokens, so that keys need not be repeated."""
+    plain = replace(case, vector=0)
+    each = 2 * case.batch * case.kv_heads * case.capacity * case.head_size * 2  # bytes of K and V
+    operands = [Operands(plain) for _ in range(copies_for(each))]
+    packed = operands[0].q.view(case.batch, case.kv_heads, case.group, case.head_size)
+    return torch_us(packed, [tuple(o.past) for o in operands], causal=False)
+
+
+def torch_prefill(case: Case) -> tuple[float, str]:
+    o = Operands(replace(case, vector=0))
+    return torch_us(o.q.transpose(1, 2).contiguous(), [tuple(o.past)], causal=True)
+
+
+def time_decode(library: Library, case: Case, peer: tuple[float, str]) -> dict:
     operands, calls = copies_of(library, case)
     ours = median_us(calls)
-    if peer is None:
-        # One new token: the heads of a group are like new tokens, and no backend has to repeat keys.
-        packed = operands[0].q.view(case.batch, case.kv_heads, case.group, case.head_size)
-        peer = torch_us(packed, [tuple(o.past) for o in operands], causal=False)
     moved = sum(p.numel() * p.element_size() for p in operands[0].past)
     rate = round(moved / ours.us * 1e-6, 3)
-    return row_of(case, "decode", ours, bytes=moved, tb_s=rate, **peer_fields(*peer, ours.us)), peer
+    return row_of(case, "decode", ours, bytes=moved, tb_s=rate, **peer_fields(*peer, ours.us))
 
 
-def time_prefill(library: Library, case: Case, peer: tuple[float, str] | None) -> tuple[dict, tuple[float, str]]:
+def time_prefill(library: Library, case: Case, peer: tuple[float, str]) -> dict:
     o = Operands(case)
     ours = median_us([o.call(library, o.past)])
-    if peer is None:
-        peer = torch_us(o.q.transpose(1, 2).contiguous(), [tuple(o.past)], causal=True)
     ops = 2 * case.batch * case.heads * case.seq * (case.seq + 1) * case.head_size
     rate = round(ops / ours.us * 1e-6, 1)
-    return row_of(case, "prefill", ours, ops=ops, tflop_s=rate, **peer_fields(*peer, ours.us)), peer
+    return row_of(case, "prefill", ours, ops=ops, tflop_s=rate, **peer_fields(*peer, ours.us))
 
 
-def timings(library: Library) -> Iterator[dict]:
-    for batch, kv_heads, group, length in DECODE:
-        peer = None
-        for vector in SCHEMES:
-            case = Case(batch, 1, kv_heads, group, HEAD_SIZE, length, (length - 1,), vector=vector)
-            row, peer = time_decode(library, case, peer)
-            yield row
+def timings(library: Library, group: str) -> Iterator[dict]:
+    """Time the schemes of one group, and torch over float16 beside them."""
+    schemes = [vector for vector in SCHEMES if (vector > 0) == (group == "vq")]
+    for sizes, torch_time, measure in ((DECODE, torch_decode, time_decode), (PREFILL, torch_prefill, time_prefill)):
+        for batch, kv_heads, heads, length in sizes:
+            seq, start = (1, length - 1) if measure is time_decode else (length, 0)
+            case = Case(batch, seq, kv_heads, heads, HEAD_SIZE, length, (start,))
+            peer = torch_time(case)
             torch.cuda.empty_cache()
-    for batch, kv_heads, group, length in PREFILL:
-        peer = None
-        for vector in SCHEMES:
-            case = Case(batch, length, kv_heads, group, HEAD_SIZE, length, (0,), vector=vector)
-            row, peer = time_prefill(library, case, peer)
-            yield row
+            for vector in schemes:
+                yield measure(library, replace(case, vector=vector), peer)
+                torch.cuda.empty_cache()
 
 
 def write(path: Path, rows: list[dict]) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+CHECKS = {"cached": _checks, "vq": _vq_checks}
+
+
+def run_group(group: str, arguments: argparse.Namespace) -> int:
+    """Check, then time one group in this process; returns how many checks failed."""
+    library, rows, failed, begin = Library(LIBRARY), [], 0, time.perf_counter()
+    cases = [c for c in _quick_checks() if (c.vector > 0) == (group == "vq")] if arguments.quick else [*CHECKS[group]()]
+    for case in cases:
+        row = check(library, case)
+        rows.append(row)
+        write(arguments.output / f"attention_check_{group}.json", rows)
+        if row["problems"]:
+            failed += 1
+            print("WRONG", row, flush=True)
+    print(f"{group}: checked {len(rows)}, {failed} wrong, {time.perf_counter() - begin:.0f} s", flush=True)
+    if arguments.check_only:
+        return failed
+    rows = []
+    for row in timings(library, group):
+        rows.append(row)
+        write(arguments.output / f"attention_time_{group}.json", rows)
+        sizes = " ".join(f"{key}{row[key]}" for key in ("B", "H", "Hkv", "S"))
+        rate = f"{row['tb_s']} TB/s" if "tb_s" in row else f"{row['tflop_s']} TFLOP/s"
+        name = f"{row['scheme']:7} {row['case']:7} {sizes:24}"
+        print(f"{name} {row['us']:8} us  {rate:15} {row['speedup']} x torch", flush=True)
+    print(f"{group}: {time.perf_counter() - begin:.0f} s", flush=True)
+    return failed
 
 
 def main() -> None:
@@ -389,25 +425,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--check-only", action="store_true")
     parser.add_argument("--quick", action="store_true", help="few small cases")
+    parser.add_argument("--groups", nargs="+", choices=CHECKS, default=list(CHECKS))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    library, rows, failed, begin = Library(LIBRARY), [], 0, time.perf_counter()
-    for case in _quick_checks() if arguments.quick else (*_checks(), *_vq_checks()):
-        row = check(library, case)
-        rows.append(row)
-        write(arguments.output / "attention_check.json", rows)
-        if row["problems"]:
-            failed += 1
-            print("WRONG", row, flush=True)
-    print(f"checked {len(rows)}, {failed} wrong, {time.perf_counter() - begin:.0f} s", flush=True)
-    if not arguments.check_only:
-        rows = []
-        for row in timings(library):
-            rows.append(row)
-            write(arguments.output / "attention_time.json", rows)
-            print({k: v for k, v in row.items() if k not in ("bytes", "ops")}, flush=True)
-        print(f"{time.perf_counter() - begin:.0f} s", flush=True)
-    sys.exit(1 if failed else 0)
+    if len(arguments.groups) == 1:
+        sys.exit(1 if run_group(arguments.groups[0], arguments) else 0)
+    same = [flag for flag in ("--check-only", "--quick") if getattr(arguments, flag[2:].replace("-", "_"))]
+    codes = {}
+    for group in arguments.groups:
+        command = [sys.executable, __file__, "--output", str(arguments.output), "--groups", group, *same]
+        codes[group] = subprocess.run(command, check=False).returncode
+    print(*(f"{group}: {'passed' if code == 0 else f'FAILED ({code})'}" for group, code in codes.items()), sep=", ")
+    sys.exit(1 if any(codes.values()) else 0)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,15 @@ cd "$(dirname "$0")/../.."
 nvcc=${1:-nvcc}
 arch=${2:-90a}
 objects=${3:-carry/attention}
+# Kernels may start early where all code is for Hopper.
+hopper=$([ "$arch" = 90a ] && echo -DGRAPHOPT_SM90A || true)
 lib=$(dirname "$(command -v "$nvcc")")/../lib  # where the wheels of nvcc keep what a toolkit has in lib64
 mkdir -p carry "$objects"
 for source in benchmarks/kernels/attention.cu trt_plugins/common/check.cpp trt_plugins/attention/*/*.cu; do
     object="$objects/$(echo "$source" | tr / _).o"
     if [ -z "$(find "$object" -newer "$source" 2>/dev/null)" ] ||
         [ -n "$(find trt_plugins/attention trt_plugins/common -name '*.*h' -newer "$object")" ]; then
-        "$nvcc" -std=c++17 -O3 -DNDEBUG -lineinfo -I trt_plugins "-gencode=arch=compute_$arch,code=sm_$arch" \
+        "$nvcc" -std=c++17 -O3 -DNDEBUG $hopper -lineinfo -I trt_plugins "-gencode=arch=compute_$arch,code=sm_$arch" \
             -Xptxas -v -Xcompiler -fPIC,-fvisibility=default -c "$source" -o "$object" > "$object.log" 2>&1 || {
             cat "$object.log"
             exit 1

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "attention/args.cuh"
+#include "common/ptx.cuh"
 #include "common/vec.cuh"
 
 namespace graphopt::attention {
@@ -59,6 +60,7 @@ __device__ __forceinline__ void rotate(T const* x, T const* cos, T const* sin, i
 /// where D is a multiple of two vectors (one without rotary) and everything is aligned.
 template <class T, int kSize>
 __global__ void __launch_bounds__(256) attention_append(AppendArgs<T> const args) {
+  release_successor();
   int64_t const thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (thread < args.counters) args.counter[thread] = 0;
   int32_t const per_row = args.head_size / kSize;

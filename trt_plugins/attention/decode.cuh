@@ -38,6 +38,7 @@ class DecodeKernel {
   static constexpr int kD = Traits::kD;
   static constexpr int kHalves = Traits::kHalves;
   static constexpr int kSteps = kD / 16;  // mma along D
+  static_assert(combine_floats(Shape::kThreads, kDecodeRows) <= Shape::kMergeFloats, "parts meet where warps do");
 
  public:
   __device__ __forceinline__ DecodeKernel(AttentionArgs<T> const& args, char* shared)
@@ -60,7 +61,11 @@ class DecodeKernel {
     ahead_left_ = left;
     Cursor at = ahead_;
 #pragma unroll
-    for (int s = 0; s < Shape::kStages - 1; ++s) fetch();
+    for (int s = 0; s < Shape::kStages - 1; ++s) {
+      if (ahead_left_ > 0 && (ahead_.tile + 1) * Shape::kTileTokens > ahead_.past) wait_for_predecessor();
+      fetch();
+    }
+    wait_for_predecessor();  // append has written the queries, the new rows and the counters
     while (left > 0) {
       int32_t const tiles = min(left, at.tiles - at.tile);
       Parts const parts(list_, position - at.tile, at.tiles);
@@ -268,7 +273,7 @@ class DecodeKernel {
     if (parts.whole()) return;
     int32_t const segment = at.outer * args_.batch + at.b;
     if (count_part(args_.counters + segment, parts, flag_)) {
-      combine_blocks(args_, memory, parts, rows_);
+      combine_blocks(args_, memory, parts, rows_, merged_);
     }
   }
 

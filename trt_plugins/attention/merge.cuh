@@ -7,6 +7,7 @@
 
 #include "attention/args.cuh"
 #include "attention/work.cuh"
+#include "common/reduce.cuh"
 
 namespace graphopt::attention {
 
@@ -21,29 +22,86 @@ struct SegmentRows {
   int32_t count;
 };
 
-/// Add up the parts of a segment in the order of its blocks and write y. Called by all threads of a block.
+/// The maximum of scores: NaN shows in the sum.
+struct Maximum {
+  __device__ __forceinline__ static float apply(float a, float b) { return fmaxf(a, b); }
+};
+
+/// Floats that combine_blocks needs of shared memory.
+constexpr int combine_floats(int threads, int rows) { return 4 * threads + 2 * rows; }
+
+/// Maximum and sum of each row over all parts of a segment, to result [rows.count, 2]: a warp has a row, its lanes parts.
+__device__ __forceinline__ void combine_sums(PartialMemory const& memory, Parts const& parts, int32_t rows,
+                                             float* result) {
+  int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32, warps = static_cast<int32_t>(blockDim.x) / 32;
+  for (int32_t row = static_cast<int32_t>(threadIdx.x) / 32; row < rows; row += warps) {
+    float m = -INFINITY, sum = 0.0f;
+    for (int32_t block = parts.first + lane; block <= parts.last; block += 32) {
+      float2 const part = __ldcg(reinterpret_cast<float2 const*>(memory.sums(parts.slot(block), row)));
+      float const grown = fmaxf(m, part.x), origin = usable_max(grown);
+      sum = sum * exp2f(m - origin) + part.y * exp2f(part.x - origin);
+      m = grown;
+    }
+    float const origin = usable_max(warp_reduce<Maximum>(m));
+    sum = warp_reduce<Add>(sum * exp2f(m - origin));
+    if (lane == 0) result[row * 2] = origin, result[row * 2 + 1] = sum;
+  }
+}
+
+/// Four neighbouring outputs of a row of the segment, to be divided by the row's sum.
+template <class T>
+__device__ __forceinline__ void write_quad(AttentionArgs<T> const& args, SegmentRows const& rows, int32_t row,
+                                           int32_t column, float4 const& output, float sum) {
+  T* const y = args.y + row_offset(args, rows.b, rows.h, rows.first + row) + column;
+  y[0] = from_float<T>(output.x / sum);
+  y[1] = from_float<T>(output.y / sum);
+  y[2] = from_float<T>(output.z / sum);
+  y[3] = from_float<T>(output.w / sum);
+}
+
+/// Add up the parts of a segment in a fixed order and write y. Called by all threads of a block; D is a multiple of 4.
+/// Where the outputs are fewer than the threads, several threads share the parts of an output: a load from L2 takes
+/// longer than everything else here, so as many as possible are in flight.
+///
+/// Args:
+///   shared: combine_floats of the block, aligned to 16 bytes.
 template <class T>
 __device__ __forceinline__ void combine_blocks(AttentionArgs<T> const& args, PartialMemory const& memory,
-                                               Parts const& parts, SegmentRows const& rows) {
-  int32_t const values = rows.count * args.head_size;
-  for (int32_t item = static_cast<int32_t>(threadIdx.x); item < values; item += static_cast<int32_t>(blockDim.x)) {
-    int32_t const row = item / args.head_size, column = item % args.head_size;
-    float m = -INFINITY;
-    for (int32_t block = parts.first; block <= parts.last; ++block) {
-      m = fmaxf(m, __ldcg(memory.sums(parts.slot(block), row)));
-    }
-    m = usable_max(m);
-    float sum = 0.0f, output = 0.0f;
+                                               Parts const& parts, SegmentRows const& rows, float* shared) {
+  int32_t const thread = static_cast<int32_t>(threadIdx.x), threads = static_cast<int32_t>(blockDim.x);
+  float* const totals = shared + 4 * threads;
+  combine_sums(memory, parts, rows.count, totals);
+  __syncthreads();
+
+  int32_t const quads = rows.count * (args.head_size / 4), slices = max(1, threads / quads), slice = thread / quads;
+  for (int32_t item = thread - slice * quads; slice < slices && item < quads; item += threads) {
+    int32_t const row = item / (args.head_size / 4), column = item % (args.head_size / 4) * 4;
+    float const origin = totals[row * 2];
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4
-    for (int32_t block = parts.first; block <= parts.last; ++block) {
+    for (int32_t block = parts.first + slice; block <= parts.last; block += slices) {
       int64_t const slot = parts.slot(block);
-      float2 const part = __ldcg(reinterpret_cast<float2 const*>(memory.sums(slot, row)));
-      float const weight = exp2f(part.x - m);
-      sum += part.y * weight;
-      output += __ldcg(memory.outputs(slot, row) + column) * weight;
+      float const weight = exp2f(__ldcg(memory.sums(slot, row)) - origin);
+      float4 const part = __ldcg(reinterpret_cast<float4 const*>(memory.outputs(slot, row) + column));
+      sum.x += part.x * weight, sum.y += part.y * weight, sum.z += part.z * weight, sum.w += part.w * weight;
     }
-    args.y[row_offset(args, rows.b, rows.h, rows.first + row) + column] = from_float<T>(output / sum);
+    if (slices == 1) {
+      write_quad(args, rows, row, column, sum, totals[row * 2 + 1]);
+    } else {
+      reinterpret_cast<float4*>(shared)[thread] = sum;  // item == thread - slice * quads: there is one round
+    }
   }
+  __syncthreads();
+  if (slices > 1 && thread < quads) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int32_t s = 0; s < slices; ++s) {
+      float4 const part = reinterpret_cast<float4 const*>(shared)[s * quads + thread];
+      sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+    }
+    int32_t const row = thread / (args.head_size / 4), column = thread % (args.head_size / 4) * 4;
+    write_quad(args, rows, row, column, sum, totals[row * 2 + 1]);
+  }
+  __syncthreads();  // the memory may be written again
 }
 
 /// Count this block's part, which all its threads have written, as done. Returns whether it was the last one.

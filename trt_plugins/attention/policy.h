@@ -36,7 +36,8 @@ struct PrefillShape {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kWarpRows = kD > 128 ? 16 : 32;
   static constexpr int kRows = kWarps * kWarpRows;
-  static constexpr int kTileTokens = kD > 128 ? 32 : 64;
+  // From D = 128 on, scores of 32 tokens leave registers to load fragments of K and V before they are due.
+  static constexpr int kTileTokens = kD > 96 ? 32 : 64;
   static constexpr int kPitch = kD * 2 + (kD % 64 == 0 ? 0 : 16);
   // 96 KB at most: what every device of compute capability 8.0 or more can hold. Two stages of K and V.
   static constexpr size_t kSharedBytes = size_t{kRows + 4 * kTileTokens} * kPitch;

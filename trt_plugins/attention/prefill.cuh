@@ -44,6 +44,8 @@ class PrefillKernel {
   static constexpr int kSteps = Traits::kSteps;
   static constexpr int kBlocksM = Traits::kBlocksM;
   static constexpr int kBlocksN = Traits::kBlocksN;
+  /// Weights may grow to 2^kSlack before outputs are rescaled: any T holds that as precisely as 1.
+  static constexpr float kSlack = 8.0f;
 
  public:
   __device__ __forceinline__ PrefillKernel(typename Traits::Args const& all, char* shared)
@@ -68,6 +70,7 @@ class PrefillKernel {
     cache_ = (int64_t{b_} * args_.kv_heads + head_ / args_.group) * args_.capacity;
     int32_t const tiles = (visible_ + Shape::kTileTokens - 1) / Shape::kTileTokens;
 
+    wait_for_predecessor();
     fetch<Shape::kRows>(base_, args_.q + token_offset(first_), args_.heads * args_.head_size, args_.seq - first_);
     fetch_tile(0);
     for (int32_t tile = 0; tile < tiles; ++tile) {
@@ -186,38 +189,60 @@ class PrefillKernel {
     }
   }
 
-  /// Scores of 16 query rows to weights in the layout of an mma's A; rescales their outputs.
+  /// Scores of 16 query rows to weights in the layout of an mma's A. The scale is positive, so that the largest product
+  /// gives the largest score.
   __device__ __forceinline__ void weigh(int i, float (&s)[kBlocksN][4], uint32_t (&p)[kBlocksN / 2][4],
                                         int32_t token) {
-    int32_t const row = first_ + warp_ * Shape::kWarpRows + i * 16 + lane_ / 4;
-    bool const masked = token + Shape::kTileTokens > visible_rows(past_, first_, args_.capacity);
+    if (token + Shape::kTileTokens > visible_rows(past_, first_, args_.capacity)) mask(i, s, token);
+    float grown[2];
+    bool grows = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float m = max_[i][half];
-      int32_t const seen = visible_rows(past_, row + half * 8, args_.capacity) - token - lane_ % 4 * 2;
+      float m = -INFINITY;
 #pragma unroll
-      for (int n = 0; n < kBlocksN; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& x = s[n][half * 2 + e];
-          x *= args_.scale_log2;
-          if (masked && n * 8 + e >= seen) x = -INFINITY;
-          m = fmaxf(m, x);
-        }
-      }
+      for (int n = 0; n < kBlocksN; ++n) m = fmaxf(m, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
       m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
       m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-      float const origin = usable_max(m);
-      float const scale = exp2_approx(max_[i][half] - origin);
-      max_[i][half] = m;
+      grown[half] = fmaxf(max_[i][half], m * args_.scale_log2);
+      grows |= grown[half] > max_[i][half] + kSlack;
+    }
+    if (__any_sync(0xffffffffu, grows)) rescale(i, grown);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float const origin = usable_max(max_[i][half]);
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < kBlocksN; ++n) {
-        float const first = exp2_approx(s[n][half * 2] - origin), second = exp2_approx(s[n][half * 2 + 1] - origin);
+        float const first = exp2_approx(s[n][half * 2] * args_.scale_log2 - origin);
+        float const second = exp2_approx(s[n][half * 2 + 1] * args_.scale_log2 - origin);
         sum += first + second;
         p[n / 2][n % 2 * 2 + half] = round_pair<T>(first, second);
       }
-      sum_[i][half] = sum_[i][half] * scale + sum;
+      sum_[i][half] += sum;
+    }
+  }
+
+  /// -infinity for tokens that a query row does not see.
+  __device__ __forceinline__ void mask(int i, float (&s)[kBlocksN][4], int32_t token) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int32_t const row = first_ + warp_ * Shape::kWarpRows + i * 16 + half * 8 + lane_ / 4;
+      int32_t const seen = visible_rows(past_, row, args_.capacity) - token - lane_ % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kBlocksN; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) s[n][half * 2 + e] = n * 8 + e >= seen ? -INFINITY : s[n][half * 2 + e];
+      }
+    }
+  }
+
+  /// Let 16 rows' weights be relative to other maxima.
+  __device__ __forceinline__ void rescale(int i, float const (&grown)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float const scale = exp2_approx(max_[i][half] - usable_max(grown[half]));
+      max_[i][half] = grown[half];
+      sum_[i][half] *= scale;
 #pragma unroll
       for (int n = 0; n < 2 * kSteps; ++n) {
         o_[i][n][half * 2] *= scale;

@@ -119,13 +119,14 @@ struct Parts {
   __device__ __forceinline__ int64_t slot(int32_t block) const { return int64_t{block} * 2 + (block == first ? 1 : 0); }
 };
 
-/// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2].
+/// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2], and two
+/// floats a row that keep the next slot aligned to 16 bytes where D is a multiple of 4.
 struct PartialMemory {
   float* base;
   int32_t rows;
   int32_t head_size;
 
-  static __host__ __device__ int64_t floats(int64_t rows, int64_t head_size) { return rows * (head_size + 2); }
+  static __host__ __device__ int64_t floats(int64_t rows, int64_t head_size) { return rows * (head_size + 4); }
 
   __device__ __forceinline__ float* outputs(int64_t slot, int32_t row) const {
     return base + slot * floats(rows, head_size) + int64_t{row} * head_size;

@@ -19,6 +19,21 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
+/// Let a kernel launched after this one with Start::kEarly start once all blocks of this one have come here or ended.
+__device__ __forceinline__ void release_successor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Byte i is chosen by nibble i of `select`: its lower three bits are the number of a byte of (high, low), its top bit
+/// asks for eight copies of that byte's sign instead. __byte_perm ignores the top bit.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t select) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(select));
+  return bytes;
+}
+
 /// Copy 16 bytes from global to shared memory, or write 16 zero bytes where `valid` is false (nothing is read then).
 __device__ __forceinline__ void cp_async_16(uint32_t shared, void const* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0)

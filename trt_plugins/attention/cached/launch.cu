@@ -85,7 +85,9 @@ template <class T>
 Status launch_typed(CachedParams const& p, cudaStream_t stream) {
   Workspace const workspace(p);
   GRAPHOPT_TRY(launch_append<T>(p, workspace, true, stream));
-  bool const vectors = vector_aligned(p) && is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16);
+  // Fast kernels look for the largest product, which is the largest score where the scale is positive.
+  bool const vectors =
+      p.scale > 0.0f && vector_aligned(p) && is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16);
   AttentionArgs<T> const args = attention_args<T>(p, workspace);
   if constexpr (sizeof(T) == 2) {
     switch (pick_attention(p.seq * args.group, vectors && p.head_size <= kMaxVectorHeadSize)) {

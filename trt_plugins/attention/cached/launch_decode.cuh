@@ -15,8 +15,8 @@ Status launch_resident(AttentionArgs<typename Traits::T> const& args, DeviceLimi
   using Shape = typename Traits::Shape;
   int const resident = std::max(1, resident_blocks(device, Shape::kSharedBytes, kDecodeResident));
   int const blocks = std::min(kMaxDecodeBlocks, resident * device.multiprocessors);
-  return launch(attention_decode<Traits>, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
-                Shape::kSharedBytes, stream, args);
+  return launch_at(Start::kEarly, attention_decode<Traits>, dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
+                   Shape::kSharedBytes, stream, args);
 }
 
 /// The deeper ring where two blocks of it are resident, else the shallower one, which every device of compute capability

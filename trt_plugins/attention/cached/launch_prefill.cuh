@@ -15,8 +15,8 @@ Status launch_prefill_shape(AttentionArgs<typename Traits::T> const& args, typen
   if (args.heads > kMaxGridYZ || args.batch > kMaxGridYZ) return Status::kTooLarge;
   dim3 const grid(static_cast<unsigned>(ceil_div(args.seq, Shape::kRows)), static_cast<unsigned>(args.heads),
                   static_cast<unsigned>(args.batch));
-  return launch(attention_prefill<Traits>, grid, dim3(Shape::kThreads), Shape::kSharedBytes, stream,
-                kernel_args);
+  return launch_at(Start::kEarly, attention_prefill<Traits>, grid, dim3(Shape::kThreads), Shape::kSharedBytes, stream,
+                   kernel_args);
 }
 
 template <class T>

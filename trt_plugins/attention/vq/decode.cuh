@@ -55,6 +55,7 @@ class VqDecodeKernel {
   static constexpr int kGroups = Shape::kGroups;
   static constexpr int kPlanes = Shape::kPlanes;
   static constexpr int kPerLane = Shape::kPerLane;
+  static_assert(4 * combine_floats(Shape::kThreads, kHeads) <= Shape::kScoreBytes, "parts meet where warps do");
   static constexpr bool kPairs = kHeads > 1;  // tables and weights of two heads to a word, in float16
   static constexpr bool kHalfSums = kPairs && std::is_same_v<T, __half>;
   /// Weights of float16 sums: sixteen of them times the largest value must fit.
@@ -93,11 +94,12 @@ class VqDecodeKernel {
       int32_t const tiles = min(left, at.tiles - at.tile);
       Parts const parts(list_, position - at.tile, at.tiles);
       begin_segment(at);
-      fetch(args_.k, codes_, at.tile);
-      fetch(args_.v, codes_ + Shape::kCodeBytes, at.tile);
       __syncthreads();  // nobody reads the tables any more
       if (table_head != rows_.h) fill_values();
       table_head = rows_.h;
+      wait_for_predecessor();  // the queries, the new codes and the counters are written
+      fetch(args_.k, codes_, at.tile);
+      fetch(args_.v, codes_ + Shape::kCodeBytes, at.tile);
       fill_scores();
       __syncthreads();
       for (int32_t tile = at.tile; tile < at.tile + tiles; ++tile) {
@@ -272,7 +274,7 @@ class VqDecodeKernel {
                                           char const* table) const {
     uint32_t offset[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) offset[j] = __byte_perm(codes, columns, select_[j]);
+    for (int j = 0; j < 4; ++j) offset[j] = permute_bytes(codes, columns, select_[j]);
     if constexpr (kPairs) {
 #pragma unroll
       for (int pair = 0; pair < kHeads / 2; ++pair) {
@@ -370,7 +372,7 @@ class VqDecodeKernel {
       uint32_t value[kPlanes];
 #pragma unroll
       for (int p = 0; p < kPlanes; ++p) {
-        uint32_t const offset = __byte_perm(word, column, kOwn == 2 && p == 1 ? 0xcc14u : 0xcc04u);
+        uint32_t const offset = permute_bytes(word, column, kOwn == 2 && p == 1 ? 0xcc14u : 0xcc04u);
         value[p] = word_at(values_ + p * 128, offset);
       }
       uint32_t weight[kHeads];
@@ -457,7 +459,7 @@ class VqDecodeKernel {
     }
     if (parts.whole()) return;
     int32_t const segment = at.outer * args_.batch + at.b;
-    if (count_part(args_.counters + segment, parts, flag_)) combine_blocks(args_, memory, parts, rows_);
+    if (count_part(args_.counters + segment, parts, flag_)) combine_blocks(args_, memory, parts, rows_, outputs);
   }
 
   VqArgs<T> const& vq_;

@@ -70,6 +70,7 @@ __device__ __forceinline__ void load_vector(EncodeArgs<T> const& args, bool valu
 /// Grid: (ceil(2 Hkv D / kVector / kEncodeWarps), parts of the tokens).
 template <class T, int kVector>
 __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs<T> const args) {
+  release_successor();
   AppendArgs<T> const& a = args.append;
   int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32, groups = a.head_size / kVector;
   int32_t unit = static_cast<int32_t>(blockIdx.x) * kEncodeWarps + static_cast<int32_t>(threadIdx.x) / 32;
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs
 #pragma unroll
     for (int i = 0; i < kVector; ++i) centroid[e][i] = to_float(book[(e * 32 + lane) * kVector + i]);
   }
+  wait_for_predecessor();  // so that who waits for this kernel waits for append too
   for (int64_t first = int64_t{blockIdx.y} * 32; first < args.tokens; first += int64_t{gridDim.y} * 32) {
     int64_t const own = first + lane;
     float mine[kVector] = {};

@@ -32,11 +32,12 @@ Status launch_typed(VqParams const& p, cudaStream_t stream) {
                        static_cast<T const*>(p.codebook_k), static_cast<T const*>(p.codebook_v)};
   if constexpr (sizeof(T) == 2) {
     bool done = false;
-    if (vectors(p) && p.cache.seq * args.cache.group <= kMaxVqDecodeRows) {
+    bool const fast = p.cache.scale > 0.0f && vectors(p);
+    if (fast && p.cache.seq * args.cache.group <= kMaxVqDecodeRows) {
       DeviceLimits device{};
       GRAPHOPT_TRY(device_limits(&device));
       GRAPHOPT_TRY(launch_vq_decode<T>(args, device, &done, stream));
-    } else if (vectors(p)) {
+    } else if (fast) {
       GRAPHOPT_TRY(launch_vq_prefill<T>(args, &done, stream));
     }
     if (done) return Status::kOk;

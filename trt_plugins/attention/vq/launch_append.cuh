@@ -26,13 +26,13 @@ Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t
   dim3 const block(32 * kEncodeWarps);
   switch (p.vector) {
     case 2:
-      return launch(attention_encode<T, 2>, grid, block, 0, stream, args);
+      return launch_at(Start::kEarly, attention_encode<T, 2>, grid, block, 0, stream, args);
     case 4:
-      return launch(attention_encode<T, 4>, grid, block, 0, stream, args);
+      return launch_at(Start::kEarly, attention_encode<T, 4>, grid, block, 0, stream, args);
     case 8:
-      return launch(attention_encode<T, 8>, grid, block, 0, stream, args);
+      return launch_at(Start::kEarly, attention_encode<T, 8>, grid, block, 0, stream, args);
     case 16:
-      return launch(attention_encode<T, 16>, grid, block, 0, stream, args);
+      return launch_at(Start::kEarly, attention_encode<T, 16>, grid, block, 0, stream, args);
   }
   return Status::kBadShape;
 }

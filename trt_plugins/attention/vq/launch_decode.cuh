@@ -21,7 +21,8 @@ Status launch_vq_shape(VqArgs<typename Traits::T> const& args, DeviceLimits cons
   if (Shape::kSharedBytes > device.shared_per_block) return Status::kOk;
   *done = true;
   unsigned const blocks = static_cast<unsigned>(std::min(kMaxDecodeBlocks, device.multiprocessors));
-  return launch(attention_vq_decode<Traits>, dim3(blocks), dim3(Shape::kThreads), Shape::kSharedBytes, stream, args);
+  return launch_at(Start::kEarly, attention_vq_decode<Traits>, dim3(blocks), dim3(Shape::kThreads), Shape::kSharedBytes,
+                   stream, args);
 }
 
 /// As many query rows to a table as there are, up to 4.
