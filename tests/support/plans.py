@@ -17,11 +17,14 @@ def write_server_plan(
     *,
     targets: Sequence[str] = ("9.0",),
     flavour: str = "tensorrt",
+    library: Path | None = None,
 ) -> Path:
-    """Write the "plan" of ``model`` without plugins, and a manifest that has its digest."""
+    """Write the "plan" of ``model``, by default without plugins, and a manifest that has its digest."""
     write_plan(path, model, profiles, plugins=False)
     file = manifests.path_for(path)
     data = json.loads(file.read_text())
     data |= {"plan_sha256": sha256(path), "targets": list(targets), "flavour": flavour, "tensorrt": "10.14.1"}
+    if library is not None:
+        data["plugins"] = {"path": str(library), "sha256": sha256(library), "version": None, "build_info": None}
     file.write_text(json.dumps(data))
     return path

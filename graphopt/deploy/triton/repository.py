@@ -256,6 +256,11 @@ def _write_plugins(folder: Path, read: Sequence[Manifest], options: RepositoryOp
     library = _library(manifest, options)
     if sha256(library) != digest:
         raise DeployError(f"{library} is not the library that the plan was built with; give that one with --plugins")
+    by_triton = options.execution != "trt" or not _is_language_model(read[0])
+    if by_triton and library.name != LIBRARY:
+        raise DeployError(
+            f"{library} is for TensorRT 8 and cannot be registered in Triton; build with TensorRT 10 or 11"
+        )
     target = folder / "plugins"
     target.mkdir()
     shutil.copyfile(library, target / library.name)

@@ -78,6 +78,34 @@ def test_a_repository_for_the_tensorrt_backend(text_model: Path, tmp_path: Path)
         check_repository(out)
 
 
+def test_plugins_come_along(text_model: Path, tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    library = built / "libgraphopt_plugins.so"
+    library.write_bytes(b"kernels")
+    plan = decoder_plan(tmp_path, text_model, library=library)
+    bls = options(text_model, execution="bls")
+    assert "libgraphopt_plugins_autoreg.so is missing" in refused([plan], tmp_path, bls)
+    (built / "libgraphopt_plugins_autoreg.so").write_bytes(b"registers")
+    write_repository([plan], tmp_path / "b", bls)
+    assert (tmp_path / "b" / "plugins" / library.name).read_bytes() == b"kernels"
+    script = (tmp_path / "b" / "run_triton.sh").read_text()
+    assert '--backend-config=tensorrt,plugins="$here/plugins/libgraphopt_plugins_autoreg.so"' in script
+    write_repository([plan], tmp_path / "t", options(text_model))
+    script = (tmp_path / "t" / "run_triton.sh").read_text()
+    assert 'export GRAPHOPT_PLUGIN_LIBRARY="$here/plugins/libgraphopt_plugins.so"' in script
+    assert "--backend-config" not in script
+    other = tmp_path / "other.so"
+    other.write_bytes(b"other kernels")
+    assert "is not the library that the plan was built with" in refused(
+        [plan], tmp_path, options(text_model, plugins=other)
+    )
+    old = built / "libgraphopt_plugins_trt8.so"
+    old.write_bytes(b"kernels for TensorRT 8")
+    plan = decoder_plan(tmp_path, text_model, library=old)
+    assert "cannot be registered in Triton; build with TensorRT 10 or 11" in refused([plan], tmp_path, bls)
+
+
 def test_an_engine_that_is_no_language_model(tmp_path: Path) -> None:
     model = write_bigram(tmp_path / "b.onnx", np.eye(32, dtype=np.float32), output="scores")
     plan = write_server_plan(tmp_path / "b.plan", model, [{"input_ids": ((1, 1), (2, 8), (8, 16))}])
