@@ -16,7 +16,7 @@ from graphopt.passes.mant.search import choose
 from graphopt.passes.mant.types import INT4_TYPE, MANT, NF4, TypeTable
 
 #: Weights that are quantized at a time: what the search holds for each is 64 bytes and more.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 #: The same with GPTQ, whose cost for a column of few rows is that of its calls.
 _GPTQ_CHUNK = 1 << 24
 
