@@ -116,7 +116,13 @@ __device__ __forceinline__ void tma_load(uint32_t shared, CUtensorMap const* map
       : "memory");
 }
 
-/// The same into every block of the cluster whose bit is set, at the same offsets of its shared memory and barrier.
+/// Bring the box into L2 only.
+__device__ __forceinline__ void tma_prefetch(CUtensorMap const* map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
+               : "memory");
+}
+
+/// Load the box into every block of the cluster whose bit is set, at the same offsets of its shared memory and barrier.
 __device__ __forceinline__ void tma_load_multicast(uint32_t shared, CUtensorMap const* map, uint32_t barrier,
                                                    int column, int row, uint16_t blocks) {
   asm volatile(

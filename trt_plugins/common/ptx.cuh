@@ -26,6 +26,14 @@ __device__ __forceinline__ void release_successor() {
 #endif
 }
 
+/// Bring `bytes`, a multiple of 16, from an address that is one too, into L2. Right before wait_for_predecessor, too:
+/// what that kernel still writes arrives there.
+__device__ __forceinline__ void prefetch_bytes(void const* pointer, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(pointer), "r"(bytes) : "memory");
+#endif
+}
+
 /// Byte i is chosen by nibble i of `select`: its lower three bits are the number of a byte of (high, low), its top bit
 /// asks for eight copies of that byte's sign instead. __byte_perm ignores the top bit.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t select) {

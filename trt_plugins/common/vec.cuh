@@ -94,6 +94,22 @@ struct Vec {
   }
 };
 
+/// Forget the floats that were made of `v`: to make them again costs less than the registers to keep them.
+template <class T, int kCount>
+__device__ __forceinline__ void keep_packed(Vec<T> (&v)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) asm volatile("" : "+r"(v[i].word[w]));
+  }
+}
+
+/// `value`, unknown to the compiler, so that what is made of it is made again in every turn of a loop instead of kept.
+__device__ __forceinline__ int32_t opaque(int32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 /// Load 16 bytes that this kernel reads once: they should not push reused lines out of L1.
 template <class T>
 __device__ __forceinline__ Vec<T> load_streaming(T const* pointer) {
@@ -110,6 +126,16 @@ __device__ __forceinline__ Vec<T> load_cached(T const* pointer) {
   uint4 const q = __ldg(reinterpret_cast<uint4 const*>(pointer));
   Vec<T> v;
   v.word[0] = q.x, v.word[1] = q.y, v.word[2] = q.z, v.word[3] = q.w;
+  return v;
+}
+
+/// The same, not to be moved behind a barrier that follows.
+template <class T>
+__device__ __forceinline__ Vec<T> load_pinned(T const* pointer) {
+  Vec<T> v;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(pointer));
   return v;
 }
 

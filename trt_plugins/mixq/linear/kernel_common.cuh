@@ -22,6 +22,7 @@ struct LinearArgs {
   T const* __restrict__ wo;       // [N, C]
   T const* __restrict__ bias;     // [N]
   T* __restrict__ y;              // [M, N]
+  int32_t prefetched;             // bytes of a row of W to bring into L2 early, a multiple of 16
 };
 
 }  // namespace graphopt::mixq

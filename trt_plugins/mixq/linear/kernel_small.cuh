@@ -6,6 +6,7 @@
 // shared memory in a fixed order.
 #pragma once
 
+#include "common/ptx.cuh"
 #include "mixq/linear/kernel_common.cuh"
 #include "mixq/linear/policy.h"
 
@@ -35,6 +36,13 @@ class SmallKernel {
         warp_(static_cast<int>(threadIdx.x) / 32),
         g_(static_cast<int>(threadIdx.x) % 32 / 4),
         t_(static_cast<int>(threadIdx.x) % 4) {}
+
+  /// Bring the first bytes of the block's rows of W into L2.
+  __device__ __forceinline__ void prefetch() const {
+    int64_t const n = n0_ + static_cast<int>(threadIdx.x);
+    if (threadIdx.x >= kSmallColumns || n >= args_.n || args_.prefetched == 0) return;
+    prefetch_bytes(args_.wq + n * args_.k, static_cast<uint32_t>(args_.prefetched));
+  }
 
   __device__ __forceinline__ void run() {
     int32_t inner[4] = {};
@@ -112,7 +120,11 @@ template <class T, bool kBothHalves>
 __global__ void __launch_bounds__(32 * kSmallWarps) linear_small(LinearArgs<T> const args) {
   using Kernel = SmallKernel<T, kBothHalves>;
   __shared__ typename Kernel::Shared shared;
-  Kernel(args, shared).run();
+  Kernel kernel(args, shared);
+  kernel.prefetch();
+  wait_for_predecessor();
+  release_successor();
+  kernel.run();
 }
 
 }  // namespace graphopt::mixq

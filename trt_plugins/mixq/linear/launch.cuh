@@ -2,6 +2,8 @@
 // parallel.
 #pragma once
 
+#include <algorithm>
+
 #include "common/launch.h"
 #include "mixq/linear/kernel_generic.cuh"
 #include "mixq/linear/kernel_small.cuh"
@@ -27,8 +29,8 @@ template <class T>
 Status launch_small(LinearArgs<T> const& args, cudaStream_t stream) {
   dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(args.n, kSmallColumns)));
   dim3 const block(32 * kSmallWarps);
-  if (args.m > 8) return launch(linear_small<T, true>, grid, block, 0, stream, args);
-  return launch(linear_small<T, false>, grid, block, 0, stream, args);
+  auto const kernel = args.m > 8 ? linear_small<T, true> : linear_small<T, false>;
+  return launch_at(Start::kEarly, kernel, grid, block, 0, stream, args);
 }
 
 template <class T>
@@ -52,7 +54,8 @@ LinearArgs<T> linear_args(LinearParams const& p) {
           p.sw,
           static_cast<T const*>(p.wo),
           static_cast<T const*>(p.bias),
-          static_cast<T*>(p.y)};
+          static_cast<T*>(p.y),
+          static_cast<int32_t>(std::min(p.k, kPrefetchBytes / p.n) / 16 * 16)};
 }
 
 template <class T>

@@ -31,7 +31,8 @@ struct Sm90Args {
   T const* bias;    // [N]
   int32_t m;
   int32_t n;
-  int32_t x_rows;  // brought into a stage; the rest of a stage belongs to rows that are not stored
+  int32_t prefetched;  // stages of a block's first tile whose W is brought into L2 early
+  int32_t x_rows;      // brought into a stage; the rest of a stage belongs to rows that are not stored
   StageOrder<T> order;
   Sm90Grid grid;
 };
@@ -92,6 +93,16 @@ __device__ __forceinline__ void load_w(uint32_t shared, CUtensorMap const* map, 
     constexpr uint16_t kEveryone = (1 << Tile::kCluster) - 1;
     tma_load_multicast(shared + rank * kPart * kSwizzleBytes, map, barrier, column, row + rank * kPart, kEveryone);
   }
+}
+
+/// One thread: bring what the block loads first of W into L2.
+template <class Tile, class Args>
+__device__ __forceinline__ void prefetch_w(Args const& args) {
+  TileWalk<Tile> walk(args.grid);
+  int row, column;
+  if (!walk.next(row, column)) return;
+  int const part = walk.rank() * (Tile::kRowsN / Tile::kCluster);
+  for (int i = 0; i < args.prefetched; ++i) tma_prefetch(&args.wq, args.order.column(i), column + part);
 }
 
 /// One thread: fill the ring for every tile of Y.
@@ -281,12 +292,15 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
     mbarrier_init(shared.vectors_full(), 1);
     mbarrier_init(shared.vectors_empty(), 32 * Traits::kReaderWarps);
     mbarrier_init_fence();
+    prefetch_w<Tile>(args);
   }
   if constexpr (Tile::kCluster > 1) {
     cluster_sync();
   } else {
     __syncthreads();
   }
+  wait_for_predecessor();
+  release_successor();
 
   if (warp < kWarpgroup / 32) {
     release_registers<Traits::kProducerRegisters>();

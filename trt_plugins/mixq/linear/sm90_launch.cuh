@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/launch.h"
 #include "common/tensor_map.h"
+#include "mixq/linear/policy.h"
 #include "mixq/linear/sm90.h"
 #include "mixq/linear/sm90_kernel.cuh"
 
@@ -42,23 +44,28 @@ Status encode_operands(LinearParams const& p, int x_rows, int w_rows, Sm90Args<T
   return Status::kOk;
 }
 
-/// Launch `kernel` on `blocks` blocks in clusters of `cluster`.
+/// Launch `kernel`, of Hopper only, on `blocks` blocks in clusters of `cluster`.
 template <class Args>
 Status launch_clusters(void (*kernel)(Args), Args const& args, int blocks, int threads, int shared_bytes, int cluster,
-                       cudaStream_t stream) {
+                       cudaStream_t stream, Start start = Start::kInOrder) {
   GRAPHOPT_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = start == Start::kEarly ? 1 : 0;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   return cuda_status(cudaLaunchKernelEx(&config, kernel, args));
 }
+
+/// Above, a launch is a hundredth of the time, and blocks that wait hold shared memory that their predecessor may want.
+constexpr int64_t kEarlyTokens = 1024;
 
 template <class T, class Tile>
 Status launch_sm90_tile(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
@@ -71,8 +78,11 @@ Status launch_sm90_tile(LinearParams const& p, int multiprocessors, cudaStream_t
   args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, Tile::kRowsN));
   args.grid.group = square_group<Tile>(args.grid.down, multiprocessors / Tile::kCluster);
   int const clusters = std::min(multiprocessors / Tile::kCluster, args.grid.clusters());
+  int64_t const bytes_per_block = kPrefetchBytes / (int64_t{clusters} * Tile::kCluster);
+  args.prefetched =
+      static_cast<int32_t>(std::min<int64_t>(args.order.code_tiles, bytes_per_block * Tile::kCluster / Traits::kWBytes));
   return launch_clusters(linear_sm90<T, Tile>, args, clusters * Tile::kCluster, Traits::kThreads, Traits::kSharedBytes,
-                         Tile::kCluster, stream);
+                         Tile::kCluster, stream, p.m <= kEarlyTokens ? Start::kEarly : Start::kInOrder);
 }
 
 template <class T>

@@ -26,6 +26,7 @@ struct LinearW4A8Args {
   T const* __restrict__ wo;         // [N, C]
   T const* __restrict__ bias;       // [N]
   T* __restrict__ y;                // [M, N]
+  int32_t prefetched;               // bytes of a row of wq4 to bring into L2 early, a multiple of 16
 };
 
 /// Multiplies packed codes by their group's integer scale s, four at a time in one integer product.

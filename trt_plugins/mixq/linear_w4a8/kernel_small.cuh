@@ -43,6 +43,13 @@ class SmallW4A8 {
         g_(static_cast<int>(threadIdx.x) % 32 / 4),
         t_(static_cast<int>(threadIdx.x) % 4) {}
 
+  /// Bring the first bytes of the block's rows of W into L2.
+  __device__ __forceinline__ void prefetch() const {
+    int64_t const n = n0_ + static_cast<int>(threadIdx.x);
+    if (threadIdx.x >= kRows || n >= args_.n || args_.prefetched == 0) return;
+    prefetch_bytes(args_.wq4 + n * args_.row_bytes, static_cast<uint32_t>(args_.prefetched));
+  }
+
   __device__ __forceinline__ void run() {
     if (warp_ < kWarps) {
       multiply_codes();
@@ -237,7 +244,11 @@ __global__ void __launch_bounds__(SmallW4A8<T, Shape, kXBits>::kThreads)
     linear_w4a8_small(LinearW4A8Args<T> const args) {
   using Kernel = SmallW4A8<T, Shape, kXBits>;
   __shared__ typename Kernel::Shared shared;
-  Kernel(args, shared).run();
+  Kernel kernel(args, shared);
+  kernel.prefetch();
+  wait_for_predecessor();
+  release_successor();
+  kernel.run();
 }
 
 }  // namespace graphopt::mixq

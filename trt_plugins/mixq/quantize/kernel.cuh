@@ -25,11 +25,11 @@ __device__ __forceinline__ void wait_for_oldest(int stages) {
   }
 }
 
-/// Whether the caller set a condition and the kernel before left 0 there.
+/// Wait for the kernel before. Returns whether the caller set a condition and that kernel left 0 there.
 __device__ __forceinline__ bool is_unwanted(int32_t const* condition) {
-  if (condition == nullptr) return false;
   wait_for_predecessor();
-  return __ldcg(condition) == 0;
+  release_successor();
+  return condition != nullptr && __ldcg(condition) == 0;
 }
 
 /// Block: (threads of a row, rows of a block). Shared memory: the staging of RegisterRow, then the OutlierSet.

@@ -14,8 +14,7 @@ Status launch_producer(QuantizePlan const& plan, QuantizeArgs<T> const& args, cu
   dim3 const block(static_cast<unsigned>(plan.threads), static_cast<unsigned>(plan.rows_per_block));
   size_t const shared = static_cast<size_t>(plan.shared_bytes);
   auto run = [&](void (*kernel)(QuantizeArgs<T>)) {
-    Start const start = args.condition == nullptr ? Start::kInOrder : Start::kEarly;
-    return launch_at(start, kernel, grid, block, shared, stream, args);
+    return launch_at(Start::kEarly, kernel, grid, block, shared, stream, args);
   };
   switch (plan.kernel) {
     case QuantizeKernel::kWarpRow:

@@ -103,18 +103,30 @@ class RegisterRow {
 
   /// v = T((v - mean) * scale * gamma + beta).
   __device__ __forceinline__ void normalize_row(RowReducer<kOneWarp>& reducer) {
-    Moments const m = moments(reducer);
+    float const per_element = 1.0f / static_cast<float>(args_.cols);
+    Moments m{0.0f, 0.0f};
+    if constexpr (Producer::kNorm == Norm::kLayer) m.mean = reducer.template all<Add>(sum()) * per_element;
+    keep_packed(v_);
+    float const squares = squares_around(m.mean);
+    int32_t const first = opaque(lane_ * kSize);
+    // Arrives while threads meet; where the mean takes a reduction of its own, registers are worth more than that.
+    constexpr bool kGammaEarly = Producer::kNorm == Norm::kRms;
+    V gamma[kGammaEarly ? kVecs : 1];
+    if constexpr (kGammaEarly) {
+#pragma unroll
+      for (int i = 0; i < kVecs; ++i) gamma[i] = load_pinned(args_.gamma + parameter(first, i));
+    }
+    m.scale = rsqrtf(fmaf(reducer.template all<Add>(squares), per_element, args_.epsilon));
+    keep_packed(v_);
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
-      int32_t const from =
-          inside(i) ? step(i) + lane_ * kSize : 0;  // without a branch, all loads can be in flight together
-      V const gamma = load_cached(args_.gamma + from);
+      V const scale = kGammaEarly ? gamma[kGammaEarly ? i : 0] : load_cached(args_.gamma + parameter(first, i));
       V beta;
-      if constexpr (Producer::kNorm == Norm::kLayer) beta = load_cached(args_.beta + from);
+      if constexpr (Producer::kNorm == Norm::kLayer) beta = load_cached(args_.beta + parameter(first, i));
       float value[kSize];
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
-        value[e] = normalize<Producer>(v_[i].get(e), m, gamma.get(e), beta.get(e));
+        value[e] = normalize<Producer>(v_[i].get(e), m, scale.get(e), beta.get(e));
       }
       v_[i].set(value);
     }
@@ -165,6 +177,9 @@ class RegisterRow {
   __device__ __forceinline__ int32_t step(int i) const { return i * lanes_ * kSize; }
   __device__ __forceinline__ bool inside(int i) const { return step(i) < left_; }
 
+  /// Index of vector i in gamma and beta; 0 past the end, so that loads need no branch and can be in flight together.
+  __device__ __forceinline__ int32_t parameter(int32_t first, int i) const { return inside(i) ? step(i) + first : 0; }
+
   /// Index in [M, K] of this lane's first element of a row.
   __device__ __forceinline__ int64_t first_of(int64_t row) const { return row * args_.cols + lane_ * kSize; }
   __device__ __forceinline__ void set_row(int64_t row) {
@@ -198,32 +213,32 @@ class RegisterRow {
     }
   }
 
-  __device__ __forceinline__ Moments moments(RowReducer<kOneWarp>& reducer) const {
-    float const per_element = 1.0f / static_cast<float>(args_.cols);
-    Moments m{0.0f, 0.0f};
-    if constexpr (Producer::kNorm == Norm::kLayer) {
-      float sum = 0.0f;
+  /// This thread's part of the row's sum.
+  __device__ __forceinline__ float sum() const {
+    float sum = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kVecs; ++i) {
+    for (int i = 0; i < kVecs; ++i) {
 #pragma unroll
-        for (int e = 0; e < kSize; ++e) sum += v_[i].get(e);
-      }
-      m.mean = reducer.template all<Add>(sum) * per_element;
+      for (int e = 0; e < kSize; ++e) sum += v_[i].get(e);
     }
+    return sum;
+  }
+
+  /// This thread's part of the sum of (v - mean)^2.
+  __device__ __forceinline__ float squares_around(float mean) const {
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       float part = 0.0f;
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
-        float const centered = v_[i].get(e) - m.mean;
+        float const centered = v_[i].get(e) - mean;
         part = fmaf(centered, centered, part);
       }
       // Zeros past the end add nothing unless the mean was subtracted from them.
       if (Producer::kNorm != Norm::kLayer || inside(i)) squares += part;
     }
-    m.scale = rsqrtf(fmaf(reducer.template all<Add>(squares), per_element, args_.epsilon));
-    return m;
+    return squares;
   }
 
   QuantizeArgs<T> const& args_;
