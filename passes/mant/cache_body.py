@@ -19,7 +19,7 @@ _INT64, _INT32 = onnx.TensorProto.INT64, onnx.TensorProto.INT32
 
 
 def write(b: BodyBuilder) -> None:
-    """Write present_k, ..., present_v_scale and y."""
+    """Write present_k, ..., present_sink and y."""
     start = first_rows(b)
     q, k = rotated(b, "q", "q"), rotated(b, "k", "k")
     rows = rows_of_present(b, start)
@@ -30,6 +30,7 @@ def write(b: BodyBuilder) -> None:
     appended(b, "past_k_meta", words, rows, "present_k_meta")
     values = _Values(b, start)
     values.write()
+    values.write_sink(k)
     attend(b, q, _keys(b), values.dequantized(), start)
 
 
@@ -199,7 +200,15 @@ def _keys(b: BodyBuilder) -> str:
     codes = _split(b, b.unpack_int4("present_k", signed=False), "past_v_window")
     lead = _dims(b, codes, 0, 4)
     keys = _decode(b, codes, _shaped(b, "present_k_meta", lead, _i(b, 2)))
-    return _joined(b, keys, "present_k")
+    center = b.op("Unsqueeze", b.cast("k_center"), _i(b, 1))
+    first = b.op("Sub", b.op("Gather", b.cast("present_sink"), _i(b, 0), axis=2), center)
+    return _with_sink(b, _joined(b, keys, "present_k"), first)
+
+
+def _with_sink(b: BodyBuilder, rows: str, first: str) -> str:
+    """Return ``rows`` (B, Hkv, C, D) with row 0 replaced by ``first`` (B, Hkv, 1, D)."""
+    token = b.op("Unsqueeze", _range(b, _dims(b, rows, 2, 3)), _i(b, 1))
+    return str(b.op("Where", b.op("Equal", token, _i(b, 0)), first, rows))
 
 
 class _Values:
@@ -232,6 +241,15 @@ class _Values:
         b.op("Squeeze", scales, _i(b, -1), outputs=["present_v_scale"])
         exact = b.op("Mul", _float(b, codes), b.cast(scale))
         self._write_pages(b.op("Concat", self._window("past"), exact, axis=2))
+
+    def write_sink(self, k: str) -> None:
+        """Write present_sink; ``k`` (B, Hkv, S, D) T is rotated."""
+        b = self._b
+        two = _i(b, 2)
+        given = b.op("And", b.op("LessOrEqual", self._start, _i(b, 0)), b.op("Greater", self._seq, _i(b, 0)))
+        both = b.op("Concat", "past_sink", k, b.op("Transpose", "v", perm=[0, 2, 1, 3]), axis=2)
+        row = b.op("Concat", two, b.op("Add", two, self._seq), axis=0)
+        self._rows(both, b.op("Where", given, row, _i(b, 0, 1)), "present_sink")
 
     def _window(self, which: str) -> str:
         """Return what the window stands for, (B, Hkv, g, D) float32."""
@@ -295,4 +313,5 @@ class _Values:
         opened = b.op("Mul", b.op("Div", self._end, group), group)
         is_open = b.op("Unsqueeze", b.op("GreaterOrEqual", b.op("Unsqueeze", token, _i(b, 0)), opened), _i(b, 1, 3))
         window = b.op("Gather", self._window("present"), b.op("Mod", token, group), axis=2)
-        return str(b.op("Where", is_open, window, paged))
+        values = b.op("Where", is_open, window, paged)
+        return _with_sink(b, values, b.op("Gather", b.cast("present_sink"), _i(b, 1), axis=2))

@@ -65,7 +65,7 @@ class MantCache:
             node = cache_ops.CACHED_ATTENTION.node(c.name, inputs, [c.y, *present], **attributes)
             model.graph.nodes.append(node)
             pairs += [(a.name, b.name) for a, b in zip(past, present, strict=True)]
-        # A word of 16 bits beside the codes of each group; the window is a constant that long caches make small.
+        # A word of 16 bits beside the codes of each group; window and sink are constants that long caches make small.
         return 4 + 16 / _group(layers[0].head_size), pairs
 
 
@@ -99,12 +99,13 @@ def _state(model: Model, c: CachedLayer) -> tuple[list[gs.Variable], list[gs.Var
     size, group = c.head_size, _group(c.head_size)
     lead, capacity = list(c.past_k.shape[:2]), c.past_k.shape[2]
     sizes: dict[str, tuple[Any, list[Any]]] = {
-        "k": (np.int8, [*lead, capacity, size // 2]),
-        "k.meta": (np.int8, [*lead, capacity, 2 * size // group]),
-        "v": (np.int8, [*lead, capacity, size // 2]),
-        "v.meta": (np.int8, [*lead, capacity, 2 * size // group]),
-        "v.window": (np.int8, [*lead, group, size]),
-        "v.scale": (np.float16, [*lead, group]),
+        "k": (np.dtype(np.int8), [*lead, capacity, size // 2]),
+        "k.meta": (np.dtype(np.int8), [*lead, capacity, 2 * size // group]),
+        "v": (np.dtype(np.int8), [*lead, capacity, size // 2]),
+        "v.meta": (np.dtype(np.int8), [*lead, capacity, 2 * size // group]),
+        "v.window": (np.dtype(np.int8), [*lead, group, size]),
+        "v.scale": (np.dtype(np.float16), [*lead, group]),
+        "v.sink": (c.k.dtype, [*lead, 2, size]),
     }
     past: list[gs.Variable] = []
     present: list[gs.Variable] = []
@@ -116,6 +117,6 @@ def _state(model: Model, c: CachedLayer) -> tuple[list[gs.Variable], list[gs.Var
             if part:
                 tensor = gs.Variable(model.unique_name(f"{tensor.name}.{part}"))
                 ports.append(tensor)
-            tensor.dtype, tensor.shape = np.dtype(kind), list(shape)
+            tensor.dtype, tensor.shape = kind, list(shape)
             made.append(tensor)
     return past, present

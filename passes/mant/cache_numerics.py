@@ -9,6 +9,9 @@ tokens of a page (tokens p·g to p·g + g - 1) are complete, the page becomes 4-
 The window keeps one float16 scale for each token and head. (The paper keeps one per channel, fixed by the prompt, which
 later tokens may exceed.) With it the state depends on the tokens alone and not on how they were split into calls.
 
+Token 0 is read from the sink and not from its codes: it is unlike all others and gets most of the attention of many
+heads (Xiao et al., 2023), so that its errors are those of whole layers.
+
     state                shape and type               contents, for B sequences, Hkv heads, capacity C, D channels
     k, k_meta            (B, Hkv, C, D/2), (B, Hkv, C, 2 D/g) int8
                                                       a row per token: codes along D, and a word of each group
@@ -16,6 +19,7 @@ later tokens may exceed.) With it the state depends on the tokens alone and not 
                                                       (D, 2), a word of each channel
     v_window             (B, Hkv, g, D) int8          token t in row t mod g
     v_scale              (B, Hkv, g) float16          its scale
+    sink                 (B, Hkv, 2, D) T             key, not centered, and value of token 0, exact
 
 Codes are packed two to a byte in the order of `graphopt.numerics.packing`; words (cache_codes.py) are little endian.
 What lies behind the last token, in pages that are not complete and in rows of the window that no token of the open page
@@ -25,6 +29,7 @@ has, is never read. A sequence starts again with start = 0.
 __all__ = ["State", "dequantize", "mant_cached_attention", "update"]
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,19 +48,20 @@ class State:
     v_meta: np.ndarray
     v_window: np.ndarray
     v_scale: np.ndarray
+    sink: np.ndarray
 
     @classmethod
-    def empty(cls, batch: int, heads: int, capacity: int, size: int, group: int) -> "State":
+    def empty(cls, batch: int, heads: int, capacity: int, size: int, group: int, dtype: Any = np.float32) -> "State":
         """Return a cache without tokens."""
         rows, meta = (batch, heads, capacity, size // 2), (batch, heads, capacity, 2 * size // group)
-        window = np.zeros((batch, heads, group, size), np.int8), np.zeros((batch, heads, group), np.float16)
-        return cls(
-            np.zeros(rows, np.int8), np.zeros(meta, np.int8), np.zeros(rows, np.int8), np.zeros(meta, np.int8), *window
-        )
+        lead = batch, heads
+        shapes = rows, meta, rows, meta, (*lead, group, size)
+        codes = [np.zeros(shape, np.int8) for shape in shapes]
+        return cls(*codes, np.zeros((*lead, group), np.float16), np.zeros((*lead, 2, size), dtype))
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Return the arrays in the order of the fields."""
-        return self.k, self.k_meta, self.v, self.v_meta, self.v_window, self.v_scale
+        return self.k, self.k_meta, self.v, self.v_meta, self.v_window, self.v_scale, self.sink
 
     @property
     def group(self) -> int:
@@ -73,17 +79,21 @@ def quantize_values(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(np.nan_to_num(codes, nan=0, posinf=127, neginf=-127), -127, 127).astype(np.int8), scale
 
 
-def update(past: State, k: np.ndarray, v: np.ndarray, start: np.ndarray, selector: str) -> State:
+def update(
+    past: State, k: np.ndarray, v: np.ndarray, start: np.ndarray, selector: str, k_center: np.ndarray | None = None
+) -> State:
     """Return the cache with new tokens.
 
     Args:
         past: not changed.
-        k: (B, S, Hkv, D), rotated and centered.
+        k: (B, S, Hkv, D) T, rotated.
         v: (B, S, Hkv, D).
         start: (B,) tokens that each sequence has; below 0 counts as 0. Tokens from C on are dropped.
         selector: one of `cache_codes.SELECTORS`.
+        k_center: (Hkv, D), subtracted from keys; None for 0.
     """
-    codes, words = encode(_grouped(k.astype(np.float32), past.group), selector)
+    centered = k.astype(np.float32) - (np.float32(0) if k_center is None else k_center.astype(np.float32))
+    codes, words = encode(_grouped(centered, past.group), selector)
     flat = (
         pack_int4(codes.reshape(k.shape).view(np.int8)),
         words_to_bytes(words).reshape(*k.shape[:3], past.k_meta.shape[3]),
@@ -93,7 +103,10 @@ def update(past: State, k: np.ndarray, v: np.ndarray, start: np.ndarray, selecto
     new_codes, new_scale = quantize_values(v)
     for b, first in enumerate(np.maximum(start, 0)):
         _append_values([a[b] for a in values], new_codes[b], new_scale[b], int(first), selector)
-    return State(*rows, *values)
+    sink = past.sink.copy()
+    for b in np.flatnonzero(start <= 0) if k.shape[1] else ():
+        sink[b] = np.stack([k[b, 0], v[b, 0]], axis=1)
+    return State(*rows, *values, sink)
 
 
 def _append_values(state: list[np.ndarray], codes: np.ndarray, scale: np.ndarray, start: int, selector: str) -> None:
@@ -112,8 +125,11 @@ def _append_values(state: list[np.ndarray], codes: np.ndarray, scale: np.ndarray
             pages[:, page], words[:, page] = pack_int4(page_codes.view(np.int8)), words_to_bytes(page_words)
 
 
-def dequantize(state: State, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return K and V (B, Hkv, C, D) float32 of sequences of ``length`` (B,) tokens; rows behind them mean nothing."""
+def dequantize(state: State, length: np.ndarray, k_center: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return K, centered, and V (B, Hkv, C, D) float32 of sequences of ``length`` (B,) tokens.
+
+    Rows behind them mean nothing.
+    """
     batch, heads, capacity, half = state.k.shape
     size, group = 2 * half, state.group
     codes = unpack_int4(state.k, size).view(np.uint8) & np.uint8(15)
@@ -126,6 +142,9 @@ def dequantize(state: State, length: np.ndarray) -> tuple[np.ndarray, np.ndarray
     token = np.arange(capacity)
     is_open = token >= (np.minimum(length, capacity) // group * group)[:, None]
     v = np.where(is_open[:, None, :, None], window[:, :, token % group], paged.reshape(batch, heads, capacity, size))
+    sink = state.sink.astype(np.float32)
+    k[:, :, 0] = sink[:, :, 0] - (np.float32(0) if k_center is None else k_center.astype(np.float32))
+    v[:, :, 0] = sink[:, :, 1]
     return k, v
 
 
@@ -141,13 +160,12 @@ def mant_cached_attention(
     rotary: int,
     selector: int,
 ) -> tuple[np.ndarray, ...]:
-    """Return y and the six arrays of the present state; arguments as in cache_ops.py."""
+    """Return y and the arrays of the present state; arguments as in cache_ops.py."""
     *arrays, start = rest
     if rotary:
         q, k = (layers.rotary(x, cos[:, :, None], sin[:, :, None]) for x in (q, k))
-    centered = k.astype(np.float32) - k_center.astype(np.float32)
-    present = update(State(*arrays), centered, v, start, SELECTORS[selector])
-    keys, values = dequantize(present, np.maximum(start, 0) + q.shape[1])
+    present = update(State(*arrays), k, v, start, SELECTORS[selector], k_center)
+    keys, values = dequantize(present, np.maximum(start, 0) + q.shape[1], k_center)
     return cached_attention.attend(q, keys, values, start, scale), *present.arrays()
 
 

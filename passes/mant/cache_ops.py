@@ -23,6 +23,7 @@ _STATE = (
     ("v_meta", "(B, Hkv, C, 2 D / group) int8: a page of ``group`` rows is (D, 2): a word of each channel"),
     ("v_window", "(B, Hkv, group, D) int8: token t of the open page in row t mod group"),
     ("v_scale", "(B, Hkv, group) float16: scale of each token of the window"),
+    ("sink", "(B, Hkv, 2, D) T: rotated key and value of token 0, exact"),
 )
 
 
@@ -34,7 +35,7 @@ def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
     k[..., 9] *= 8
     angles = np.tile(rng.uniform(-3, 3, (batch, seq, size // 2)), 2)
     start = np.array([50, 0, capacity - seq + 2], np.int32)
-    past = State.empty(batch, kv_heads, capacity, size, group)
+    past = State.empty(batch, kv_heads, capacity, size, group, dtype)
     older = [(rng.standard_normal((batch, capacity, kv_heads, size)) * 2).astype(dtype) for _ in range(2)]
     for b, count in enumerate(start):
         one = State(*(a[b : b + 1] for a in past.arrays()))
@@ -54,9 +55,9 @@ CACHED_ATTENTION = OpSpec(
     doc="CachedAttention over a cache of 4-bit M-ANT groups, quantized in real time: present = past with k' = "
     "rotary(k) - k_center and v of the tokens start[b] .. start[b] + S - 1, those from C on dropped. Keys become 4-bit "
     "at once, in groups of channels; values are int8 in a window until a page of tokens is complete, then 4-bit in "
-    "groups of its tokens. y[b, i] = T(softmax over j <= start[b] + i of scale * rotary(q)[b, i] . K[b, j], times V), "
-    "where K and V are what present stands for, softmax and sums in float32 (M-ANT, HPCA'25, section 5.2; numerics and "
-    "layout in passes/mant/cache_numerics.py and cache_codes.py).",
+    "groups of its tokens; token 0 is kept exact beside them. y[b, i] = T(softmax over j <= start[b] + i of scale * "
+    "rotary(q)[b, i] . K[b, j], times V), where K and V are what present stands for, softmax and sums in float32 "
+    "(M-ANT, HPCA'25, section 5.2; numerics and layout in passes/mant/cache_numerics.py and cache_codes.py).",
     inputs=(
         Param("q", "(B, S, Hq, D) T"),
         Param("k", "(B, S, Hkv, D) T; Hq is a multiple of Hkv, D of 32 and of group"),

@@ -91,12 +91,13 @@ def test_what_runtimes_are_told(tmp_path: Path) -> None:
     cache = kv_cache.read(model.shell.metadata_props)
     assert cache is not None
     assert (cache.kind, cache.bits, cache.capacity) == ("kv-mant4", 4.5, None)
-    assert len(cache.pairs) == 6 * LAYERS
+    assert len(cache.pairs) == 7 * LAYERS
     inputs, outputs = ({t.name: t for t in ports} for ports in (model.graph.inputs, model.graph.outputs))
     for past, present in cache.pairs:
         a, b = inputs[past], outputs[present]
         assert (a.dtype, list(a.shape)) == (b.dtype, list(b.shape))
-        assert a.dtype == (np.float16 if past.endswith("scale") else np.int8)
+        kinds = {"scale": np.float16, "sink": np.float32}
+        assert numpy_dtype(onnx_dtype(a.dtype)) == kinds.get(past.rpartition(".")[2], np.int8)
     assert list(inputs["past_key_values.0.key"].shape[1:]) == [HEADS, kv_cache.CAPACITY, SIZE // 2]
     assert list(inputs["past_key_values.0.value.window"].shape[1:]) == [HEADS, 32, SIZE]
 

@@ -28,8 +28,8 @@ def tokens(rng: np.random.Generator, batch: int, count: int, dtype: Any = np.flo
     return k.astype(dtype), v.astype(dtype)
 
 
-def empty(batch: int) -> State:
-    return State.empty(batch, HEADS, CAPACITY, SIZE, GROUP)
+def empty(batch: int, dtype: str = "float32") -> State:
+    return State.empty(batch, HEADS, CAPACITY, SIZE, GROUP, FLOATS[dtype])
 
 
 def garbage(rng: np.random.Generator, batch: int) -> State:
@@ -117,11 +117,11 @@ def test_body_equals_evaluator_at_any_start(case: dict[str, Any], seed: int, sel
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_attention_is_that_of_the_dequantized_cache(dtype: str, rng: np.random.Generator) -> None:
     k, v = tokens(rng, 2, 50, FLOATS[dtype])
-    past = update(empty(2), k, v, np.zeros(2, np.int64), "trial")
+    past = update(empty(2, dtype), k, v, np.zeros(2, np.int64), "trial")
     inputs = operands(rng, past, [50, 12], 20, dtype=dtype)
-    q, cos, sin, start = inputs[0], inputs[3], inputs[4], inputs[-1]
+    q, cos, sin, center, start = inputs[0], *inputs[3:6], inputs[-1]
     y, *present = CACHED_ATTENTION.evaluate(*inputs, scale=0.2)
-    keys, values = dequantize(State(*present), start + 20)
+    keys, values = dequantize(State(*present), start + 20, center)
     turned = layers.rotary(q, cos[:, :, None], sin[:, :, None])
     np.testing.assert_array_equal(y, cached_attention.attend(turned, keys, values, start, 0.2))
 
@@ -189,3 +189,13 @@ def test_centering_changes_what_is_stored_and_not_what_is_read(rng: np.random.Ge
         inputs[5] = center
         errors.append(np.linalg.norm(CACHED_ATTENTION.evaluate(*inputs, scale=0.1)[0] - exact))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_the_first_token_is_exact_until_the_sequence_starts_again(rng: np.random.Generator) -> None:
+    k, v = tokens(rng, 2, 50)
+    state = update(empty(2), k[:, :40], v[:, :40], np.zeros(2, np.int64), "trial")
+    later = update(state, k[:, 40:], v[:, 40:], np.array([40, 0]), "trial")
+    for b, first in enumerate((0, 40)):
+        keys, values = meaning(later, [1, 1])[b]
+        np.testing.assert_array_equal(keys[:, 0], k[b, first])
+        np.testing.assert_array_equal(values[:, 0], v[b, first])

@@ -56,7 +56,7 @@ def test_cached_attention(tmp_path: Path) -> None:
         **dict.fromkeys(("cos", "sin"), (np.float16, ["b", "s", size])),
         "k_center": (np.float16, [kv_heads, size]),
     }
-    state = State.empty(1, kv_heads, capacity, size, group).arrays()
+    state = State.empty(1, kv_heads, capacity, size, group, np.float16).arrays()
     names = [p.name for p in CACHED_ATTENTION.inputs if p.name.startswith("past")]
     shapes |= {n: (a.dtype, ["b", *a.shape[1:]]) for n, a in zip(names, state, strict=True)}
     inputs = [gs.Variable(n, onnx_dtype(np.dtype(kind)), shape) for n, (kind, shape) in shapes.items()]
@@ -79,4 +79,4 @@ def test_cached_attention(tmp_path: Path) -> None:
         max_shapes=profile(2, 4),
     )
     result = build(path, tmp_path / "m.plan", options)
-    assert len(result.manifest.outputs) == 7
+    assert len(result.manifest.outputs) == 8
