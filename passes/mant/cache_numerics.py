@@ -54,10 +54,9 @@ class State:
     def empty(cls, batch: int, heads: int, capacity: int, size: int, group: int, dtype: Any = np.float32) -> "State":
         """Return a cache without tokens."""
         rows, meta = (batch, heads, capacity, size // 2), (batch, heads, capacity, 2 * size // group)
-        lead = batch, heads
-        shapes = rows, meta, rows, meta, (*lead, group, size)
-        codes = [np.zeros(shape, np.int8) for shape in shapes]
-        return cls(*codes, np.zeros((*lead, group), np.float16), np.zeros((*lead, 2, size), dtype))
+        window, sink = (batch, heads, group, size), (batch, heads, 2, size)
+        codes = (np.zeros(shape, np.int8) for shape in (rows, meta, rows, meta, window))
+        return cls(*(*codes, np.zeros(window[:3], np.float16), np.zeros(sink, dtype)))
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """Return the arrays in the order of the fields."""
@@ -104,9 +103,10 @@ def update(
     for b, first in enumerate(np.maximum(start, 0)):
         _append_values([a[b] for a in values], new_codes[b], new_scale[b], int(first), selector)
     sink = past.sink.copy()
-    for b in np.flatnonzero(start <= 0) if k.shape[1] else ():
-        sink[b] = np.stack([k[b, 0], v[b, 0]], axis=1)
-    return State(*rows, *values, sink)
+    fresh = start <= 0
+    if k.shape[1]:
+        sink[fresh] = np.stack([k[fresh, 0], v[fresh, 0]], axis=2)
+    return State(*(*rows, *values, sink))
 
 
 def _append_values(state: list[np.ndarray], codes: np.ndarray, scale: np.ndarray, start: int, selector: str) -> None:
