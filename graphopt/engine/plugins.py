@@ -1,6 +1,16 @@
 """Find, check and load the plugin library: ``libgraphopt_plugins.so``, or ``libgraphopt_plugins_trt8.so``."""
 
-__all__ = ["ENVIRONMENT", "LIBRARY", "LIBRARY_TENSORRT8", "NAMESPACE", "PluginLibrary", "check", "load", "locate", "uncovered"]
+__all__ = [
+    "ENVIRONMENT",
+    "LIBRARY",
+    "LIBRARY_TENSORRT8",
+    "NAMESPACE",
+    "PluginLibrary",
+    "check",
+    "load",
+    "locate",
+    "uncovered",
+]
 
 import ctypes
 import os

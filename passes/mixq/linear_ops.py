@@ -135,12 +135,12 @@ def _four_bit_examples(
     return xq if bits == 8 else pack_int4(xq), sx, xo, pack_int4(codes), groups, sw[:, 0] / 10, wo, bias
 
 
-def _w4a8_examples(*given: Any) -> Sequence[np.ndarray]:
-    return _four_bit_examples(*given, 8)
+def _w4a8_examples(rng: np.random.Generator, dtype: Any, of_x: np.ndarray, of_w: np.ndarray) -> Sequence[np.ndarray]:
+    return _four_bit_examples(rng, dtype, of_x, of_w, 8)
 
 
-def _w4a4_examples(*given: Any) -> Sequence[np.ndarray]:
-    return _four_bit_examples(*given, 4)
+def _w4a4_examples(rng: np.random.Generator, dtype: Any, of_x: np.ndarray, of_w: np.ndarray) -> Sequence[np.ndarray]:
+    return _four_bit_examples(rng, dtype, of_x, of_w, 4)
 
 
 def _offline(examples: _Examples) -> Callable[[np.random.Generator, Any], Sequence[np.ndarray]]:
