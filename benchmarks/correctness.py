@@ -295,7 +295,7 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
     linear = [(0, 8, 64), (1, 40, 64), (12, 4300, 80), (40, 72, 160), (1024, 2176, 64), (3072, 1408, 64), (20, 33, 100)]
     cases += [LinearCase(dtype, *shape, 32, special=True) for dtype in TYPES for shape in linear]
     sizes = [(0, 8, 64), (1, 40, 64), (12, 43, 80), (30, 72, 160), (20, 33, 100), (40, 33, 160), (40, 72, 160)]
-    cases += [LinearCase(t, *size, 48, True, op, 128) for t, op, size in itertools.product(TYPES, FOUR_BITS, sizes)]
+    cases += [LinearCase(t, *size, 48, True, op, 128) for t, op, size in itertools.product(TYPES, FOUR_BITS[:1], sizes)]
     # What an H100 or H200 takes the other wgmma kernels for.
     sizes = [(40, 72, 4096), (100, 4352, 2048), (128, 16896, 128), (256, 16896, 128)]
     cases += [LinearCase("float16", *size, 48, True, "MixQLinearW4A8", 128) for size in sizes]
