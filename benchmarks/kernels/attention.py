@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from attention_cases import Case, cached_checks, quick_checks, vq_checks
+from attention_cases import TYPES, Case, cached_checks, quick_checks, vq_checks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphopt.bench.timer import Timing, copies_for, median_us
