@@ -177,8 +177,14 @@ Interface* capability(IPluginV3& plugin, PluginCapabilityType type) {
   return found;
 }
 
-/// What the build phase asks of a plugin, in TensorRT's order. Returns the outputs.
-std::vector<Operand> build_phase(IPluginV3& plugin, Case const& c) {
+/// What the build phase learns of a plugin.
+struct Built {
+  std::vector<Operand> outputs;
+  size_t workspace_bytes;
+};
+
+/// What the build phase asks of a plugin, in TensorRT's order.
+Built build_phase(IPluginV3& plugin, Case const& c) {
   auto* build = capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
   int32_t const input_count = static_cast<int32_t>(c.inputs.size()), output_count = build->getNbOutputs();
   std::vector<DataType> input_types, output_types(output_count);
@@ -224,12 +230,12 @@ std::vector<Operand> build_phase(IPluginV3& plugin, Case const& c) {
   }
   require(build->configurePlugin(operands.data(), input_count, operands.data() + input_count, output_count) == 0,
           "configurePlugin failed");
-  require(build->getWorkspaceSize(operands.data(), input_count, operands.data() + input_count, output_count) <
-              (size_t{1} << 40),
-          "getWorkspaceSize is absurd");
+  size_t const workspace_bytes =
+      build->getWorkspaceSize(operands.data(), input_count, operands.data() + input_count, output_count);
+  require(workspace_bytes < (size_t{1} << 40), "getWorkspaceSize is absurd");
   char const* timing_id = build->getTimingCacheID();
   require(timing_id != nullptr && *timing_id != '\0', "getTimingCacheID is empty");
-  return outputs;
+  return {outputs, workspace_bytes};
 }
 
 /// Serialize as an engine would, with copies of the values, and create the runtime plugin from that.
@@ -263,7 +269,8 @@ std::unique_ptr<DeviceBuffer> upload(std::string const& path, size_t bytes) {
   return buffer;
 }
 
-void run_phase(IPluginV3& revived, Case const& c, std::vector<Operand> const& outputs, std::string const& folder) {
+void run_phase(IPluginV3& revived, Case const& c, Built const& built, std::string const& folder) {
+  std::vector<Operand> const& outputs = built.outputs;
   auto* runtime = capability<IPluginV3OneRuntime>(revived, PluginCapabilityType::kRUNTIME);
   std::unique_ptr<IPluginV3> attached(runtime->attachToContext(nullptr));
   require(attached != nullptr, "attachToContext failed");
@@ -284,18 +291,25 @@ void run_phase(IPluginV3& revived, Case const& c, std::vector<Operand> const& ou
     require_cuda(cudaMemset(buffers.back()->get(), kPoison, byte_size(output) + kGuardBytes), "poison");
     results.push_back(buffers.back()->get());
   }
+  DeviceBuffer const workspace(built.workspace_bytes + kGuardBytes);
+  require_cuda(cudaMemset(workspace.get(), kPoison, built.workspace_bytes + kGuardBytes), "poison");
   require(runtime->onShapeChange(input_descs.data(), static_cast<int32_t>(input_descs.size()), output_descs.data(),
                                  static_cast<int32_t>(output_descs.size())) == 0,
           "onShapeChange failed");
   cudaStream_t stream;
   require_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
   require_cuda(cudaDeviceSynchronize(), "poison and copies");
-  int32_t const status =
-      runtime->enqueue(input_descs.data(), output_descs.data(), inputs.data(), results.data(), nullptr, stream);
+  int32_t const status = runtime->enqueue(input_descs.data(), output_descs.data(), inputs.data(), results.data(),
+                                          built.workspace_bytes > 0 ? workspace.get() : nullptr, stream);
   require(status == 0, "enqueue returned " + std::to_string(status));
   require_cuda(cudaStreamSynchronize(stream), "kernel");
   require_cuda(cudaStreamDestroy(stream), "stream");
 
+  std::vector<unsigned char> guard(kGuardBytes);
+  require_cuda(cudaMemcpy(guard.data(), static_cast<char*>(workspace.get()) + built.workspace_bytes, kGuardBytes,
+                          cudaMemcpyDeviceToHost),
+               "copy to the host");
+  for (unsigned char const byte : guard) require(byte == kPoison, "the workspace was overrun");
   for (size_t i = 0; i < outputs.size(); ++i) {
     size_t const bytes = byte_size(outputs[i]);
     std::vector<char> host(bytes + kGuardBytes);
@@ -330,7 +344,8 @@ void run_case(std::map<std::string, IPluginCreatorV3One*> const& creators, Case 
   require(clone != nullptr, "clone failed");
   plugin.reset();  // a clone must not depend on what it was made from
 
-  std::vector<Operand> const outputs = build_phase(*clone, c);
+  Built const built = build_phase(*clone, c);
+  std::vector<Operand> const& outputs = built.outputs;
   std::unique_ptr<IPluginV3> const revived = revive(creator, *clone);
   clone.reset();
   for (size_t i = 0; i < outputs.size(); ++i) {
@@ -338,7 +353,7 @@ void run_case(std::map<std::string, IPluginCreatorV3One*> const& creators, Case 
     for (int32_t a = 0; a < outputs[i].dims.nbDims; ++a) std::cout << ' ' << outputs[i].dims.d[a];
     std::cout << '\n';
   }
-  if (!describe_only) run_phase(*revived, c, outputs, folder);
+  if (!describe_only) run_phase(*revived, c, built, folder);
 }
 
 std::map<std::string, IPluginCreatorV3One*> load(char const* path) {
