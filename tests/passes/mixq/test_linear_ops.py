@@ -67,8 +67,8 @@ def test_w4a4_is_w4a8_of_the_same_codes(seed: int, k: int, group: int) -> None:
 
 @pytest.mark.parametrize("spec", OPS, ids=lambda s: s.name)
 def test_ops_claim_a_plugin_only_where_there_is_one(spec: OpSpec) -> None:
-    four_bits = any(p.name == "xq4" for p in spec.outputs)
-    assert spec.plugin or four_bits, "only ops that quantize to 4 bits may lack one"
+    four_bits = any(p.name == "xq4" for p in (*spec.inputs, *spec.outputs))
+    assert spec.plugin or four_bits, "only ops of 4-bit activations may lack one"
 
 
 def _chain(dtype: str, k: int, *, online: bool) -> Model:
