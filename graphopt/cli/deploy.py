@@ -68,29 +68,69 @@ def triton(
         threads=threads,
     )
     files = write_repository(models, output, options)
+    _show_files(output, "repository", files, json)
+    console.print(f"start it with: {output / 'run_triton.sh'}", highlight=False, soft_wrap=True)
 
+
+@app.command("tensorrt-llm")
+@guard
+def tensorrt_llm(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="An .onnx file optimized with mixq-w8a8 or mixq-w4a8.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write; it must not exist.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The model's Hugging Face config.json.", show_default="config.json beside MODEL"),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="A tokenizer.json, its folder, or a .gguf file.", show_default="tokenizer.json beside MODEL"),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Run graph and checkpoint on some tokens, and refuse if they differ.")
+    ] = True,
+    plugins: runners.PluginsFlag = None,
+    json: JsonFlag = False,
+) -> None:
+    """Write a checkpoint and a Python package for TensorRT-LLM's PyTorch flow.
+
+    The package registers the kernels as torch ops and the decoder as a model of TensorRT-LLM; it also runs in PyTorch
+    alone. Llama-family decoders, MixQ linears with calibrated outliers, one GPU.
+
+    Example: graphopt deploy tensorrt-llm out/model.opt.onnx -o package
+    """
+    from graphopt.deploy.tensorrt_llm import PackageOptions, write_package
+
+    files = write_package(model, output, PackageOptions(config, tokenizer, plugins, verify))
+    _show_files(output, "folder", files, json)
+    console.print(
+        f"install {output / 'package'} with pip, then start {output / 'serve.sh'}", highlight=False, soft_wrap=True
+    )
+
+
+def _show_files(folder: Path, kind: str, files: list[Path], json: bool) -> None:
     def render(out: Console) -> None:
         for file in files:
-            size = (output / file).stat().st_size
-            out.print(f"{size / 1e6:10.1f} MB  {output / file}", highlight=False, soft_wrap=True)
+            size = (folder / file).stat().st_size
+            out.print(f"{size / 1e6:10.1f} MB  {folder / file}", highlight=False, soft_wrap=True)
 
-    emit({"repository": str(output), "files": [str(f) for f in files]}, json, render)
-    console.print(f"start it with: {output / 'run_triton.sh'}", highlight=False, soft_wrap=True)
+    emit({kind: str(folder), "files": [str(f) for f in files]}, json, render)
 
 
 @app.command()
 @guard
 def check(
-    repository: Annotated[Path, typer.Argument(help="A folder that `deploy` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that `deploy` wrote.")],
     json: JsonFlag = False,
 ) -> None:
-    """Compare a repository with the digests in its graphopt.json, and its configuration with its engine.
+    """Compare a folder with the digests in its graphopt.json, and a repository's configuration with its engine.
 
     Example: graphopt deploy check repository
     """
     from graphopt.deploy.triton import check_repository
 
-    about = check_repository(repository)
+    about = check_repository(folder)
     emit(
         about,
         json,

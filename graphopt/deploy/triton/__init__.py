@@ -2,5 +2,5 @@
 
 __all__ = ["RepositoryOptions", "check_repository", "write_repository"]
 
-from graphopt.deploy.triton.digests import check_repository
+from graphopt.deploy.triton.check import check_repository
 from graphopt.deploy.triton.repository import RepositoryOptions, write_repository

@@ -1,14 +1,33 @@
 """Field by field: does a config.pbtxt say what the plan says?"""
 
-__all__ = ["check_engine"]
+__all__ = ["check_engine", "check_repository"]
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from graphopt.deploy.digests import check_files
 from graphopt.deploy.triton.config import kind_name, parse, triton_type
+from graphopt.engine import manifest as manifests
 from graphopt.engine.manifest import Manifest, Tensor
 from graphopt.errors import DeployError
+
+
+def check_repository(folder: Path) -> dict[str, Any]:
+    """Compare what `deploy` wrote with its manifest, and an engine model's configuration with the plan.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DeployError: a file is missing, changed or too much, or a configuration does not fit; or there is no manifest.
+    """
+    about = check_files(folder, "models", "checkpoint")
+    for plan in sorted((folder / "models").glob("*/1/model*.plan")):
+        config = plan.parents[1] / "config.pbtxt"
+        if 'platform: "tensorrt_plan"' in config.read_text(encoding="utf-8"):
+            check_engine(config, manifests.read(plan))
+    return about
 
 
 def check_engine(path: Path, manifest: Manifest) -> None:

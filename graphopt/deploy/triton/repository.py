@@ -12,11 +12,12 @@ from pathlib import Path
 
 from graphopt import ir
 from graphopt.calibrate.feeds import TOKENS
+from graphopt.deploy.digests import write_manifest
+from graphopt.deploy.staging import staging
 from graphopt.deploy.triton import pages
 from graphopt.deploy.triton.bls import BlsRunner
 from graphopt.deploy.triton.check import check_engine
 from graphopt.deploy.triton.config import PLAN, EngineShape, engine_config, generate_config, parse, plan_file, to_text
-from graphopt.deploy.triton.digests import write_manifest
 from graphopt.deploy.triton.serving import MANIFEST_STEM
 from graphopt.deploy.triton.settings import GenerateSettings
 from graphopt.engine import manifest as manifests
@@ -26,7 +27,7 @@ from graphopt.engine.manifest import Manifest
 from graphopt.engine.plugins import LIBRARY, LIBRARY_TENSORRT8, locate
 from graphopt.engine.profiles import Limits
 from graphopt.engine.progress import OnStep
-from graphopt.errors import DeployError, OutputError
+from graphopt.errors import DeployError
 from graphopt.models.tokenizer import Tokenizer
 from graphopt.runners.decoder import LOGITS, Decoder
 from graphopt.runners.host import ort_runner
@@ -104,7 +105,7 @@ def write_repository(
         OutputError: the folder exists or cannot be written; nothing was written.
     """
     settings = options.settings()
-    with _staging(output) as folder:
+    with staging(output) as folder:
         if options.execution == "ort":
             names = _write_host(folder, _only(models), options, settings)
             about: dict[str, object] = {"models": names, "execution": "ort"}
@@ -121,26 +122,6 @@ def write_repository(
         pages.write_pages(folder, options.name, about)
         write_manifest(folder, about)
         return sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-
-
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """Yield a hidden folder that becomes ``output`` if the block ends well, and goes away otherwise."""
-    if output.exists():
-        raise OutputError(f"cannot write {output}: it exists; delete it, or give another folder")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    except OSError as e:
-        raise OutputError(f"cannot write {output}: {e.strerror or e}; nothing was written") from e
-    try:
-        yield folder
-        folder.chmod(0o755)
-        folder.rename(output)
-    except OSError as e:
-        raise OutputError(f"cannot write {output}: {e.strerror or e}; nothing was written") from e
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _only(models: Sequence[Path]) -> Path:

@@ -74,7 +74,7 @@ def test_a_repository_for_the_tensorrt_backend(text_model: Path, tmp_path: Path)
     check_repository(out)
     text = (engine / "config.pbtxt").read_text().replace("TYPE_INT64", "TYPE_INT32")
     (engine / "config.pbtxt").write_text(text)
-    with pytest.raises(DeployError, match="was changed since the repository was written"):
+    with pytest.raises(DeployError, match="was changed since the folder was written"):
         check_repository(out)
 
 
@@ -194,7 +194,7 @@ def test_changes_are_found(text_model: Path, tmp_path: Path) -> None:
     source = out / "models" / "model" / "1" / "model.py"
     extra = source.with_name("numpy.py")
     extra.write_text("")
-    with pytest.raises(DeployError, match=r"numpy.py does not belong to the repository"):
+    with pytest.raises(DeployError, match=r"numpy.py does not belong to the folder"):
         check_repository(out)
     extra.unlink()
     source.unlink()
@@ -203,7 +203,7 @@ def test_changes_are_found(text_model: Path, tmp_path: Path) -> None:
     manifest = json.loads((out / "graphopt.json").read_text())
     manifest["files"] = {"../../etc/passwd": {"sha256": "0", "bytes": 1}}
     (out / "graphopt.json").write_text(json.dumps(manifest))
-    with pytest.raises(DeployError, match="which is not in the repository"):
+    with pytest.raises(DeployError, match="which is not in the folder"):
         check_repository(out)
     (out / "graphopt.json").write_text("[]")
     with pytest.raises(DeployError, match=r"no readable graphopt.json"):

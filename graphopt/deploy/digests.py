@@ -1,6 +1,6 @@
-"""``graphopt.json`` of a repository: what it was made of, and the digest of every file."""
+"""``graphopt.json`` of a folder that a server starts from: what it was made of, and the digest of every file."""
 
-__all__ = ["FORMAT", "MANIFEST", "check_repository", "write_manifest"]
+__all__ = ["FORMAT", "MANIFEST", "check_files", "write_manifest"]
 
 import json
 from collections.abc import Mapping
@@ -8,8 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import graphopt
-from graphopt.deploy.triton.check import check_engine
-from graphopt.engine import manifest as manifests
 from graphopt.engine.digest import sha256
 from graphopt.errors import DeployError
 
@@ -29,14 +27,18 @@ def write_manifest(folder: Path, about: Mapping[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def check_repository(folder: Path) -> dict[str, Any]:
-    """Compare a repository with its manifest, and its engine model's configuration with the plan.
+def check_files(folder: Path, *complete: str) -> dict[str, Any]:
+    """Compare a folder with its manifest.
+
+    Args:
+        folder: what `write_manifest` described.
+        complete: folders inside it, below which no other files may be.
 
     Returns:
         The manifest.
 
     Raises:
-        DeployError: a file is missing, changed or too much, or a configuration does not fit; or there is no manifest.
+        DeployError: a file is missing, changed or too much, or there is no manifest.
     """
     path = folder / MANIFEST
     try:
@@ -45,21 +47,17 @@ def check_repository(folder: Path) -> dict[str, Any]:
             raise DeployError(f"{path} has format {data['format']}, this graphopt reads {FORMAT}")
         expected = {str(name): str(entry["sha256"]) for name, entry in data["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DeployError(f"{folder} has no readable {MANIFEST}; write the repository again") from e
+        raise DeployError(f"{folder} has no readable {MANIFEST}; write the folder again") from e
     for name, digest in expected.items():
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts:
-            raise DeployError(f"{path} names '{name}', which is not in the repository")
+            raise DeployError(f"{path} names '{name}', which is not in the folder")
         if not (folder / relative).is_file():
             raise DeployError(f"{folder / relative} is missing")
         if sha256(folder / relative) != digest:
-            raise DeployError(f"{folder / relative} was changed since the repository was written")
-    for found in sorted((folder / "models").rglob("*")):
+            raise DeployError(f"{folder / relative} was changed since the folder was written")
+    for found in sorted(p for name in complete for p in (folder / name).rglob("*")):
         name = found.relative_to(folder).as_posix()
         if found.is_file() and name not in expected and "__pycache__" not in found.parts:
-            raise DeployError(f"{found} does not belong to the repository")
-    for plan in sorted((folder / "models").glob("*/1/model*.plan")):
-        config = plan.parents[1] / "config.pbtxt"
-        if 'platform: "tensorrt_plan"' in config.read_text(encoding="utf-8"):
-            check_engine(config, manifests.read(plan))
+            raise DeployError(f"{found} does not belong to the folder")
     return dict(data)
