@@ -14,7 +14,7 @@ from graphopt import __version__
 #: In the order of the help. Each is the function or the group `app` of the module of its name in graphopt.cli.
 _VERBS = (
     "optimize", "calibrate", "inspect", "compare", "build", "run", "generate", "deploy", "doctor", "bench", "eval",
-    "model",
+    "estimate", "model",
 )  # fmt: skip
 
 

@@ -68,6 +68,7 @@ def test_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
     }
     expected.add("graphopt/py.typed")
     expected |= {f"graphopt/models/recipes/{p.name}" for p in (ROOT / "models" / "recipes").glob("*.yaml")}
+    expected |= {f"graphopt/estimate/{p.name}" for p in (ROOT / "graphopt" / "estimate").glob("*.yaml")}
     expected |= {str(p.relative_to(ROOT)) for p in (ROOT / "graphopt" / "deploy").rglob("*.in")}
     assert names == expected
     assert "py3-none-any" in wheel.name, "the Python package stays pure; the plugin library is built by CMake"
