@@ -16,7 +16,7 @@ constexpr char const* kPluginNamespace = "graphopt";
 constexpr char const* kPluginVersion = "1";
 
 /// Element type of an operand: fixed, or the op's activation type T (the type of its first T input).
-enum class Element { kActivation, kInt8, kFloat32, kInt32 };
+enum class Element { kActivation, kInt8, kFloat32, kInt32, kFloat16 };
 
 struct InputSpec {
   char const* name;
@@ -28,11 +28,13 @@ struct DimRef {
   int32_t input;
   int32_t axis;         // negative counts from the end
   bool packed = false;  // bytes of so many 4-bit codes, see packed_bytes
+  bool halved = false;  // half of the axis, before it is packed
 
   static constexpr DimRef constant(int32_t value) { return {-1, value}; }
   static constexpr DimRef last_of(int32_t input) { return {input, -1}; }
   static constexpr DimRef first_of(int32_t input) { return {input, 0}; }
   static constexpr DimRef packed_last_of(int32_t input) { return {input, -1, true}; }
+  constexpr DimRef half() const { return {input, axis, packed, true}; }
 };
 
 /// An output has the leading dimensions of one input, and a last dimension of its own.

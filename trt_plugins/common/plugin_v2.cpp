@@ -32,6 +32,8 @@ DataType data_type(Element element, DataType activation) {
       return DataType::kINT32;
     case Element::kFloat32:
       return DataType::kFLOAT;
+    case Element::kFloat16:
+      return DataType::kHALF;
   }
   return activation;
 }
@@ -46,6 +48,8 @@ DType dtype(Element element, DataType activation) {
       return DType::kInt32;
     case Element::kFloat32:
       return DType::kFloat32;
+    case Element::kFloat16:
+      return DType::kFloat16;
   }
   return DType::kFloat32;
 }
@@ -119,6 +123,9 @@ nvinfer1::DimsExprs PluginV2::getOutputDimensions(int32_t index, nvinfer1::DimsE
     last = source.d[axis];
     bool const packed = signature_.inputs[spec.last.input].element == Element::kInt8 && axis == source.nbDims - 1;
     if (packed) last = builder.operation(nvinfer1::DimensionOperation::kPROD, *last, *builder.constant(kPack));
+    if (spec.last.halved) {
+      last = builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *last, *builder.constant(2));
+    }
     if (spec.last.packed) {
       last = builder.operation(nvinfer1::DimensionOperation::kCEIL_DIV, *last, *builder.constant(kPackedCodes));
       last = builder.operation(nvinfer1::DimensionOperation::kPROD, *last, *builder.constant(kPackedBytes));
@@ -171,7 +178,8 @@ bool PluginV2::outputs_fit(TensorView const* inputs, TensorView const* outputs) 
     if (spec.element != Element::kInt8 || spec.last.input < 0) continue;
     TensorView const& source = inputs[spec.last.input];
     int32_t const axis = spec.last.axis < 0 ? source.rank + spec.last.axis : spec.last.axis;
-    int64_t const size = spec.last.packed ? packed_bytes(source.dims[axis]) : source.dims[axis];
+    int64_t const codes = source.dims[axis] / (spec.last.halved ? 2 : 1);
+    int64_t const size = spec.last.packed ? packed_bytes(codes) : codes;
     if (size != outputs[i].cols()) return false;
   }
   return true;

@@ -41,6 +41,8 @@ DataType data_type(Element element, DataType activation) {
       return DataType::kFLOAT;
     case Element::kInt32:
       return DataType::kINT32;
+    case Element::kFloat16:
+      return DataType::kHALF;
   }
   return activation;
 }
@@ -152,8 +154,9 @@ int32_t PluginV3::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t inp
     int32_t const axis = spec.last.axis < 0 ? source.nbDims + spec.last.axis : spec.last.axis;
     if (axis < 0 || axis >= source.nbDims) return kFailure;
     last = source.d[axis];
-    if (!spec.last.packed) continue;
     using nvinfer1::DimensionOperation;
+    if (spec.last.halved) last = builder.operation(DimensionOperation::kFLOOR_DIV, *last, *builder.constant(2));
+    if (!spec.last.packed) continue;
     last = builder.operation(DimensionOperation::kCEIL_DIV, *last, *builder.constant(kPackedCodes));
     last = builder.operation(DimensionOperation::kPROD, *last, *builder.constant(kPackedBytes));
   }

@@ -1,7 +1,7 @@
 // Warpgroup matrix products of Hopper: D [64, N] += A [64, 32 bytes of K] B [N, 32 bytes of K]^T, all by one warpgroup.
 //
 // A and B lie in shared memory, each row stored along K, in tiles of 128 or 64 bytes of K that the copy engine swizzled
-// (CU_TENSOR_MAP_SWIZZLE_128B, _64B). A of int8 may lie in registers instead: with lane l of warp w, a[i] is row
+// (CU_TENSOR_MAP_SWIZZLE_128B, _64B). A may lie in registers instead: with lane l of warp w, a[i] is row
 // 16 w + l / 4 + 8 (i % 2), bytes 16 (i / 2) + 4 (l % 4) and on. D lies in registers and has one layout for int32 and
 // float32: with lane l of warp w, d[4 j + i] is row 16 w + l / 4 + 8 (i / 2), column 8 j + 2 (l % 4) + i % 2.
 // Registers are 32-bit words so that an integer sum can become a float sum in place.
@@ -72,7 +72,7 @@ __device__ __forceinline__ void wgmma_pin(uint32_t (&d)[kCount]) {
   GRAPHOPT_D_64, GRAPHOPT_D_FROM(64), GRAPHOPT_D_FROM(72), GRAPHOPT_D_FROM(80), GRAPHOPT_D_FROM(88),               \
       GRAPHOPT_D_FROM(96), GRAPHOPT_D_FROM(104), GRAPHOPT_D_FROM(112), GRAPHOPT_D_FROM(120)
 
-/// Products for one N. `s8` starts a new sum where `accumulate` is false; the 16-bit ones always add to floats.
+/// Products for one N. A sum starts anew where `accumulate` is false; `outliers` always adds to floats.
 /// Registers of A must keep their values until the product has been waited for.
 template <int kN>
 struct Wgmma;
@@ -110,6 +110,24 @@ struct Wgmma;
                    "}, " a ", " b ", 1, 1, 1, 0, 0;"                                                                 \
                    : GRAPHOPT_D_##REGISTERS                                                                          \
                    : "l"(x), "l"(w));                                                                                \
+    }                                                                                                                \
+    __device__ __forceinline__ static void product(uint32_t (&d)[REGISTERS], uint32_t const* x, uint64_t w,          \
+                                                   bool accumulate, __half) {                                        \
+      asm volatile(                                                                                                  \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, " f ", 0;\n"                                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" GRAPHOPT_REGISTERS_##REGISTERS "}, {" a ", " b  \
+          ", " c ", " d_ "}, " e ", add, 1, 1, 0;\n}\n"                                                              \
+          : GRAPHOPT_D_##REGISTERS                                                                                   \
+          : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "r"(static_cast<int>(accumulate)));                  \
+    }                                                                                                                \
+    __device__ __forceinline__ static void product(uint32_t (&d)[REGISTERS], uint32_t const* x, uint64_t w,          \
+                                                   bool accumulate, __nv_bfloat16) {                                 \
+      asm volatile(                                                                                                  \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, " f ", 0;\n"                                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" GRAPHOPT_REGISTERS_##REGISTERS "}, {" a ", " b\
+          ", " c ", " d_ "}, " e ", add, 1, 1, 0;\n}\n"                                                              \
+          : GRAPHOPT_D_##REGISTERS                                                                                   \
+          : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "r"(static_cast<int>(accumulate)));                  \
     }                                                                                                                \
   };
 
