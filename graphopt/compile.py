@@ -3,13 +3,14 @@
 load -> infer shapes -> canonicalize -> key-value cache -> schemes -> legalize what is left -> attach bodies -> save
 """
 
-__all__ = ["canonicalize", "optimize"]
+__all__ = ["canonicalize", "check", "optimize"]
 
 from collections.abc import Callable
 from pathlib import Path
 
 from graphopt.core import pipeline
 from graphopt.core.canonical import linears
+from graphopt.core.integrity import check_constants
 from graphopt.core.op import attach_bodies
 from graphopt.core.pipeline import Stage
 from graphopt.core.recipe import Recipe
@@ -39,6 +40,15 @@ def canonicalize(
         dump_dir, progress: as `graphopt.core.pipeline.run` takes them.
     """
     return pipeline.run(model, [_INFER, *CANONICALIZE, _ATTACH], report=report, dump_dir=dump_dir, progress=progress)
+
+
+def check(model: Model) -> None:
+    """Check what the custom ops of an optimized model hold, where a damaged file would mislead a kernel.
+
+    Raises:
+        ModelError: a tensor holds what no scheme writes.
+    """
+    check_constants(model, OPS)
 
 
 def optimize(

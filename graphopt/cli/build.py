@@ -57,6 +57,7 @@ def build(
       graphopt build bert.onnx -o bert.plan --min-shapes '*:1x1' --opt-shapes '*:8x128' --max-shapes '*:32x512'
     """
     # onnx and its friends take a second to import, which --help should not.
+    from graphopt import compile, ir
     from graphopt.engine.build import BuildOptions
     from graphopt.engine.build import build as build_plan
 
@@ -73,6 +74,7 @@ def build(
         compute_capabilities=tuple(compute_capability or ()),
         native_fallback=native_fallback,
     )
+    compile.check(ir.load(model))
     with progress() as display:
         result = build_plan(model, output, options, on_step=_Bars(display).show)
     for warning in result.warnings:

@@ -46,6 +46,7 @@ def inspect(
         emit(plan.to_dict(), json, lambda out: plan_report(out, plan))
         return
     loaded = ir.load(model)
+    compile.check(loaded)
     if text:
         emit(
             {"text": ir_text.dump(loaded)},

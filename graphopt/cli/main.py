@@ -53,7 +53,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Rewrite an ONNX transformer with MixQ, check its accuracy, and build a TensorRT engine from it.\n\n"
+    help="Rewrite an ONNX transformer with MixQ, VQ-LLM or M-ANT, check its accuracy, and build a TensorRT engine "
+    "from it.\n\n"
     "A first tour:\n\n"
     "  graphopt model smollm2 -o out                    an ONNX model to play with\n\n"
     "  graphopt calibrate out/model.onnx -o out/stats.npz\n\n"

@@ -2,6 +2,7 @@
 
 __all__ = ["optimize"]
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,21 @@ import typer
 
 from graphopt.cli.console import JsonFlag, console, emit, guard
 from graphopt.cli.tables import findings_table, size_table
+from graphopt.core.cache import CacheFormat
+from graphopt.core.scheme import Scheme
+from graphopt.passes import CACHES, SCHEMES
+
+
+def _listed(catalogue: Mapping[str, Scheme] | Mapping[str, CacheFormat]) -> str:
+    """Return the presets of a catalogue, in its order."""
+    return ", ".join(preset for entry in catalogue.values() for preset in entry.presets)
 
 
 @guard
 def optimize(
     model: Annotated[Path, typer.Argument(help="The ONNX file (with its external data beside it).")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: <model>.opt.onnx.")] = None,
-    scheme: Annotated[str, typer.Option(help="A preset: mixq-w8a8, mixq-w4a8 or mixq-w4a4.")] = "mixq-w8a8",
+    scheme: Annotated[str, typer.Option(help=f"A preset: {_listed(SCHEMES)}; or none.")] = "mixq-w8a8",
     recipe: Annotated[Path | None, typer.Option(help="A YAML recipe instead of a preset.")] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Glob of linears that stay as they are (repeatable; with a preset).")
@@ -27,9 +36,7 @@ def optimize(
     stats: Annotated[Path | None, typer.Option(help="Statistics made by 'graphopt calibrate'.")] = None,
     kv_cache: Annotated[
         str | None,
-        typer.Option(
-            help="Update the key-value cache in place; its format, such as static or cq4.", show_default=False
-        ),
+        typer.Option(help=f"Update the key-value cache in place, in a format: {_listed(CACHES)}.", show_default=False),
     ] = None,
     kv_capacity: Annotated[
         int | None, typer.Option(help="Tokens that the cache holds for a sequence; default: dynamic.", min=1)
@@ -60,7 +67,6 @@ def optimize(
     from graphopt.core.statistics import Statistics
     from graphopt.errors import RecipeError
     from graphopt.ir.files import check_target
-    from graphopt.passes import CACHES, SCHEMES
 
     if recipe and exclude:
         raise RecipeError("--exclude works with a preset; in a recipe, write a layer with 'scheme: none' first")

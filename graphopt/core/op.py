@@ -7,7 +7,7 @@ library is loaded. The numpy evaluator, the body and the kernel of an op are hel
 
 __all__ = ["DOMAIN", "PLUGIN_NAMESPACE", "Attribute", "OpSpec", "Param", "attach_bodies", "custom_nodes"]
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,8 @@ class OpSpec:
         attributes: in order; all of them are always written, so that a plugin never misses a field.
         plugin: whether a TensorRT plugin of this name exists. Ops without one are inlined before a model is saved.
         family: the idea that several ops share, for reports (GatedAct, Linear, ...).
+        damage: takes the constant inputs by name and the attributes; returns the name of one that no writer can have
+            made and a clause that says why ("has type id 7, which ..."), or None. For ops whose kernels trust them.
     """
 
     name: str
@@ -70,6 +72,7 @@ class OpSpec:
     attributes: tuple[Attribute, ...] = ()
     plugin: bool = False
     family: str = ""
+    damage: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], tuple[str, str] | None] | None = None
     _functions: dict[int, onnx.FunctionProto] = field(default_factory=dict, compare=False, repr=False)
 
     def function(self, opset: int) -> onnx.FunctionProto:

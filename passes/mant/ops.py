@@ -13,7 +13,7 @@ ever written to memory.
 
 __all__ = ["LINEAR", "LINEAR_INT8", "LINEAR_W4A8", "OPS", "QUANTIZE", "pack_types", "unpack_types"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -240,6 +240,30 @@ QUANTIZE = OpSpec(
     examples=lambda rng, dtype: (_rows(rng, dtype),),
 )
 
+
+def _damage(constants: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Type ids without a row in the table, half-defined rows, scales that are no numbers (`OpSpec.damage`)."""
+    scale, table = constants["scale"], constants.get("table")
+    if not np.isfinite(scale).all():
+        return "scale", "holds NaN or Inf"
+    if table is None:
+        return None
+    if table.dtype == np.int8:
+        usable = table.any(axis=1)
+    else:
+        unknown = np.isnan(table.astype(np.float32))
+        usable = ~unknown.any(axis=1)
+        if (partly := unknown.any(axis=1) & ~unknown.all(axis=1)).any():
+            return "table", f"holds NaN in row {int(np.argmax(partly))}"
+    ids = unpack_types(constants["types"], scale.shape[1])
+    unusable = np.argwhere(~np.isin(ids, np.flatnonzero(usable)))
+    if not len(unusable):
+        return None
+    group, channel = (int(i) for i in unusable[0])
+    where = f"for group {group} of output channel {channel}"
+    return "types", f"holds type id {ids[group, channel]} {where}, which its table does not define"
+
+
 LINEAR = OpSpec(
     name="MANTLinear",
     family="Linear",
@@ -255,6 +279,7 @@ LINEAR = OpSpec(
     ),
     outputs=(_Y,),
     attributes=(_GROUP,),
+    damage=_damage,
     body=_float_body,
     evaluate=_evaluate_float,
     examples=_float_examples,
@@ -270,6 +295,7 @@ LINEAR_W4A8 = OpSpec(
     inputs=(_XQ, _SX, _CODES, _TYPES, _SCALE, _BIAS),
     outputs=(_Y,),
     attributes=(_GROUP,),
+    damage=_damage,
     body=_w4a8_body,
     evaluate=_evaluate_w4a8,
     examples=lambda rng, dtype: (*_integer_examples(rng, dtype), rng.standard_normal(24).astype(dtype)),
@@ -292,6 +318,7 @@ LINEAR_INT8 = OpSpec(
     ),
     outputs=(_Y,),
     attributes=(_GROUP,),
+    damage=_damage,
     body=_int8_body,
     evaluate=_evaluate_int8,
     examples=lambda rng, dtype: (

@@ -6,7 +6,7 @@ which holds the 24 bits that a code of up to 16 bits can touch: TensorRT wants I
 
 __all__ = ["HADAMARD", "LINEAR", "LINEAR_E8", "OPS"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,6 +180,19 @@ def _lattice_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarr
     return _rows(rng, dtype), codes, np.array(e8.RATIOS, np.float32), scale, rng.standard_normal(24).astype(dtype)
 
 
+def _damage(constants: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Codebooks that have no entry for a code, or entries that are no numbers (`OpSpec.damage`)."""
+    codebooks, bits = constants["codebooks"], int(attributes["bits"])
+    if codebooks.shape[3] < 1 << bits:
+        return "codebooks", f"has {codebooks.shape[3]} entries for codes of {bits} bits"
+    return _no_number(constants)
+
+
+def _no_number(constants: Mapping[str, np.ndarray], *_: Any) -> tuple[str, str] | None:
+    wrong = (n for n in ("codebooks", "ratios", "scale") if n in constants and not np.isfinite(constants[n]).all())
+    return next(((name, "holds NaN or Inf") for name in wrong), None)
+
+
 LINEAR = OpSpec(
     name="VQLinear",
     family="Linear",
@@ -205,6 +218,7 @@ LINEAR = OpSpec(
         Attribute("tile_rows", 256, "output channels that share codebooks; at least N where all do"),
         Attribute("tile_columns", 256, "input channels that share codebooks, a multiple of v; at least K where all do"),
     ),
+    damage=_damage,
     body=_linear_body,
     evaluate=_evaluate,
     examples=_examples,
@@ -226,6 +240,7 @@ LINEAR_E8 = OpSpec(
         _BIAS,
     ),
     outputs=(_Y,),
+    damage=_no_number,
     body=_lattice_body,
     evaluate=_evaluate_lattice,
     examples=_lattice_examples,

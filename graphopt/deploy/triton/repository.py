@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphopt import ir
+from graphopt import compile, ir
 from graphopt.calibrate.feeds import TOKENS
 from graphopt.deploy.digests import write_manifest
 from graphopt.deploy.staging import staging
@@ -140,6 +140,7 @@ def _plans(models: Sequence[Path], options: RepositoryOptions, on_step: OnStep |
         raise DeployError("give one .onnx file, or plans only")
     with tempfile.TemporaryDirectory(prefix="graphopt-plan-") as scratch:
         plan = Path(scratch) / PLAN
+        compile.check(ir.load(models[0]))
         limits = Limits(max(1, options.max_batch), options.max_prompt_tokens, options.max_new_tokens)
         build(models[0], plan, BuildOptions(plugins=options.plugins, limits=limits), on_step=on_step)
         yield [plan]
@@ -151,7 +152,9 @@ def _write_host(folder: Path, model: Path, options: RepositoryOptions, settings:
     Decoder(ort_runner(model)).begin(settings.max_tokens)
     version = _write_generate(folder, options, settings, model)
     # Not a copy: file names inside the model are not followed to where they lead, and do not become names here.
-    ir.save(ir.load(model), version / "model.onnx")
+    loaded = ir.load(model)
+    compile.check(loaded)
+    ir.save(loaded, version / "model.onnx")
     return [options.name]
 
 

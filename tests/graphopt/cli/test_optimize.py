@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from graphopt.cli.main import app
@@ -16,6 +18,7 @@ from graphopt.ir import kv_cache
 from graphopt.models.llama import build_llama
 from graphopt.models.presets import llama_config
 from graphopt.models.weights import RandomWeights
+from graphopt.passes import CACHES, SCHEMES
 from tests.support.arrays import activations
 
 CONFIG = llama_config(
@@ -42,6 +45,13 @@ def refused(*arguments: str | Path) -> str:
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
     return result.stderr
+
+
+def test_help_names_every_preset_and_every_format_of_the_cache() -> None:
+    options = {p.name: p.help for p in typer.main.get_command(app).commands["optimize"].params}  # type: ignore[attr-defined]
+    for option, catalogue in (("scheme", SCHEMES), ("kv_cache", CACHES)):
+        named = set(re.split(r"[ ,;.]+", options[option]))
+        assert {preset for entry in catalogue.values() for preset in entry.presets} <= named
 
 
 def folder(path: Path) -> dict[str, bytes]:
