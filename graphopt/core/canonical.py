@@ -4,21 +4,25 @@ The canonical ops themselves are defined in passes/canonicalize/ops.py; schemes 
 the little that they all need to know about a linear is here.
 """
 
-__all__ = ["LINEAR_OPS", "InputQuantizer", "LinearView", "linears"]
+__all__ = ["LINEAR_OPS", "InputQuantizer", "LinearView", "assigned", "bias_of", "linears"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.core.op import DOMAIN
+from graphopt.core.report import Report
+from graphopt.errors import InternalError
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
 
 #: Linear(x, w) and LinearBias(x, w, bias); attribute trans_w: 0 for w [K, N], 1 for w [N, K].
 LINEAR_OPS = ("Linear", "LinearBias")
 _FLOATS = {"float32", "float16", "bfloat16"}
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,36 @@ InputQuantizer = Callable[[Model, Sequence[LinearView]], tuple[gs.Tensor, gs.Ten
 def linears(model: Model) -> list[LinearView]:
     """Return the canonical linears of the main graph, in graph order."""
     return [LinearView(n) for n in model.graph.nodes if query.is_op(n, *LINEAR_OPS, domain=DOMAIN)]
+
+
+def assigned(
+    model: Model, assignment: Mapping[str, C], report: Report, *, stage: str, scheme: str
+) -> list[tuple[LinearView, C]]:
+    """Return the linears that ``assignment`` names and a scheme can lower, with their settings, in graph order.
+
+    The others that it names are reported as skipped, with the reason.
+    """
+    found = []
+    for linear in linears(model):
+        if linear.name not in assignment:
+            continue
+        if reason := linear.refusal():
+            report.skipped(stage, scheme, linear.name, reason)
+        else:
+            found.append((linear, assignment[linear.name]))
+    return found
+
+
+def bias_of(model: Model, linear: LinearView) -> gs.Tensor:
+    """Return the bias (N,) of ``linear``; where it has none, zeros of the type of its weight.
+
+    Raises:
+        InternalError: the bias has another shape.
+    """
+    n, bias = linear.shape[0], linear.bias
+    if bias is None:
+        kind = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
+        return model.store.put(model.unique_name(f"{linear.weight.name}_bias"), np.zeros(n, kind))
+    if list(bias.shape or []) != [n]:
+        raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
+    return bias

@@ -1,6 +1,6 @@
 """Calibration statistics of linears and attention, and the file that carries them from `calibrate` to `optimize`."""
 
-__all__ = ["AttentionStatistics", "LinearStatistics", "Statistics"]
+__all__ = ["AttentionStatistics", "LinearStatistics", "Statistics", "require_second_moment"]
 
 import json
 import struct
@@ -70,6 +70,19 @@ class LinearStatistics:
         if not all(np.isfinite(a).all() for a in given):
             return "has statistics that are not finite"
         return None
+
+
+def require_second_moment(entry: LinearStatistics | None, setting: str, linear: str) -> None:
+    """Check that the statistics ``entry`` of ``linear`` have the second moment that ``setting`` asks for.
+
+    Raises:
+        CalibrationError: they do not.
+    """
+    if entry is None or entry.second_moment is None:
+        raise CalibrationError(
+            f"{setting} of '{linear}' needs statistics with second moments; "
+            "make them with 'graphopt calibrate --second-moment'"
+        )
 
 
 @dataclass

@@ -18,11 +18,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
-from graphopt.core.canonical import InputQuantizer, LinearView, linears
+from graphopt.core.canonical import InputQuantizer, LinearView, assigned, bias_of
 from graphopt.core.op import OpSpec
 from graphopt.core.report import Report
-from graphopt.core.statistics import LinearStatistics, Statistics
-from graphopt.errors import CalibrationError, InternalError
+from graphopt.core.statistics import LinearStatistics, Statistics, require_second_moment
+from graphopt.errors import CalibrationError
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.numerics.second_order import SecondMoment
@@ -60,14 +60,9 @@ class Mant:
     ) -> None:
         """See `graphopt.core.scheme.Scheme.lower`."""
         planned: list[tuple[LinearView, _Plan, LinearStatistics | None]] = []
-        for linear in linears(model):
-            if linear.name not in assignment:
-                continue
-            if reason := linear.refusal():
-                report.skipped(STAGE, self.name, linear.name, reason)
-                continue
+        for linear, config in assigned(model, assignment, report, stage=STAGE, scheme=self.name):
             entry = None if statistics is None else statistics.of(linear.name, linear.shape[1])
-            planned.append((linear, _Plan.of(linear, assignment[linear.name], entry), entry))
+            planned.append((linear, _Plan.of(linear, config, entry), entry))
         moments = _Moments()
         inputs = _Inputs(model, [(linear, plan) for linear, plan, _ in planned], self._quantize)
         for linear, plan, entry in planned:
@@ -103,11 +98,8 @@ class _Plan:
         if rounding == "auto":
             rounding = "gptq" if known else "nearest"
         for setting, value, needs in (("search", search, "output"), ("rounding", rounding, "gptq")):
-            if value == needs and not known:
-                raise CalibrationError(
-                    f"{setting} '{value}' of '{linear.name}' needs statistics with second moments; "
-                    "make them with 'graphopt calibrate --second-moment'"
-                )
+            if value == needs:
+                require_second_moment(entry, f"{setting} '{value}'", linear.name)
         if search == "diagonal" and entry is None:
             raise CalibrationError(
                 f"search 'diagonal' of '{linear.name}' needs statistics; make them with 'graphopt calibrate'"
@@ -206,12 +198,7 @@ def _key(linear: LinearView, config: MantConfig) -> tuple[int, int]:
 def _replace(model: Model, linear: LinearView, plan: _Plan, weight: QuantizedWeight, inputs: _Inputs) -> dict[str, Any]:
     """Swap a canonical linear for an M-ANT one; return sizes and normalized errors for the report."""
     n, k = linear.shape
-    base, store, bias = linear.weight.name, model.store, linear.bias
-    kind = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
-    if bias is None:
-        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, kind))
-    elif list(bias.shape or []) != [n]:
-        raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
+    base, store, bias = linear.weight.name, model.store, bias_of(model, linear)
     arrays = {"codes": weight.codes, "types": ops.pack_types(weight.ids), "scale": weight.scales}
     table = table_of(plan.config)
     if plan.spec is ops.LINEAR:

@@ -18,11 +18,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
-from graphopt.core.canonical import LinearView, linears
+from graphopt.core.canonical import LinearView, assigned
 from graphopt.core.op import DOMAIN, OpSpec
 from graphopt.core.report import Report
-from graphopt.core.statistics import LinearStatistics, Statistics
-from graphopt.errors import CalibrationError, InternalError
+from graphopt.core.statistics import LinearStatistics, Statistics, require_second_moment
+from graphopt.errors import InternalError
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
 from graphopt.numerics.packing import packed_bytes
@@ -126,13 +126,7 @@ class MixQ:
     def _groups(self, model: Model, assignment: Mapping[str, Any], report: Report) -> list[_Group]:
         """Collect the assigned linears that can be lowered, in graph order; refuse the others with a reason."""
         groups: dict[tuple[int, int, OutlierConfig], _Group] = {}
-        for linear in linears(model):
-            if linear.name not in assignment:
-                continue
-            if reason := linear.refusal():
-                report.skipped(STAGE, self.name, linear.name, reason)
-                continue
-            config = assignment[linear.name]
+        for linear, config in assigned(model, assignment, report, stage=STAGE, scheme=self.name):
             key = id(linear.x), config.activation_bits, config.outliers
             group = groups.setdefault(key, _Group(linear.x, config.activation_bits, config.outliers, []))
             group.linears.append((linear, config))
@@ -145,11 +139,8 @@ SCHEME = MixQ()
 def _check_statistics(group: _Group, statistics: Statistics | None) -> None:
     for linear, config in group.linears:
         entry = _entry(statistics, linear)
-        if config.rounding == "gptq" and (entry is None or entry.second_moment is None):
-            raise CalibrationError(
-                f"rounding 'gptq' of '{linear.name}' needs statistics with second moments; "
-                "make them with 'graphopt calibrate --second-moment'"
-            )
+        if config.rounding == "gptq":
+            require_second_moment(entry, "rounding 'gptq'", linear.name)
         if statistics is None or (group.outliers.select == "none" and _choose_rounding(config, entry) == "nearest"):
             continue
         statistics.of(linear.name, linear.shape[1])

@@ -17,10 +17,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
-from graphopt.core.canonical import LinearView, linears
+from graphopt.core.canonical import LinearView, assigned, bias_of
 from graphopt.core.report import Report
-from graphopt.core.statistics import LinearStatistics, Statistics
-from graphopt.errors import CalibrationError, InternalError
+from graphopt.core.statistics import LinearStatistics, Statistics, require_second_moment
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.passes.vq import e8, hadamard, ops
@@ -51,13 +50,7 @@ class VQ:
     ) -> None:
         """See `graphopt.core.scheme.Scheme.lower`."""
         inputs = _Inputs(model)
-        for linear in linears(model):
-            if linear.name not in assignment:
-                continue
-            if reason := linear.refusal():
-                report.skipped(STAGE, self.name, linear.name, reason)
-                continue
-            config = assignment[linear.name]
+        for linear, config in assigned(model, assignment, report, stage=STAGE, scheme=self.name):
             if config.codes and (ready := ready_weight(linear, Path(config.codes))):
                 reason = f"{ops.LINEAR.name} with the codes of {Path(config.codes).name}"
                 detail = {} if dry_run else _replace(model, linear, linear.x, ready)
@@ -81,11 +74,8 @@ SCHEME = VQ()
 
 def _entry(linear: LinearView, config: VQConfig, statistics: Statistics | None) -> LinearStatistics | None:
     entry = None if statistics is None else statistics.of(linear.name, linear.shape[1])
-    if config.rounding == "gptq" and (entry is None or entry.second_moment is None):
-        raise CalibrationError(
-            f"rounding 'gptq' of '{linear.name}' needs statistics with second moments; "
-            "make them with 'graphopt calibrate --second-moment'"
-        )
+    if config.rounding == "gptq":
+        require_second_moment(entry, "rounding 'gptq'", linear.name)
     return entry
 
 
@@ -162,12 +152,7 @@ def _moment(channels: int, config: VQConfig, entry: LinearStatistics | None, sig
 def _replace(model: Model, linear: LinearView, x: gs.Tensor, weight: QuantizedWeight) -> dict[str, Any]:
     """Swap a canonical linear for a vector-quantized one; return sizes and normalized errors for the report."""
     n, k = linear.shape
-    base, store, bias = linear.weight.name, model.store, linear.bias
-    if bias is None:
-        dtype = weights.numpy_dtype(weights.onnx_dtype(linear.weight.dtype))
-        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, dtype))
-    elif list(bias.shape or []) != [n]:
-        raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
+    base, store, bias = linear.weight.name, model.store, bias_of(model, linear)
     arrays = {"codes": weight.codes}
     if weight.codebooks is None:
         spec, attributes = ops.LINEAR_E8, {}

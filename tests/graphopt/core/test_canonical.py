@@ -4,7 +4,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from graphopt.core.canonical import linears
+from graphopt.core.canonical import assigned, bias_of, linears
+from graphopt.core.report import Report
+from graphopt.errors import InternalError
+from graphopt.ir import weights
+from graphopt.ir.model import Model
 from tests.support.arrays import weight
 from tests.support.rewrite import parse
 
@@ -36,3 +40,37 @@ def test_views(rng: np.random.Generator, start: int, stop: int) -> None:
     plain = np.arange(24, dtype=np.float32).reshape(6, 4)
     np.testing.assert_array_equal(q.rows(start, stop), plain.T[start:stop])
     np.testing.assert_array_equal(k.rows(start, stop), stored[start:stop])
+
+
+def opened(rng: np.random.Generator) -> Model:
+    model = parse('<ir_version: 8, opset_import: ["": 18, "graphopt": 1, "other": 1]>' + SOURCE)
+    model.graph.nodes[1].inputs[1] = gs.Constant("v", weight(rng, 4, 6))
+    return model
+
+
+def test_assigned_linears_keep_their_order_and_refusals_their_reasons(rng: np.random.Generator) -> None:
+    report = Report()
+    found = assigned(opened(rng), {"k": 2, "q": 1, "absent": 3}, report, stage="lower", scheme="s")
+    assert [(linear.name, config) for linear, config in found] == [("k", 2)]
+    (skipped,) = report.findings
+    assert (skipped.stage, skipped.rule, skipped.node, skipped.status) == ("lower", "s", "q", "skipped")
+    assert skipped.reason == "weight 'w' is shared with node 'foreign' (Linear)"
+
+
+def test_a_missing_bias_is_zeros_of_the_weights_type(rng: np.random.Generator) -> None:
+    model = opened(rng)
+    q, k = linears(model)
+    assert bias_of(model, k) is k.bias
+    made = bias_of(model, q)
+    assert isinstance(made, gs.Constant)
+    values = weights.read(made)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, np.zeros(4))
+
+
+def test_a_bias_of_another_shape_is_our_bug(rng: np.random.Generator) -> None:
+    model = opened(rng)
+    linear = linears(model)[1]
+    linear.node.inputs[2] = gs.Constant("b3", np.ones(3, np.float32))
+    with pytest.raises(InternalError, match="bias of 'k'"):
+        bias_of(model, linear)

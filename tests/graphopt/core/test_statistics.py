@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphopt.core.statistics import AttentionStatistics, LinearStatistics, Statistics
+from graphopt.core.statistics import AttentionStatistics, LinearStatistics, Statistics, require_second_moment
 from graphopt.errors import CalibrationError, OutputError
 from tests.support.arrays import activations
 
@@ -246,3 +246,10 @@ def test_keys_and_values_that_do_not_fit(rng: np.random.Generator, tmp_path: Pat
         statistics.save(tmp_path / "s.npz")
         with pytest.raises(CalibrationError, match="'attn' has"):
             Statistics.load(tmp_path / "s.npz")
+
+
+def test_settings_that_need_second_moments_say_so(rng: np.random.Generator) -> None:
+    require_second_moment(entry(rng, moment=True), "rounding 'gptq'", "q")
+    for missing in (None, entry(rng)):
+        with pytest.raises(CalibrationError, match=r"rounding 'gptq' of 'q' needs .* 'graphopt calibrate --second-m"):
+            require_second_moment(missing, "rounding 'gptq'", "q")
