@@ -54,7 +54,7 @@ def check_config(network: Network, config: LlamaConfig, path: Path) -> None:
     compared: dict[str, tuple[Any, Any]] = {"num_hidden_layers": (config.num_hidden_layers, network.layers)}
     compared["embedding"] = ((config.vocab_size, hidden), tuple(network.embedding.shape))
     for name, linear in network.linears.items():
-        compared[f"rows of {name}"] = (rows[name.rpartition(".")[2]], int(linear.tensors["sw"].shape[0]))
+        compared[f"rows of {name}"] = (rows[name.rpartition(".")[2]], linear.rows)
     for name, epsilon in network.epsilons.items():
         compared[f"epsilon of {name}"] = (np.float32(config.rms_norm_eps), np.float32(epsilon))
     for what, (said, found) in compared.items():
@@ -124,11 +124,13 @@ def quant_config(network: Network) -> dict[str, Any]:
 def tensors_of(network: Network) -> dict[str, Callable[[], Array]]:
     """Return what the checkpoint holds: name -> what reads it."""
     found: dict[str, Callable[[], Array]] = {"model.embed_tokens.weight": _reader(network.embedding)}
+    dtype = weights.numpy_dtype(weights.onnx_dtype(network.embedding.dtype))
     for module, gamma in network.norms.items():
-        found[f"{module}.weight"] = _reader(gamma)
+        # Where a norm was written out in standard operators, its gamma is there in float32.
+        found[f"{module}.weight"] = _reader(gamma, dtype=dtype)
     for name, linear in network.linears.items():
-        for operand, constant in linear.tensors.items():
-            found[f"{name}.{operand}"] = _reader(constant)
+        for key, operand in linear.tensors.items():
+            found[f"{name}.{key}"] = operand.read
         found[f"{_quantizer_of(name)}.idx"] = _reader(linear.quantizer.idx)
     if network.head is not None and network.head is not network.embedding:
         found["lm_head.weight"] = _reader(network.head, transpose=not network.head_transposed)
@@ -146,10 +148,13 @@ def _quantizer_of(name: str) -> str:
     return f"{layer}.{norms[last]}" if last in norms else name
 
 
-def _reader(constant: gs.Constant, *, transpose: bool = False) -> Callable[[], Array]:
+def _reader(
+    constant: gs.Constant, *, transpose: bool = False, dtype: np.dtype[Any] | None = None
+) -> Callable[[], Array]:
     def read() -> Array:
         values: Array = weights.read(constant)
-        return values.T if transpose else values
+        values = values.T if transpose else values
+        return values if dtype is None else values.astype(dtype)
 
     return read
 

@@ -1,23 +1,25 @@
 """Find the decoder in an optimized graph: which packed tensor is which linear of which layer.
 
 The way through the graph is that of the data: embedding, then for each layer norm, q, k and v, attention, o, norm, gate
-and up, gated SiLU and down, then the last norm and the head. Whatever lies elsewhere, or is not a MixQ op that the
-package has, is an error that names it. What the attention itself computes is left to `probe`.
+and up, gated SiLU and down, then the last norm and the head. q, k and v, and gate and up, are linears of their own or
+rows of a merged one. Whatever lies elsewhere, or is not a MixQ op that the package has, is an error that names it. What
+the attention itself computes is left to `probe`.
 """
 
-__all__ = ["Linear", "Network", "Quantizer", "read"]
+__all__ = ["Linear", "Network", "Operand", "Quantizer", "read"]
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from graphopt import ir
 from graphopt.calibrate.feeds import TOKENS
 from graphopt.errors import DeployError
-from graphopt.ir import query
+from graphopt.ir import query, weights
 from graphopt.runners.decoder import LOGITS
 
 DOMAIN = "graphopt"
@@ -26,7 +28,9 @@ _LINEARS = {
     "MixQLinear": ("wq", "sw", "wo", "bias"),
     "MixQLinearW4A8": ("wq4", "sg", "sw", "wo", "bias"),
 }
-_QUANTIZERS = ("MixQQuantize", "MixQRMSNorm", "MixQAddRMSNorm", "MixQGatedSilu")
+_QUANTIZERS = ("MixQQuantize", "MixQRMSNorm", "MixQAddRMSNorm", "MixQGatedSilu", "MixQSwiGLU")
+#: Operands that have their outputs along the second axis.
+_COLUMNS = ("sg",)
 _QKV, _GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
@@ -40,13 +44,33 @@ class Quantizer:
 
 
 @dataclass(frozen=True)
+class Operand:
+    """A tensor of a linear: the part from ``start`` to ``stop`` of a constant, along ``axis``."""
+
+    constant: gs.Constant
+    axis: int
+    start: int
+    stop: int
+
+    def read(self) -> npt.NDArray[Any]:
+        """Return the values; see `graphopt.ir.weights.read`."""
+        values = weights.read(self.constant)
+        return values[:, self.start : self.stop] if self.axis else values[self.start : self.stop]
+
+
+@dataclass(frozen=True)
 class Linear:
     """A packed linear: its name in a Hugging Face checkpoint, its quantizer and its tensors by operand name."""
 
     name: str
     quantizer: Quantizer
-    tensors: dict[str, gs.Constant]
+    tensors: dict[str, Operand]
     group: int
+
+    @property
+    def rows(self) -> int:
+        """Outputs N."""
+        return self.tensors["sw"].stop - self.tensors["sw"].start
 
     @property
     def bits(self) -> int:
@@ -110,10 +134,10 @@ class _Walk:
         quantizer, index = self._first_norm(stream), 0
         while True:
             prefix = f"model.layers.{index}"
-            if len(self._readers(quantizer)) == 1:
+            if index and self._is_last(quantizer):
                 self._norm("model.norm", quantizer)
                 (head,) = self._packed(quantizer, ("lm_head",))
-                self._require_logits(head.outputs[0])
+                self._require_logits(head)
                 return self._done(embedding, None, transposed=False)
             stream, update = self._layer(prefix, quantizer, stream)
             following = self._add_norm(stream, update)
@@ -125,21 +149,26 @@ class _Walk:
         """Follow a layer from its first norm; return the residual stream and what the layer adds to it last."""
         self._norm(f"{prefix}.input_layernorm", norm)
         qkv = self._packed(norm, tuple(f"{prefix}.self_attn.{name}" for name in _QKV))
-        quantize = self._behind_attention(prefix, [n.outputs[0] for n in qkv])
+        quantize = self._behind_attention(prefix, qkv)
         (o,) = self._packed(quantize, (f"{prefix}.self_attn.o_proj",))
-        second = self._add_norm(stream, o.outputs[0])
+        second = self._add_norm(stream, o)
         if second is None:
-            raise self._error(f"no MixQAddRMSNorm adds the output of '{o.name}' to the residual stream")
+            raise self._error(f"no MixQAddRMSNorm adds '{o.name}' to the residual stream")
         self._norm(f"{prefix}.post_attention_layernorm", second)
-        gate_up = self._packed(second, tuple(f"{prefix}.mlp.{name}" for name in _GATE_UP))
-        activation = self._reader_of(gate_up[0].outputs[0], "MixQGatedSilu")
-        if activation is None or activation.inputs[1] not in [n.outputs[0] for n in gate_up]:
-            raise self._error(f"'{gate_up[0].name}' and '{gate_up[1].name}' do not meet in a MixQGatedSilu")
-        if activation.inputs[0] is not gate_up[0].outputs[0]:
-            gate, up = (f"{prefix}.mlp.{name}" for name in _GATE_UP)
-            self._swap(gate, up)
+        activation = self._activation(second, [f"{prefix}.mlp.{name}" for name in _GATE_UP])
         (down,) = self._packed(activation, (f"{prefix}.mlp.down_proj",))
-        return second.outputs[3], down.outputs[0]
+        return second.outputs[3], down
+
+    def _activation(self, norm: gs.Node, names: Sequence[str]) -> gs.Node:
+        """Note gate and up, which read ``norm``, and return the gated SiLU that reads them."""
+        outputs = self._packed(norm, names)
+        activation = self._reader_of(outputs[0], "MixQGatedSilu") or self._reader_of(outputs[0], "MixQSwiGLU")
+        if activation is None or {id(t) for t in activation.inputs[:-1]} != {id(t) for t in outputs}:
+            raise self._error(f"{' and '.join(names)} do not meet in a gated SiLU")
+        if activation.inputs[0] is not outputs[0]:
+            gate, up = (self._linears[name] for name in names)
+            self._linears |= {names[0]: replace(up, name=names[0]), names[1]: replace(gate, name=names[1])}
+        return activation
 
     def _embedding(self) -> tuple[gs.Constant, gs.Tensor]:
         for node in self._graph.nodes:
@@ -169,28 +198,62 @@ class _Walk:
     def _readers(self, quantizer: gs.Node) -> list[gs.Node]:
         return sorted(query.consumers(quantizer.outputs[0]), key=lambda n: self._order[id(n)])
 
-    def _packed(self, quantizer: gs.Node, names: Sequence[str]) -> list[gs.Node]:
-        """The linears that read ``quantizer``, noted under ``names``; names in the file tell them apart, or else order.
+    def _packed(self, quantizer: gs.Node, names: Sequence[str]) -> list[gs.Tensor]:
+        """Note the linears that read ``quantizer`` under ``names``; return their outputs.
+
+        They are as many nodes, told apart by the names in the file or else by their order; or one, whose rows a Split
+        or a MixQSwiGLU (then the output is one) divides.
 
         Raises:
             DeployError: they are not that many, or something else reads what was quantized.
         """
         nodes = self._readers(quantizer)
-        if len(nodes) != len(names) or any(n.op not in _LINEARS for n in nodes):
+        if len(nodes) not in (1, len(names)) or any(n.op not in _LINEARS for n in nodes):
             found = ", ".join(f"'{n.name}' ({n.op})" for n in nodes)
             raise self._error(f"'{quantizer.name}' should be read by the packed {' '.join(names)}, not by {found}")
         if quantizer.attrs.get("emit_y"):
             raise self._error(f"the output y of '{quantizer.name}' is read by a layer that is not packed")
-        nodes = _by_name(nodes, [name.rpartition(".")[2] for name in names])
+        if len(nodes) < len(names):
+            outputs, sizes = self._parts(nodes[0], len(names))
+            nodes *= len(names)
+        else:
+            nodes = _by_name(nodes, [name.rpartition(".")[2] for name in names])
+            outputs, sizes = [n.outputs[0] for n in nodes], []
+        start = 0
+        for i, (node, name) in enumerate(zip(nodes, names, strict=True)):
+            stop = start + sizes[i] if sizes else None
+            self._linears[name] = self._linear(name, quantizer, node, start, stop)
+            start = stop or 0
+        self._require_alike([self._linears[name] for name in names])
+        return outputs
+
+    def _linear(self, name: str, quantizer: gs.Node, node: gs.Node, start: int, stop: int | None) -> Linear:
+        """The outputs from ``start`` to ``stop`` (None: all) of ``node``."""
         gamma = quantizer.inputs[-2] if "RMSNorm" in quantizer.op else None
         shared = Quantizer(quantizer.inputs[-1], gamma, float(quantizer.attrs.get("epsilon", 0.0)))
-        for node, name in zip(nodes, names, strict=True):
-            operands = dict(zip(_LINEARS[node.op], node.inputs[3:], strict=True))
-            if not all(isinstance(t, gs.Constant) for t in (shared.idx, *operands.values())):
-                raise self._error(f"the weights of '{node.name}' are no constants")
-            self._linears[name] = Linear(name, shared, operands, int(node.attrs.get("group", 0)))
-        self._require_alike([self._linears[name] for name in names])
-        return nodes
+        operands = dict(zip(_LINEARS[node.op], node.inputs[3:], strict=True))
+        if not all(isinstance(t, gs.Constant) for t in (shared.idx, *operands.values())):
+            raise self._error(f"the weights of '{node.name}' are no constants")
+        stop = stop or int(operands["sw"].shape[0])
+        parts = {key: Operand(t, int(key in _COLUMNS), start, stop) for key, t in operands.items()}
+        return Linear(name, shared, parts, int(node.attrs.get("group", 0)))
+
+    def _parts(self, node: gs.Node, count: int) -> tuple[list[gs.Tensor], list[int]]:
+        """Outputs and sizes of the ``count`` linears that ``node`` was merged from."""
+        merged, rows = node.outputs[0], int(node.inputs[3].shape[0])
+        reader = query.sole_consumer(self._graph, merged)
+        if count == len(_GATE_UP) and reader is not None and reader.op == "MixQSwiGLU":
+            return [merged], [rows // 2] * 2
+        sizes = query.constant_array(reader.inputs[1]) if query.is_op(reader, "Split") and reader is not None else None
+        if reader is None or sizes is None or len(sizes) != count or int(sizes.sum()) != rows:
+            raise self._error(f"'{node.name}' should be the merged product of {count} linears, divided by a Split")
+        return list(reader.outputs), [int(size) for size in sizes]
+
+    def _is_last(self, quantizer: gs.Node) -> bool:
+        """Whether the only linear that reads ``quantizer`` is the head."""
+        nodes = self._readers(quantizer)
+        reader = query.sole_consumer(self._graph, nodes[0].outputs[0]) if len(nodes) == 1 else quantizer
+        return reader is None or query.is_op(reader, "Cast")
 
     def _require_alike(self, linears: Sequence[Linear]) -> None:
         """q, k and v become one product."""
@@ -224,11 +287,6 @@ class _Walk:
 
     def _reader_of(self, tensor: gs.Tensor, op: str) -> gs.Node | None:
         return next((n for n in query.consumers(tensor) if n.op == op), None)
-
-    def _swap(self, a: str, b: str) -> None:
-        first, second = self._linears[a], self._linears[b]
-        self._linears[a] = Linear(a, second.quantizer, second.tensors, second.group)
-        self._linears[b] = Linear(b, first.quantizer, first.tensors, first.group)
 
     def _plain_head(self, embedding: gs.Constant, stream: gs.Tensor, update: gs.Tensor) -> Network:
         """The last norm and the head in standard operators, found backwards from the logits."""
@@ -274,9 +332,10 @@ class _Walk:
             tensor = node.outputs[0]
 
     def _done(self, embedding: gs.Constant, head: gs.Constant | None, *, transposed: bool) -> Network:
-        used = sum(n.domain == DOMAIN and n.op in _LINEARS for n in self._graph.nodes)
-        if used != len(self._linears):
-            raise self._error(f"{used - len(self._linears)} packed linears belong to no layer")
+        nodes = sum(n.domain == DOMAIN and n.op in _LINEARS for n in self._graph.nodes)
+        noted = len({id(x.tensors["sw"].constant) for x in self._linears.values()})
+        if nodes != noted:
+            raise self._error(f"{nodes - noted} packed linears belong to no layer")
         return Network(embedding, self._linears, self._norms, self._epsilons, head, transposed)
 
     def _error(self, what: str) -> DeployError:

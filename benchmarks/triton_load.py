@@ -1,6 +1,6 @@
 """Load on a Triton server that a repository of `graphopt deploy triton` started: streams, tokens/s, latencies.
 
-    python benchmarks/triton.py http://127.0.0.1:8000 NAME --streams 1 2 4 --json benchmarks/results/triton.json
+    python benchmarks/triton_load.py http://127.0.0.1:8000 NAME --streams 1 2 4 --json benchmarks/results/triton.json
 
 Every client asks again as soon as its text ended, so that as many streams as clients are held all the time.
 """
