@@ -1,7 +1,9 @@
 """Every scheme, found through the catalogue: settings, presets, lowering of a decoder and an encoder, refusals."""
 
+import functools
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +73,10 @@ def encoder() -> Model:
 
 
 BUILDERS: dict[str, Callable[[], Model]] = {"decoder": decoder, "encoder": encoder}
-by_model = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS.keys())
+by_model = pytest.mark.parametrize("built", BUILDERS)
 
 
-def feeds(model: Model, rng: np.random.Generator, batch: int = 2, length: int = 9) -> dict[str, np.ndarray]:
+def feeds(model: Model, rng: np.random.Generator, batch: int, length: int) -> dict[str, np.ndarray]:
     ids = rng.integers(0, VOCABULARY, (batch, length))
     known = {
         "input_ids": ids,
@@ -86,10 +88,51 @@ def feeds(model: Model, rng: np.random.Generator, batch: int = 2, length: int = 
     return {t.name: known.get(t.name, empty) for t in model.graph.inputs}
 
 
-def statistics_for(model: Model, rng: np.random.Generator) -> Statistics:
-    """Statistics of every linear on random tokens."""
-    canonicalize(model)
-    return collect(model, [feeds(model, rng, 4, 16) for _ in range(4)], second_moment=True)
+@dataclass(frozen=True)
+class Optimized:
+    """A model that went through a preset: the file, and the linears that the report says were rewritten."""
+
+    path: Path
+    rewritten: set[str]
+
+
+class Workshop:
+    """What several tests read, made once: codebooks of thousands of entries take their time.
+
+    Args:
+        folder: for the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.statistics = functools.cache(self._statistics)
+        self.original = functools.cache(self._original)
+        self.optimized = functools.cache(self._optimized)
+
+    def _statistics(self, built: str) -> Statistics:
+        """Statistics of every linear on random tokens."""
+        model, rng = BUILDERS[built](), np.random.default_rng(5)
+        canonicalize(model)
+        return collect(model, [feeds(model, rng, 4, 16) for _ in range(4)], second_moment=True)
+
+    def _original(self, built: str) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+        """Random inputs of the model, so many that one unlucky token does not decide, and its outputs."""
+        model = BUILDERS[built]()
+        given = feeds(model, np.random.default_rng(6), 8, 16)
+        return given, run_ort(save(model, self._folder / f"{built}.onnx")[0], given)
+
+    def _optimized(self, preset: str, built: str, calibrated: bool) -> Optimized:
+        scheme = next(s for s in SCHEMES.values() if preset in s.presets)
+        model, folder = BUILDERS[built](), self._folder / f"{preset}-{built}-{calibrated}"
+        folder.mkdir()
+        report = optimize(model, Recipe.preset(preset, SCHEMES), self.statistics(built) if calibrated else None)
+        rewritten = {f.node for f in report.findings if f.rule == scheme.name and f.status == "rewritten"}
+        return Optimized(save(model, folder / "m.onnx", external_data=True)[0], rewritten)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("schemes"))
 
 
 def test_schemes_are_registered_under_their_names() -> None:
@@ -119,22 +162,17 @@ def test_settings_have_defaults_and_descriptions_and_refuse_what_they_do_not_kno
 @by_model
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_lowers_every_linear_of_tiny_models(
-    scheme: Scheme, preset: str, build: Callable[[], Model], calibrated: bool, rng: np.random.Generator, tmp_path: Path
+    scheme: Scheme, preset: str, built: str, calibrated: bool, workshop: Workshop
 ) -> None:
-    original = build()
-    statistics = statistics_for(build(), rng) if calibrated else None
-    model = build()
-    report = optimize(model, Recipe.preset(preset, SCHEMES), statistics)
-    expected = set(statistics_for(build(), rng).linears)
-    assert {f.node for f in report.findings if f.rule == scheme.name and f.status == "rewritten"} == expected
+    done = workshop.optimized(preset, built, calibrated)
+    assert done.rewritten == set(workshop.statistics(built).linears)
+    model = load(done.path)
     assert not linears(model)
     # A scheme may take another's ops for its inputs, but its linears are its own.
     inputs = {op.name for other in SCHEMES.values() for op in other.ops if op.family != "Linear"}
     assert {n.op for n in custom_nodes(model)} - inputs <= {op.name for op in scheme.ops}
-    given = feeds(original, rng)
-    before = run_ort(save(original, tmp_path / "a.onnx")[0], given)
-    after = run_ort(save(model, tmp_path / "b.onnx")[0], given)
-    for a, b in zip(after, before, strict=True):
+    given, before = workshop.original(built)
+    for a, b in zip(run_ort(done.path, given), before, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         assert np.isfinite(a).all()
         assert not np.array_equal(a, b)
@@ -145,42 +183,37 @@ def test_lowers_every_linear_of_tiny_models(
 @by_preset
 @by_model
 def test_optimizing_the_result_adds_and_removes_nothing(
-    scheme: Scheme, preset: str, build: Callable[[], Model], tmp_path: Path
+    scheme: Scheme, preset: str, built: str, workshop: Workshop
 ) -> None:
-    model, recipe = build(), Recipe.preset(preset, SCHEMES)
-    optimize(model, recipe)
-    save(model, tmp_path / "m.onnx")
-    again = load(tmp_path / "m.onnx")
-    report = optimize(again, recipe)
+    path = workshop.optimized(preset, built, False).path
+    again = load(path)
+    report = optimize(again, Recipe.preset(preset, SCHEMES))
     assert not [f for f in report.findings if f.rule == scheme.name]
-    kinds = [Counter(n.op for n in m.graph.nodes) for m in (again, load(tmp_path / "m.onnx"))]
+    kinds = [Counter(n.op for n in m.graph.nodes) for m in (again, load(path))]
     assert kinds[0] == kinds[1]
 
 
 @by_preset
 @by_model
-def test_dry_run_says_what_a_run_does(scheme: Scheme, preset: str, build: Callable[[], Model]) -> None:
-    recipe = Recipe.preset(preset, SCHEMES)
-
-    def lowered(model: Model, dry_run: bool) -> set[str]:
-        report = optimize(model, recipe, dry_run=dry_run)
-        return {f.node for f in report.findings if f.rule == scheme.name and f.status == "rewritten"}
-
-    model, canonical = build(), build()
+def test_dry_run_says_what_a_run_does(scheme: Scheme, preset: str, built: str, workshop: Workshop) -> None:
+    model, canonical = BUILDERS[built](), BUILDERS[built]()
     canonicalize(canonical)
-    assert lowered(model, dry_run=True) == lowered(build(), dry_run=False) != set()
+    report = optimize(model, Recipe.preset(preset, SCHEMES), dry_run=True)
+    planned = {f.node for f in report.findings if f.rule == scheme.name and f.status == "rewritten"}
+    assert planned == workshop.optimized(preset, built, False).rewritten != set()
     assert {n.op for n in custom_nodes(model)} == {n.op for n in custom_nodes(canonical)}
 
 
 @by_preset
-def test_the_same_run_gives_the_same_file(scheme: Scheme, preset: str, tmp_path: Path) -> None:
-    written = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        model = decoder()
-        optimize(model, Recipe.preset(preset, SCHEMES))
-        written.append([p.read_bytes() for p in save(model, tmp_path / name / "m.onnx", external_data=True)])
-    assert written[0] == written[1]
+def test_the_same_run_gives_the_same_file(scheme: Scheme, preset: str, workshop: Workshop, tmp_path: Path) -> None:
+    model = decoder()
+    optimize(model, Recipe.preset(preset, SCHEMES))
+    save(model, tmp_path / "m.onnx", external_data=True)
+    first = workshop.optimized(preset, "decoder", False).path.parent
+    names = sorted(p.name for p in first.iterdir())
+    assert names == sorted(p.name for p in tmp_path.iterdir())
+    assert len(names) == 2
+    assert all((first / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
 
 
 def one_linear(rng: np.random.Generator, change: Callable[[np.ndarray], np.ndarray] = lambda w: w) -> Model:
