@@ -45,10 +45,11 @@ _TOKENS = 24
 _OPSET = 19
 
 
-def write_optimized(folder: Path, config: LlamaConfig, dtype: str, scheme: str) -> Path:
+def write_optimized(folder: Path, config: LlamaConfig, dtype: str, scheme: str | Path) -> Path:
     """Write ``model.opt.onnx`` with calibrated outliers and ``config.json`` into the empty ``folder``.
 
-    Statistics are those of the same weights in float32, which ONNX Runtime has all operators for.
+    ``scheme`` is a preset or the path of a recipe. Statistics are those of the same weights in float32, which ONNX
+    Runtime has all operators for.
     """
     source = RandomWeights(config, seed=3, outliers=6)
     for t in {dtype, "float32"}:

@@ -93,7 +93,7 @@ def config_of(network: Network, original: Mapping[str, Any], config: LlamaConfig
         "head_dim": config.head_dim,
         "num_key_value_heads": config.num_key_value_heads,
         "rms_norm_eps": config.rms_norm_eps,
-        "tie_word_embeddings": network.head is network.embedding,
+        "tie_word_embeddings": network.tied,
         "torch_dtype": dtype,
         "dtype": dtype,
         "graphopt": {"format": FORMAT, "version": graphopt.__version__, "linears": linears},
@@ -132,7 +132,7 @@ def tensors_of(network: Network) -> dict[str, Callable[[], Array]]:
         for key, operand in linear.tensors.items():
             found[f"{name}.{key}"] = operand.read
         found[f"{_quantizer_of(name)}.idx"] = _reader(linear.quantizer.idx)
-    if network.head is not None and network.head is not network.embedding:
+    if network.head is not None and not network.tied:
         found["lm_head.weight"] = _reader(network.head, transpose=not network.head_transposed)
     return found
 

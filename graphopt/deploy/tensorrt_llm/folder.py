@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 import graphopt
-from graphopt import ir
+from graphopt import compile, ir
 from graphopt.deploy.digests import write_manifest
 from graphopt.deploy.staging import staging
 from graphopt.deploy.tensorrt_llm import network, probe
@@ -76,7 +76,9 @@ def write_package(model: Path, output: Path, options: PackageOptions) -> list[Pa
     source = options.config or model.with_name("config.json")
     original = _read_config(source)
     config = LlamaConfig.from_hf(original)
-    found = network.read(ir.load(model))
+    loaded = ir.load(model)
+    compile.check(loaded)
+    found = network.read(loaded)
     check_config(found, config, source)
     written = config_of(found, original, config, source)
     library = locate(options.plugins)

@@ -8,11 +8,13 @@ the attention itself computes is left to `probe`.
 
 __all__ = ["Linear", "Network", "Operand", "Quantizer", "read"]
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
@@ -107,6 +109,16 @@ class Network:
     def layers(self) -> int:
         """Number of decoder layers."""
         return sum(name.endswith(".q_proj") for name in self.linears)
+
+    @functools.cached_property
+    def tied(self) -> bool:
+        """Whether the head is the embedding, or a copy of it that a folded transposition left."""
+        if self.head is None or self.head is self.embedding:
+            return self.head is not None
+        if sorted(self.head.shape) != sorted(self.embedding.shape):
+            return False
+        head = weights.read(self.head)
+        return bool(np.array_equal(head if self.head_transposed else head.T, weights.read(self.embedding)))
 
 
 def read(model: ir.Model) -> Network:
