@@ -2,7 +2,6 @@
 
 __all__ = ["Layer", "PlanReport", "inspect_plan", "require_usable"]
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from graphopt.engine import gpu, plugins
 from graphopt.engine import manifest as manifests
 from graphopt.engine.digest import sha256
 from graphopt.engine.flavour import Flavour, installed, select
+from graphopt.engine.layers import layer_entries
 from graphopt.engine.manifest import Manifest
 from graphopt.errors import EngineError, GraphOptError
 
@@ -142,10 +142,4 @@ def _list_layers(
 
 
 def _layers_of(flavour: Flavour, engine: Any) -> tuple[Layer, ...]:
-    inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(flavour.trt.LayerInformationFormat.JSON)
-    entries = json.loads(text).get("Layers", [])
-    # Below detailed verbosity an entry is a bare name.
-    return tuple(
-        Layer(e, "") if isinstance(e, str) else Layer(e.get("Name", ""), e.get("LayerType", "")) for e in entries
-    )
+    return tuple(Layer(e.get("Name", ""), e.get("LayerType", "")) for e in layer_entries(flavour, engine))

@@ -2,7 +2,6 @@
 
 __all__ = ["LayerTime", "Memory", "Runner"]
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from graphopt.engine import plugins
 from graphopt.engine.device import Buffer, Device, Graph
 from graphopt.engine.flavour import select
 from graphopt.engine.inspect import require_usable
+from graphopt.engine.layers import layer_entries
 from graphopt.engine.ports import Port, converted, numpy_dtype, random_input
 from graphopt.engine.profiles import Profile, Shape
 from graphopt.errors import EngineError, nearest
@@ -170,8 +170,8 @@ class Runner:
         if known is None or known.bytes < size:
             if known is not None:
                 self.device.free(self._buffers.pop(owner))
-                # What grows once, as the outputs of a growing cache do, grows again.
-                size += size // 2
+                # What grows by a little, as the outputs of a growing cache do, grows again.
+                size = max(size, known.bytes + known.bytes // 2)
             known = self._buffers[owner] = self.device.allocate(size)
         self._context.set_tensor_address(port.name, known.address)
 
@@ -335,11 +335,8 @@ class Runner:
         return [LayerTime(name, ops.get(name, "other"), 1e3 * ms / runs) for name, ms in totals.items()]
 
     def _layer_ops(self) -> dict[str, str]:
-        inspector = self._engine.create_engine_inspector()
-        inspector.execution_context = self._context
-        text = inspector.get_engine_information(self._flavour.trt.LayerInformationFormat.JSON)
-        layers = [entry for entry in json.loads(text).get("Layers", []) if isinstance(entry, dict)]
-        return {e.get("Name", ""): e.get("PluginType") or e.get("LayerType") or "other" for e in layers}
+        entries = layer_entries(self._flavour, self._engine, self._context)
+        return {e.get("Name", ""): e.get("PluginType") or e.get("LayerType") or "other" for e in entries}
 
 
 def _profile_for(profiles: tuple[Profile, ...], shapes: Mapping[str, Shape], plan: Path) -> int:
