@@ -3,9 +3,11 @@
     python benchmarks/engine.py check --cases FOLDER --work FOLDER --json FILE
     python benchmarks/engine.py make --work FOLDER [--layers 4]
     python benchmarks/engine.py time --work FOLDER --json FILE [--seconds 500]
+    python benchmarks/engine.py merge FILE [FILE ...] --json FILE
 
 `check` reads what benchmarks/engine_cases.py wrote. `time` builds and times what `make` wrote, one plan per scheme and
-phase; it writes the JSON after every plan and starts none once ``--seconds`` have passed.
+phase; it writes the JSON after every plan and starts none once ``--seconds`` have passed. `merge` makes one file of
+several runs of `time`, of which each may have built some of the plans: the last row of a case and scheme counts.
 """
 
 import argparse
@@ -281,12 +283,26 @@ def time_engines(arguments: argparse.Namespace) -> bool:
     return bool(rows)
 
 
+def merge(arguments: argparse.Namespace) -> bool:
+    rows = {(r["case"], r["scheme"]): r for file in arguments.files for r in json.loads(file.read_text())}
+    if gpus := {r["gpu"] for r in rows.values()} - {next(iter(rows.values()))["gpu"]}:
+        log(f"rows of another GPU: {min(gpus)}")
+        return False
+    for (case, scheme), row in rows.items():
+        row["peers"] = {other: r["us"] for (c, other), r in rows.items() if c == case and other != scheme}
+    arguments.json.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("check", "make", "time"):
+    for name in ("check", "make", "time", "merge"):
         verb = verbs.add_parser(name)
-        verb.add_argument("--work", type=Path, required=True)
+        if name == "merge":
+            verb.add_argument("files", type=Path, nargs="+")
+        else:
+            verb.add_argument("--work", type=Path, required=True)
         if name != "make":
             verb.add_argument("--json", type=Path, required=True)
         if name == "check":
@@ -299,8 +315,9 @@ def main() -> None:
             verb.add_argument("--schemes", default=",".join(SCHEMES), help="of those that make has written")
             verb.add_argument("--phases", default="decode,prefill", help="of decode and prefill, in this order")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    done = {"check": check, "make": make, "time": time_engines}[arguments.verb](arguments)
+    if arguments.verb != "merge":
+        arguments.work.mkdir(parents=True, exist_ok=True)
+    done = {"check": check, "make": make, "time": time_engines, "merge": merge}[arguments.verb](arguments)
     sys.exit(0 if done else 1)
 
 

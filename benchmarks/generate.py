@@ -2,10 +2,12 @@
 
     python benchmarks/generate.py prepare MODEL.onnx FOLDER
     python benchmarks/generate.py run FOLDER NAME=FILE [NAME=FILE ...] --json FILE [--tokens 64] [--chunks 16]
+        [--recorded FILE]
 
 `prepare` writes the tokens of the prompts and of the text, with the tokenizer beside MODEL, so that `run` needs none.
 FILE is an .onnx file or a .plan; NAME is that of its scheme, the first one's is what the others are compared with.
-Where two texts part, the row tells how far apart the reference saw the two tokens: a near tie, or a mistake.
+Where two texts part, the row tells how far apart the reference saw the two tokens: a near tie, or a mistake. Rows of
+`--recorded` files, such as those of engines on another machine, are judged with the first FILE of this one.
 """
 
 import argparse
@@ -31,6 +33,7 @@ PROMPTS = (
     "In 1969, the first human beings walked on the Moon. The mission",
 )
 CHUNKS, LENGTH = 16, 512
+Row = dict[str, Any]
 
 
 def prepare(model: Path, folder: Path) -> None:
@@ -53,29 +56,43 @@ def texts(file: Path, prompts: Sequence[dict[str, Any]], tokens: int) -> tuple[l
         return results, {"runner": runner.note, "cache": decoder.kind, "capacity": decoder.capacity}
 
 
-def gap(decoder: Decoder, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> dict[str, Any]:
+def gap(decoder: Decoder, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> Row:
     """Where two texts part, and the logits that the reference gives both tokens there."""
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
-    if at is None:
-        return {"equal_tokens": len(theirs)}
+    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+    if at is None:  # the shorter one ended
+        return {"equal_tokens": min(len(ours), len(theirs))}
     context = [*prompt, *theirs[:at]]
     decoder.begin(len(context))
     logits = decoder.feed(context)[0]
     return {"equal_tokens": at, "margin": float(logits[theirs[at]] - logits[ours[at]]), "spread": float(logits.std())}
 
 
-def rows_of(
-    name: str, results: Sequence[Generation], reference: Sequence[Generation], prompts: Sequence[dict[str, Any]],
-    decoder: Decoder,
-) -> list[dict[str, Any]]:  # fmt: skip
-    return [
-        {
-            "suite": "generate", "case": p["text"], "scheme": name, "tokens": len(r.ids),
-            **gap(decoder, p["ids"], r.ids, expected.ids), "first_token_ms": 1e3 * r.first_token_seconds,
-            "decode_tokens_s": r.decode_rate, "prompt_tokens": r.prompt_tokens,
-        }
-        for p, r, expected in zip(prompts, results, reference, strict=True)
+def rows_of(name: str, file: Path, prompts: Sequence[dict[str, Any]], chunks: np.ndarray, tokens: int) -> list[Row]:
+    """Texts and perplexity of one file."""
+    results, how = texts(file, prompts, tokens)
+    rows: list[Row] = [
+        {"suite": "generate", "case": p["text"], "scheme": name, "ids": list(r.ids), "tokens": len(r.ids),
+         "first_token_ms": 1e3 * r.first_token_seconds, "decode_tokens_s": r.decode_rate,
+         "prompt_tokens": r.prompt_tokens}
+        for p, r in zip(prompts, results, strict=True)
     ]  # fmt: skip
+    if len(chunks):
+        started = time.monotonic()
+        score = perplexity(file, chunks)
+        rows.append({"suite": "perplexity", "scheme": name, "ppl": score.ppl, "tokens": score.tokens,
+                     "chunks": score.chunks, "seconds": time.monotonic() - started})  # fmt: skip
+    return [{**row, **how} for row in rows]
+
+
+def judge(rows: Sequence[Row], reference: Path, prompts: Sequence[dict[str, Any]]) -> None:
+    """Add to every text where it parts from the first file's, and how far apart that saw the two tokens."""
+    ids = {p["text"]: p["ids"] for p in prompts}
+    found = [row for row in rows if row["suite"] == "generate"]
+    expected = {row["case"]: row["ids"] for row in found if row["scheme"] == found[0]["scheme"]}
+    with open_runner(reference) as runner:
+        decoder = Decoder(runner)
+        for row in found:
+            row |= gap(decoder, ids[row["case"]], row["ids"], expected[row["case"]])
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -84,24 +101,17 @@ def run(arguments: argparse.Namespace) -> None:
     files = {name: Path(path) for name, _, path in (item.partition("=") for item in arguments.files)}
     device = gpu.query()
     common = {"gpu": device.gpus[0].name if device.gpus else None, **provenance()}
-    rows: list[dict[str, Any]] = []
-    reference: list[Generation] = []
-    first = next(iter(files))
+    rows: list[Row] = []
     for name, file in files.items():
-        results, how = texts(file, prompts, arguments.tokens)
-        reference = reference or results
-        with open_runner(files[first]) as runner:
-            found = rows_of(name, results, reference, prompts, Decoder(runner))
-        if len(chunks):
-            started = time.monotonic()
-            score = perplexity(file, chunks)
-            found.append({"suite": "perplexity", "scheme": name, "ppl": score.ppl, "tokens": score.tokens,
-                          "chunks": score.chunks, "seconds": time.monotonic() - started})  # fmt: skip
-        rows += [{**row, **how, **common} for row in found]
+        rows += [{**row, **common} for row in rows_of(name, file, prompts, chunks, arguments.tokens)]
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")  # a run that is cut off has still measured this
-        for row in found:
-            shown = ("case", "equal_tokens", "margin", "first_token_ms", "decode_tokens_s", "ppl")
-            print(name, {k: row[k] for k in shown if k in row}, flush=True)
+    for recorded in arguments.recorded:
+        rows += [row for row in json.loads(recorded.read_text()) if row["scheme"] not in files]
+    judge(rows, next(iter(files.values())), prompts)
+    arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    shown = ("case", "equal_tokens", "margin", "spread", "first_token_ms", "decode_tokens_s", "ppl")
+    for row in rows:
+        print(row["scheme"], {k: row[k] for k in shown if k in row}, flush=True)
 
 
 def main() -> None:
@@ -116,6 +126,7 @@ def main() -> None:
     verb.add_argument("--json", type=Path, required=True)
     verb.add_argument("--tokens", type=int, default=64)
     verb.add_argument("--chunks", type=int, default=CHUNKS)
+    verb.add_argument("--recorded", type=Path, action="append", default=[], help="rows of a run elsewhere, judged too")
     arguments = parser.parse_args()
     if arguments.verb == "prepare":
         prepare(arguments.model, arguments.folder)
