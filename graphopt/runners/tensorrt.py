@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 
 from graphopt import ir
-from graphopt.calibrate.feeds import Feed, Input, declared, role_of
+from graphopt.calibrate.feeds import Feed, declared
 from graphopt.engine import manifest as manifests
 from graphopt.engine.build import BuildOptions, build
 from graphopt.engine.loop import PlanLoop
-from graphopt.engine.ports import numpy_dtype
 from graphopt.engine.profiles import Shape
 from graphopt.engine.run import Runner as Engine
 from graphopt.errors import EngineError
+from graphopt.runners.plan import plan_inputs
 from graphopt.runners.protocol import Array
 
 
@@ -38,11 +38,7 @@ class PlanRunner:
         self.cache = manifest.cache
         self.scheme = manifest.scheme
         self.profiles = manifest.profiles
-        self.inputs = tuple(
-            Input(t.name, numpy_dtype(t.dtype, t.name, path), tuple(d if d >= 0 else None for d in t.shape),
-                  role=role_of(t.name, self.cache))
-            for t in manifest.inputs
-        )  # fmt: skip
+        self.inputs = plan_inputs(manifest, path)
         self.outputs = tuple(t.name for t in manifest.outputs)
         self.note = f"{'TensorRT-RTX' if manifest.flavour == 'rtx' else 'TensorRT'} {manifest.tensorrt}"
         self._cuda_graph = cuda_graph

@@ -21,18 +21,15 @@ from graphopt.models import bert, llama
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
 from graphopt.passes import SCHEMES
+from tests.support.decoders import CONFIG
 
 PRESET = Recipe.preset("mixq-w8a8", SCHEMES)
 
 
 @pytest.fixture
 def decoder(tmp_path: Path) -> Path:
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16,
-    )  # fmt: skip
     path = tmp_path / "model.onnx"
-    llama.build_llama(config, RandomWeights(config, seed=3, outliers=4), path)
+    llama.build_llama(CONFIG, RandomWeights(CONFIG, seed=3, outliers=4), path)
     return path
 
 
@@ -155,6 +152,7 @@ def watch():
 from graphopt import compile, ir
 from graphopt.core.recipe import Recipe
 from graphopt.passes import SCHEMES
+from tests.support.decoders import CONFIG
 start = anonymous()
 threading.Thread(target=watch, daemon=True).start()
 model = ir.load(sys.argv[1])

@@ -19,28 +19,20 @@ from graphopt.errors import ModelError, OutputError
 from graphopt.models.llama import build_llama, llama_model
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
+from tests.support.decoders import CONFIG
 
 #: float32 rounding, 2^-24, grown by the longest sum (512 terms) and two layers; logits are O(1).
 FLOAT32_NOISE = 2e-5
 #: The same decoder in float16: 2^-11 per operation, a dozen operations deep, logits up to 6.
 FLOAT16_NOISE = 0.05
-SMALL = LlamaConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=160,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-)
 VARIANTS = {
-    "grouped": SMALL,
-    "tied": replace(SMALL, tie_word_embeddings=True),
-    "multi_head": replace(SMALL, num_key_value_heads=4),
-    "multi_query": replace(SMALL, num_key_value_heads=1),
-    "wide_heads": replace(SMALL, head_dim=24, rms_norm_eps=1e-6),
-    "biases": replace(SMALL, qkv_bias=True, o_bias=True, mlp_bias=True),
-    "scaled_rotary": replace(SMALL, rope_theta=5e5, rope_factors=tuple(np.linspace(1, 8, 8).tolist())),
+    "grouped": CONFIG,
+    "tied": replace(CONFIG, tie_word_embeddings=True),
+    "multi_head": replace(CONFIG, num_key_value_heads=4),
+    "multi_query": replace(CONFIG, num_key_value_heads=1),
+    "wide_heads": replace(CONFIG, head_dim=24, rms_norm_eps=1e-6),
+    "biases": replace(CONFIG, qkv_bias=True, o_bias=True, mlp_bias=True),
+    "scaled_rotary": replace(CONFIG, rope_theta=5e5, rope_factors=tuple(np.linspace(1, 8, 8).tolist())),
 }
 
 
@@ -131,9 +123,9 @@ def test_prefill_equals_the_definition(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("chunks", [[1] * 9, [4, 1, 3, 1], [8, 1]])
 def test_decoding_with_a_cache_equals_prefill(tmp_path: Path, chunks: list[int]) -> None:
-    build_llama(SMALL, RandomWeights(SMALL, 2, outliers=3), tmp_path / "m.onnx")
-    run = Session(tmp_path / "m.onnx", SMALL)
-    ids = tokens(SMALL, 2, 9)
+    build_llama(CONFIG, RandomWeights(CONFIG, 2, outliers=3), tmp_path / "m.onnx")
+    run = Session(tmp_path / "m.onnx", CONFIG)
+    ids = tokens(CONFIG, 2, 9)
     mask = np.ones_like(ids)
     expected, full = run(ids, mask, positions(mask, 9))
     cache, done, pieces = None, 0, []
@@ -149,9 +141,9 @@ def test_decoding_with_a_cache_equals_prefill(tmp_path: Path, chunks: list[int])
 
 
 def test_left_padding_changes_nothing(tmp_path: Path) -> None:
-    build_llama(SMALL, RandomWeights(SMALL, 3, outliers=3), tmp_path / "m.onnx")
-    run = Session(tmp_path / "m.onnx", SMALL)
-    ids = tokens(SMALL, 2, 8)
+    build_llama(CONFIG, RandomWeights(CONFIG, 3, outliers=3), tmp_path / "m.onnx")
+    run = Session(tmp_path / "m.onnx", CONFIG)
+    ids = tokens(CONFIG, 2, 8)
     mask = np.ones_like(ids)
     mask[1, :3] = 0
     padded, cache = run(ids, mask, positions(mask, 8))
@@ -160,7 +152,7 @@ def test_left_padding_changes_nothing(tmp_path: Path) -> None:
     assert np.isfinite(padded).all()
     np.testing.assert_allclose(padded[1:, 3:], expected, atol=FLOAT32_NOISE, rtol=0)
 
-    step = tokens(SMALL, 2, 1)
+    step = tokens(CONFIG, 2, 1)
     mask, alone = (np.concatenate([m, np.ones_like(m[:, :1])], 1) for m in (mask, alone))
     padded, _ = run(step, mask, positions(mask, 1), cache)
     expected, _ = run(step[1:], alone, positions(alone, 1), cache_alone)
@@ -168,14 +160,14 @@ def test_left_padding_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_float16_stays_close_to_float32_even_where_a_row_sees_nothing(tmp_path: Path) -> None:
-    weights = RandomWeights(SMALL, 4, outliers=2)
-    ids = tokens(SMALL, 2, 8)
+    weights = RandomWeights(CONFIG, 4, outliers=2)
+    ids = tokens(CONFIG, 2, 8)
     mask = np.ones_like(ids)
     mask[1, :3] = 0
     results = {}
     for name, dtype in (("float32", np.float32), ("float16", np.float16)):
-        build_llama(SMALL, weights, tmp_path / f"{name}.onnx", dtype=name)
-        results[name], _ = Session(tmp_path / f"{name}.onnx", SMALL, dtype)(ids, mask, positions(mask, 8))
+        build_llama(CONFIG, weights, tmp_path / f"{name}.onnx", dtype=name)
+        results[name], _ = Session(tmp_path / f"{name}.onnx", CONFIG, dtype)(ids, mask, positions(mask, 8))
     assert results["float16"].dtype == np.float16
     assert np.isfinite(results["float16"]).all()
     difference = np.abs(results["float16"] - results["float32"])
@@ -184,13 +176,13 @@ def test_float16_stays_close_to_float32_even_where_a_row_sees_nothing(tmp_path: 
 
 def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
     # ONNX Runtime has no bfloat16 kernels on the CPU; onnx.reference has.
-    weights = RandomWeights(SMALL, 5)
-    ids = tokens(SMALL, 2, 5)
+    weights = RandomWeights(CONFIG, 5)
+    ids = tokens(CONFIG, 2, 5)
     mask = np.ones_like(ids)
     results = []
     for name, dtype in (("float32", np.float32), ("bfloat16", ml_dtypes.bfloat16)):
-        build_llama(SMALL, weights, tmp_path / f"{name}.onnx", dtype=name)
-        empty = np.zeros((2, SMALL.num_key_value_heads, 0, SMALL.head_dim), dtype)
+        build_llama(CONFIG, weights, tmp_path / f"{name}.onnx", dtype=name)
+        empty = np.zeros((2, CONFIG.num_key_value_heads, 0, CONFIG.head_dim), dtype)
         cache = {f"past_key_values.{i}.{kind}": empty for i in range(2) for kind in ("key", "value")}
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask, 5), **cache}
         results.append(ReferenceEvaluator(str(tmp_path / f"{name}.onnx")).run(["logits"], feeds)[0])
@@ -202,7 +194,7 @@ def test_bfloat16_stays_close_to_float32(tmp_path: Path) -> None:
 @pytest.mark.parametrize("opset", [17, 18, 20, 23])
 def test_every_dtype_and_opset_is_a_valid_model(tmp_path: Path, dtype: str, opset: int) -> None:
     path = tmp_path / "m.onnx"
-    build_llama(SMALL, RandomWeights(SMALL), path, dtype=dtype, opset=opset)
+    build_llama(CONFIG, RandomWeights(CONFIG), path, dtype=dtype, opset=opset)
     onnx.checker.check_model(str(path), full_check=True)
     proto = onnx.load(path, load_external_data=False)
     assert {(o.domain, o.version) for o in proto.opset_import} == {("", opset)}
@@ -212,7 +204,7 @@ def test_every_dtype_and_opset_is_a_valid_model(tmp_path: Path, dtype: str, opse
 
 def test_ranges_begin_end_and_step_at_scalars() -> None:
     # Shape inference and ONNX Runtime let vectors of one element pass; TensorRT 8.6's parser dies of them.
-    graph = llama_model(SMALL, RandomWeights(SMALL)).graph
+    graph = llama_model(CONFIG, RandomWeights(CONFIG)).graph
     ranges = [node for node in graph.nodes if node.op == "Range"]
     assert len(ranges) == 2
     constants = [t for node in ranges for t in node.inputs if isinstance(t, gs.Constant)]
@@ -221,18 +213,18 @@ def test_ranges_begin_end_and_step_at_scalars() -> None:
 
 
 def test_opsets_agree(tmp_path: Path) -> None:
-    ids = tokens(SMALL, 1, 7)
+    ids = tokens(CONFIG, 1, 7)
     mask = np.ones_like(ids)
     results = []
     for opset in (17, 18, 21, 23):
-        build_llama(SMALL, RandomWeights(SMALL), tmp_path / "m.onnx", opset=opset)
-        results.append(Session(tmp_path / "m.onnx", SMALL)(ids, mask, positions(mask, 7))[0])
+        build_llama(CONFIG, RandomWeights(CONFIG), tmp_path / "m.onnx", opset=opset)
+        results.append(Session(tmp_path / "m.onnx", CONFIG)(ids, mask, positions(mask, 7))[0])
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
 
 def test_names_are_stable_and_speak() -> None:
-    model = llama_model(SMALL, RandomWeights(SMALL))
+    model = llama_model(CONFIG, RandomWeights(CONFIG))
     nodes = {n.name: n for n in model.graph.nodes}
     assert len(nodes) == len(model.graph.nodes)
     linears = [n for n in model.graph.nodes if n.op == "MatMul" and n.inputs[1].name.endswith(".weight")]
@@ -240,14 +232,14 @@ def test_names_are_stable_and_speak() -> None:
     for node in linears:
         module = node.name.removesuffix("/MatMul")
         assert node.inputs[1].name == f"{module[1:].replace('/', '.')}.weight"
-        rows, columns = SMALL.weight_shapes()[node.inputs[1].name]
+        rows, columns = CONFIG.weight_shapes()[node.inputs[1].name]
         assert tuple(node.inputs[1].shape) == (columns, rows)
-    again = llama_model(SMALL, RandomWeights(SMALL))
+    again = llama_model(CONFIG, RandomWeights(CONFIG))
     assert [n.name for n in again.graph.nodes] == list(nodes)
 
 
 def test_a_tied_head_stores_the_embedding_once(tmp_path: Path) -> None:
-    config = replace(SMALL, tie_word_embeddings=True)
+    config = replace(CONFIG, tie_word_embeddings=True)
     build_llama(config, RandomWeights(config), tmp_path / "m.onnx")
     initializers = {t.name for t in onnx.load(tmp_path / "m.onnx").graph.initializer}
     assert "lm_head.weight" not in initializers
@@ -257,8 +249,8 @@ def test_a_tied_head_stores_the_embedding_once(tmp_path: Path) -> None:
 
 
 def test_fewer_layers_than_the_source_has(tmp_path: Path) -> None:
-    cut = replace(SMALL, num_hidden_layers=1)
-    weights = RandomWeights(SMALL)
+    cut = replace(CONFIG, num_hidden_layers=1)
+    weights = RandomWeights(CONFIG)
     seen: list[tuple[int, int, str]] = []
     files = build_llama(cut, weights, tmp_path / "m.onnx", progress=lambda *step: seen.append(step))
     assert [f.name for f in files] == ["m.onnx", "m.onnx.data"]
@@ -271,8 +263,8 @@ class Broken:
     """Weights of which one is not as it should be."""
 
     def __init__(self, name: str, change: Any) -> None:
-        self.config = SMALL
-        self._good = RandomWeights(SMALL)
+        self.config = CONFIG
+        self._good = RandomWeights(CONFIG)
         self._name, self._change = name, change
 
     def tensor(self, name: str) -> np.ndarray:
@@ -302,20 +294,20 @@ def spoil(value: float) -> Any:
 def test_bad_weights_are_refused_and_nothing_is_left(tmp_path: Path, change: Any, dtype: str, culprit: str) -> None:
     name = "model.layers.1.mlp.down_proj.weight"
     with pytest.raises(ModelError, match=culprit) as error:
-        build_llama(SMALL, Broken(name, change), tmp_path / "m.onnx", dtype=dtype)
+        build_llama(CONFIG, Broken(name, change), tmp_path / "m.onnx", dtype=dtype)
     assert name in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_bad_arguments_are_refused(tmp_path: Path) -> None:
-    weights = RandomWeights(SMALL)
+    weights = RandomWeights(CONFIG)
     with pytest.raises(ModelError, match="dtype 'float61' is not supported; did you mean 'float16'"):
-        llama_model(SMALL, weights, dtype="float61")
+        llama_model(CONFIG, weights, dtype="float61")
     for opset in (16, 24):
         with pytest.raises(ModelError, match=f"opset {opset} is not supported; give 17 to 23"):
-            llama_model(SMALL, weights, opset=opset)
+            llama_model(CONFIG, weights, opset=opset)
     with pytest.raises(OutputError, match="absent"):
-        build_llama(SMALL, weights, tmp_path / "absent" / "m.onnx")
+        build_llama(CONFIG, weights, tmp_path / "absent" / "m.onnx")
 
 
 _BUILD = """
@@ -325,6 +317,7 @@ from pathlib import Path
 from graphopt.models.llama import build_llama
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
+from tests.support.decoders import CONFIG
 
 config = LlamaConfig(256, 1024, 4096, 1, 16, 4, 64)
 for layers in (1, 6):

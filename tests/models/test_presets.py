@@ -6,7 +6,13 @@ from graphopt.errors import ModelError
 from graphopt.models.presets import LLAMA_PRESETS, llama_config
 
 #: Parameters in millions, as published.
-PUBLISHED = {"smollm2-135m": 134.5, "tinyllama-1.1b": 1100, "llama-2-7b": 6738, "llama-2-13b": 13016, "llama-3-8b": 8030}
+PUBLISHED = {
+    "smollm2-135m": 134.5,
+    "tinyllama-1.1b": 1100,
+    "llama-2-7b": 6738,
+    "llama-2-13b": 13016,
+    "llama-3-8b": 8030,
+}
 
 
 @pytest.mark.parametrize("name", LLAMA_PRESETS)

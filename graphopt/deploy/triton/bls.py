@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.calibrate.feeds import Input, role_of
 from graphopt.engine.manifest import Manifest
-from graphopt.engine.ports import numpy_dtype
 from graphopt.engine.profiles import Shape
 from graphopt.errors import DeployError, ModelError
+from graphopt.runners.plan import plan_inputs
 from graphopt.runners.protocol import Array
 
 
@@ -34,11 +33,7 @@ class BlsRunner:
 
     def __init__(self, path: Path, manifest: Manifest, engine: str, backend: Any = None) -> None:
         self.path, self.cache, self.scheme, self.profiles = path, manifest.cache, manifest.scheme, manifest.profiles
-        self.inputs = tuple(
-            Input(t.name, numpy_dtype(t.dtype, t.name, path), tuple(d if d >= 0 else None for d in t.shape),
-                  role=role_of(t.name, self.cache))
-            for t in manifest.inputs
-        )  # fmt: skip
+        self.inputs = plan_inputs(manifest, path)
         self.outputs = tuple(t.name for t in manifest.outputs)
         self.note = f"Triton's model {engine}"
         self._engine, self._backend = engine, backend
