@@ -21,11 +21,11 @@ demo: $(PLUGINS) assets
 # Threads of BLAS that wait for each other made a codebook of 3 s take 78 s on two busy cores.
 test: export OMP_NUM_THREADS = 1
 test: lint $(PLUGINS) assets
-	pytest tests -m "not triton"
+	pytest tests -m "not triton and not torch"
 
-# A real server, which the tests fetch from the package index.
+# With a real server, and PyTorch, which the tests fetch from the package index.
 test-triton: $(READY)
-	pytest tests/graphopt/deploy -m triton
+	pytest tests/graphopt/deploy -m "triton or torch"
 
 lint: $(READY)
 	ruff check .

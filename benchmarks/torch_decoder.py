@@ -1,5 +1,6 @@
 """The decoder of a `graphopt deploy tensorrt-llm` folder against its graph, and the time of one of its layers."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import nn
 LOGITS = {"float32": 5e-3, "float16": 4e-2, "bfloat16": 5e-2}
 #: A layer of Llama-2-7B: hidden size, MLP width, outlier slots.
 HIDDEN, WIDE, OUTLIERS = 4096, 11008, 128
+#: Calls that are timed together: fewer than the GPU's queue holds.
+_ENQUEUED = 200
 
 
 def same(a: Any, b: Any) -> None:
@@ -177,3 +180,45 @@ def time_layers(add: Callable[[dict[str, Any]], None]) -> None:
                     f"layer M={m} {name}: {timing.us:.1f} us, torch fp16 {half:.1f} ({half / timing.us:.2f}x); "
                     f"called from Python {eager.us:.1f} and {half_eager:.1f}"
                 )
+
+
+def host_us(call: Callable[[], Any]) -> float:
+    """Microseconds that the host needs to enqueue ``call``, while the GPU keeps up."""
+    times = []
+    for _ in range(7):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(_ENQUEUED):
+            call()
+        times.append((time.perf_counter() - start) / _ENQUEUED * 1e6)
+    return sorted(times)[3]
+
+
+def time_host(add: Callable[[dict[str, Any]], None]) -> None:
+    """What a call of one token costs the host: in C alone, with its checks, as a torch op; and torch's own linear."""
+    from graphopt_trtllm.library import library
+
+    block = packed_block(8, "cuda")
+    x, residual = (rows_of(1, HIDDEN, torch.float16, "cuda", seed) for seed in (0, 1))
+    norm, linear = block.input_layernorm, block.o_proj
+    quantized = norm(x, residual)[0]
+    weights = [getattr(linear, name) for name in ("wq", "sw", "wo", "bias")]
+    y, w = torch.empty_like(x), torch.empty(HIDDEN, HIDDEN, device="cuda", dtype=torch.float16)
+    lib, stream = library(), torch.cuda.current_stream().cuda_stream
+    pointers = [t.data_ptr() for t in (*quantized, *weights, y)]
+    outputs = tuple(torch.empty_like(t) for t in quantized)
+    given = [1, HIDDEN, HIDDEN, OUTLIERS]
+    calls = {
+        "linear in C": lambda: lib._lib.graphopt_mixq_linear(1, *given, *pointers, stream),
+        "linear through Library": lambda: lib.linear((*quantized, *weights), y),
+        "linear as a torch op": lambda: torch.ops.graphopt.mixq_linear(*quantized, *weights),
+        "linear as a module": lambda: linear(quantized),
+        "norm through Library": lambda: lib.quantize(1, x, norm.idx, outputs, gamma=norm.weight, epsilon=EPSILON),
+        "norm as a torch op": lambda: torch.ops.graphopt.mixq_rms_norm(x, norm.weight, norm.idx, EPSILON),
+        "torch linear": lambda: nn.functional.linear(x, w),
+        "torch add": lambda: x + residual,
+        "torch current stream": lambda: torch.cuda.current_stream().cuda_stream,
+    }
+    times = {name: round(host_us(call), 2) for name, call in calls.items()}
+    add({"case": "host", "M": 1, "N": HIDDEN, "K": HIDDEN, "host_us": times})
+    print("host, us a call:", *(f"{name} {us}" for name, us in times.items()), sep="\n  ")

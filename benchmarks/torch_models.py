@@ -72,18 +72,23 @@ def graph_logits(model: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
         return runner.infer(feeds, ["logits"])["logits"][0].astype(np.float32)
 
 
+def write_reference(folder: Path, model: Path, dtype: str) -> None:
+    """Write the graph's logits for some tokens into the deployed ``folder``."""
+    config = json.loads((folder / "checkpoint" / "config.json").read_text())
+    tokens = np.random.default_rng(5).integers(0, config["vocab_size"], _TOKENS)
+    np.savez(folder / "reference.npz", tokens=tokens, logits=graph_logits(model, tokens, dtype))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--plugins", type=Path)
     options = parser.parse_args()
-    tokens = np.random.default_rng(5).integers(0, CONFIG.vocab_size, _TOKENS)
     for name, (config, dtype, scheme) in CASES.items():
         with tempfile.TemporaryDirectory() as scratch:
             model = write_optimized(Path(scratch), config, dtype, scheme)
             write_package(model, options.output / name, PackageOptions(plugins=options.plugins))
-            logits = graph_logits(model, tokens, dtype)
-        np.savez(options.output / name / "reference.npz", tokens=tokens, logits=logits)
+            write_reference(options.output / name, model, dtype)
         about = json.loads((options.output / name / "graphopt.json").read_text())
         print(f"{name}: logits of checkpoint and graph differ by {about['difference_of_logits']:.2e}")
 

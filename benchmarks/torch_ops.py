@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
 from torch import nn
-from torch_decoder import Folder, captured, rows_of, same, time_layers
+from torch_decoder import Folder, captured, rows_of, same, time_host, time_layers
 from v3_cases import TYPES, numpy_dtype, torch_dtype
 
 from graphopt.results import provenance, write_rows
@@ -263,6 +263,7 @@ def check(options: argparse.Namespace) -> int:
             report.check(f"decoder {folder.name}", tasks)
         first = Folder(options.folders[0], device)
         if device == "cuda":
+            time_host(report.add)
             time_layers(report.add)
         report.check(f"compiled decoder {first.name}", {"compiled": first.compiled})
     print(f"{report.failed} failed")

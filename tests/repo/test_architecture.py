@@ -19,6 +19,7 @@ MODULE_LINES, FUNCTION_LINES, ADAPTER_LINES = 400, 60, 200
 WHOLE_FOLDER = {
     "graphopt/compare/test_smollm2.py": "perplexity of the real model, recorded",
     "graphopt/engine/test_custom_ops.py": "engines with every custom op",
+    "graphopt/deploy/tensorrt_llm/test_package.py": "what package/ becomes, in PyTorch",
     "models/test_llama_rtx.py": "an engine of the decoder",
     "passes/canonicalize/test_exporters.py": "every exporter's file through all passes",
     "passes/canonicalize/test_tidying.py": "the stages that are no rules, which work together",
