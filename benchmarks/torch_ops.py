@@ -36,6 +36,8 @@ PRODUCERS = {
     "MixQGatedSilu": "mixq_gated_silu",
 }
 LINEARS = {"MixQLinear": "mixq_linear", "MixQLinearW4A8": "mixq_linear_w4a8"}
+#: What compilers, graphs and streams are tried with.
+PAIRS = [(op, t) for op in LINEARS for t in (torch.float16, torch.bfloat16)]
 #: Fraction of codes that may differ by one from the evaluator's, whose y is rounded from another float32.
 MOVED_CODES = 0.01
 
@@ -231,6 +233,21 @@ class Report:
         print(f"{name}: {len(tasks)} checks, {len(failures)} failed, worst {worst:.2e}", *failures[:5], sep="\n  ")
 
 
+def check_compilers(report: Report, folder: Folder) -> None:
+    """What torch.compile relies on, and torch.compile itself."""
+    device = folder.device
+    small: list[QuantizeCase | LinearCase] = [
+        *(QuantizeCase(p, t, 5, 96, 32) for p in PRODUCERS for t in ("float16", "bfloat16")),
+        *(LinearCase("float16", 5, 40, 96, 32, op=op) for op in LINEARS),
+    ]
+    report.check(
+        "opcheck",
+        {str(c): lambda c=c: torch.library.opcheck(op_of(c).default, arguments(c, device)) and None for c in small},
+    )
+    report.check("compile", {f"{op} {t}": partial(check_compiled, op, t, device) for op, t in PAIRS})
+    report.check(f"compiled decoder {folder.name}", {"compiled": folder.compiled})
+
+
 def check(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(options.folders[0] / "package"))
     import graphopt_trtllm  # registers the ops
@@ -242,30 +259,21 @@ def check(options: argparse.Namespace) -> int:
     report = Report(options.json, shared)
     with torch.no_grad():
         report.check("evaluators", {str(c): partial(check_case, c, device) for c in cases(options.quick)})
-        small = [QuantizeCase(p, t, 5, 96, 32) for p in PRODUCERS for t in ("float16", "bfloat16")]
-        small += [LinearCase("float16", 5, 40, 96, 32, op=op) for op in LINEARS]
-        report.check(
-            "opcheck",
-            {str(c): lambda c=c: torch.library.opcheck(op_of(c).default, arguments(c, device)) and None for c in small},
-        )
         report.check("refusals", {device: lambda: check_refusals(device)})
-        pairs = [(op, t) for op in LINEARS for t in (torch.float16, torch.bfloat16)]
-        kinds = {"compile": check_compiled}
         if device == "cuda":
-            kinds |= {"cuda_graph": check_graph, "stream": check_stream}
-        for kind, task in kinds.items():
-            report.check(kind, {f"{op} {t}": partial(task, op, t, device) for op, t in pairs})
+            report.check("cuda_graph", {f"{op} {t}": partial(check_graph, op, t, device) for op, t in PAIRS})
+            report.check("stream", {f"{op} {t}": partial(check_stream, op, t, device) for op, t in PAIRS})
         for path in options.folders:
             folder = Folder(path, device)
             tasks = {"at once": folder.at_once, "from a cache": folder.from_cache}
             if device == "cuda":
                 tasks["captured"] = folder.graphed
             report.check(f"decoder {folder.name}", tasks)
-        first = Folder(options.folders[0], device)
         if device == "cuda":
             time_host(report.add)
             time_layers(report.add)
-        report.check(f"compiled decoder {first.name}", {"compiled": first.compiled})
+        if not options.no_compile:
+            check_compilers(report, Folder(options.folders[0], device))
     print(f"{report.failed} failed")
     return 1 if report.failed else 0
 
@@ -276,6 +284,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="fewer sizes")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave out opcheck and torch.compile, half of the time"
+    )
     return check(parser.parse_args())
 
 
