@@ -16,8 +16,10 @@ from graphopt.core.statistics import AttentionStatistics
 from graphopt.errors import CalibrationError
 from graphopt.ir import query
 
-#: Tokens of which keys and values are kept.
-TOKENS = 4096
+#: Tokens of which keys and values are kept, and how many of a model whose tokens are too large for `KEPT_BYTES`.
+TOKENS, LEAST_TOKENS = 16384, 4096
+#: Bytes of keys and values that are kept of all layers together, where that is more than `LEAST_TOKENS` of them.
+KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def collect_attention(
     model: ir.Model,
     feeds: Sequence[Feed],
     *,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     budget: int = BUDGET,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -41,7 +43,8 @@ def collect_attention(
     Args:
         model: canonical, with the bodies of its custom ops attached; not changed.
         feeds: at least one; each is run by itself.
-        tokens: keep keys and values of about this many, spread evenly over all.
+        tokens: keep keys and values of about this many, spread evenly over all (default: `TOKENS`, or as many as fit
+            `KEPT_BYTES` but no fewer than `LEAST_TOKENS`).
         budget: bytes of inner values held at once.
         threads: for ONNX Runtime (default: all cores).
         progress: called with (runs done, runs in all).
@@ -58,7 +61,7 @@ def collect_attention(
     longest = max(map(rows, feeds))
     cost = {layer.taps[0].tensor: 4 * longest * sum(tap.channels for tap in layer.taps[1:]) for layer in layers}
     groups = grouped((layer.taps[0] for layer in layers), longest, budget, extra=cost)
-    stride = max(1, sum(map(rows, feeds)) // tokens)
+    stride = max(1, sum(map(rows, feeds)) // (tokens or _tokens(layers)))
     found: dict[str, AttentionStatistics] = {}
     done = 0
     with TappedModel(model, threads=threads) as tapped:
@@ -79,6 +82,12 @@ def collect_attention(
                     progress(done, len(feeds) * len(groups))
             found |= {name: observer.statistics() for name, observer in observers.items()}
     return found
+
+
+def _tokens(layers: Sequence[_Layer]) -> int:
+    """How many tokens' keys and values, float16, are kept where nobody says."""
+    size = 2 * sum(tap.channels for layer in layers for tap in layer.taps[1:3])
+    return min(TOKENS, max(LEAST_TOKENS, KEPT_BYTES // max(size, 1)))
 
 
 def _tap(tensor: gs.Tensor) -> Tap:
@@ -106,7 +115,7 @@ class _Observer:
         if not all(np.isfinite(x).all() for x in (q, k, v)):
             return False
         batch, heads, length = len(k), k.shape[1], k.shape[2]
-        read = np.zeros((batch, heads, length), np.float32)
+        read, key_read = np.zeros((2, batch, heads, length), np.float32)
         group = q.shape[1] // heads
         for h in range(q.shape[1]):
             part = mask[:, h : h + 1] if mask.shape[1] > 1 else mask
@@ -114,14 +123,25 @@ class _Observer:
             scores = np.exp(scores - np.maximum(scores.max(axis=2, keepdims=True), np.finfo(np.float32).min))
             total = scores.sum(axis=2, keepdims=True)
             probabilities = np.divide(scores, total, where=total > 0, out=np.zeros_like(scores))
-            read[:, h // group] += np.square(probabilities).sum(axis=1)
+            squares = np.square(probabilities)
+            read[:, h // group] += squares.sum(axis=1)
+            key_read[:, h // group] += self._through_keys(squares, probabilities, q[:, h], v[:, h // group])
         limit = np.finfo(np.float16).max
         flat = [x.transpose(0, 2, 1, 3).reshape(batch * length, heads, x.shape[3]) for x in (k, v)]
         halves = [np.clip(x, -limit, limit).astype(np.float16) for x in flat]
         kept = slice(self._next, None, self._stride)
-        self._kept.append(tuple(x[kept] for x in (*halves, read.transpose(0, 2, 1).reshape(-1, heads))))
+        weights = (x.transpose(0, 2, 1).reshape(-1, heads) for x in (read, key_read))
+        self._kept.append(tuple(x[kept] for x in (*halves, *weights)))
         self._next = (self._next - batch * length) % self._stride
         return True
+
+    def _through_keys(self, squares: np.ndarray, p: np.ndarray, q: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Return Σ p² |v - y|² |scale · q|² of one query head, (B, L): p (B, S, L), q (B, S, D), v (B, L, Dv)."""
+        y = p @ v
+        apart = np.square(v).sum(axis=2)[:, None] - 2 * (y @ v.transpose(0, 2, 1)) + np.square(y).sum(axis=2)[..., None]
+        size = np.float32(self._scale**2) * np.square(q).sum(axis=2)
+        weighted: np.ndarray = (squares * np.maximum(apart, 0) * size[..., None]).sum(axis=1)
+        return weighted
 
     def statistics(self) -> AttentionStatistics:
         """Return what was kept."""

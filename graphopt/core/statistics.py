@@ -5,7 +5,7 @@ __all__ = ["AttentionStatistics", "LinearStatistics", "Statistics", "require_sec
 import json
 import struct
 import zipfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +94,28 @@ class AttentionStatistics:
         values: (tokens, Hkv, Dv) float16.
         attention: (tokens, Hkv) float32, sum of p² over the queries and query heads that read a token with probability
             p: an error e of its value is a squared error of e² · attention in the outputs.
+        key_attention: (tokens, Hkv) float32, sum of p² |v - y|² |scale · q|²: an error e of its key moves a score by
+            scale · q · e and so, to first order, an output y by p (scale · q · e) (v - y). None in files from before
+            it was measured.
     """
 
     keys: np.ndarray
     values: np.ndarray
     attention: np.ndarray
+    key_attention: np.ndarray | None = None
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by name."""
+        return {name: array for name, array in vars(self).items() if array is not None}
 
     def damage(self) -> str | None:
         """What is wrong with the arrays, as the end of a sentence; None if they belong together and are finite."""
-        shapes = self.keys.shape[:2], self.values.shape[:2], self.attention.shape
-        if self.keys.ndim != 3 or self.values.ndim != 3 or len(set(shapes)) != 1:
+        parts = self.parts.values()
+        shapes = [array.shape[:2] for array in parts]
+        if [array.ndim for array in parts] != [3, 3, 2, 2][: len(parts)] or len(set(shapes)) != 1:
             return f"has keys and values of shapes {self.keys.shape} and {self.values.shape}"
-        if not all(np.isfinite(a).all() for a in (self.keys, self.values, self.attention)):
+        if not all(np.isfinite(array).all() for array in parts):
             return "has statistics that are not finite"
         return None
 
@@ -154,10 +164,11 @@ class Statistics:
             if entry.second_moment is not None:
                 arrays[f"{i}.second_moment"] = entry.second_moment
         for i, layer in enumerate(self.attentions.values()):
-            arrays |= {f"attention{i}.{name}": array for name, array in vars(layer).items()}
+            arrays |= {f"attention{i}.{part}": array for part, array in layer.parts.items()}
         header = {
             "graphopt_statistics": _FORMAT,
             "attentions": list(self.attentions),
+            "attention_parts": [list(layer.parts) for layer in self.attentions.values()],
             "names": list(self.linears),
             "entries": [number[id(e)] for e in self.linears.values()],
             "tokens": [e.tokens for e in entries],
@@ -196,9 +207,12 @@ class Statistics:
                 # Files from before entries were shared have one for each name.
                 numbers = header.get("entries", range(len(header["names"])))
                 linears = {name: entries[i] for name, i in zip(header["names"], numbers, strict=True)}
+                # Files from before costs of keys were measured do not say which parts they have.
+                layers = header.get("attentions", [])
+                parts = header.get("attention_parts", [["keys", "values", "attention"]] * len(layers))
                 attentions = {
-                    name: AttentionStatistics(*(data[f"attention{i}.{f.name}"] for f in fields(AttentionStatistics)))
-                    for i, name in enumerate(header.get("attentions", ()))
+                    name: AttentionStatistics(**{part: data[f"attention{i}.{part}"] for part in parts[i]})
+                    for i, name in enumerate(layers)
                 }
         except FileNotFoundError as e:
             raise CalibrationError(f"statistics file {path} does not exist; make it with 'graphopt calibrate'") from e

@@ -1,7 +1,7 @@
 """The key-value cache in codes: CachedLayer -> VQCachedAttention, with codebooks trained on calibrated keys and values.
 
-A codebook belongs to a layer, a key head and a group of v channels. Tokens count in its training by how much they are
-read, Σ p² over the queries that read them with probability p: that is what an error of a value costs in the outputs.
+A codebook belongs to a layer, a key head and a group of v channels. Tokens count in its training by what an error of
+theirs costs in the outputs: `AttentionStatistics.attention` of a value, `AttentionStatistics.key_attention` of a key.
 """
 
 __all__ = ["CODES", "Codes", "CodesConfig"]
@@ -41,7 +41,7 @@ class CodesConfig(BaseModel):
     )
     vector: Literal[2, 4, 8, 16] = Field(2, description="v: channels that share a code of 8 bits")
     weighting: Literal["attention", "none"] = Field(
-        "attention", description="whether tokens count in training by how much they are read, or all alike"
+        "attention", description="whether tokens count in training by what their errors cost, or all alike"
     )
     seed: int = Field(0, ge=0, description="of everything random")
 
@@ -113,20 +113,25 @@ def _hold_codes(past: gs.Variable, present: gs.Variable, groups: int) -> None:
 def _train(entry: AttentionStatistics, config: CodesConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the codebooks of keys and of values, each (Hkv, G, 256, v) float32, frequent entries first."""
     rng = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
-    read = entry.attention if config.weighting == "attention" else np.ones_like(entry.attention)
-    weight = read + np.float32(_FLOOR) * (read.mean(axis=0) + np.finfo(np.float32).tiny)
-    keys, values = (
-        np.stack([_head(x[:, h].astype(np.float32), weight[:, h], config.vector, rng) for h in range(x.shape[1])])
-        for x in (entry.keys, entry.values)
-    )
-    return keys, values
+    of_values, of_keys = entry.attention, entry.key_attention
+    of_keys = of_values if of_keys is None else of_keys
+    return _books(entry.keys, of_keys, config, rng), _books(entry.values, of_values, config, rng)
+
+
+def _books(x: np.ndarray, cost: np.ndarray, config: CodesConfig, rng: np.random.Generator) -> np.ndarray:
+    """Train the codebooks of x (tokens, Hkv, D), errors of which cost (tokens, Hkv): (Hkv, G, 256, v) float32."""
+    weight = cost if config.weighting == "attention" else np.ones_like(cost)
+    mean = weight.mean(axis=0)
+    # Relative to their mean: sums over a few tokens of tiny costs would vanish in float32.
+    weight = np.divide(weight, mean, where=mean > 0, out=np.ones_like(weight)) + np.float32(_FLOOR)
+    return np.stack([_head(x[:, h].astype(np.float32), weight[:, h], config.vector, rng) for h in range(x.shape[1])])
 
 
 def _head(x: np.ndarray, weight: np.ndarray, v: int, rng: np.random.Generator) -> np.ndarray:
-    """Train the codebooks of one head: x (tokens, D), weight (tokens,) -> (G, 256, v) float32."""
+    """Train the codebooks of one head: x (tokens, D), weight (tokens,) -> (G, 256, v), frequent entries first."""
     books = []
     for start in range(0, x.shape[1], v):
-        vectors = x[None, :, start : start + v]
+        vectors = np.ascontiguousarray(x[None, :, start : start + v])
         book, codes = kmeans(vectors, np.eye(v, dtype=np.float32)[None], weight[None], 1 << _BITS, _ITERATIONS, rng)
         books.append(book[np.argsort(-np.bincount(codes[0], minlength=len(book)), kind="stable")])
     return np.stack(books)

@@ -5,7 +5,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from graphopt import ir
+from graphopt.calibrate import attention as module
 from graphopt.calibrate.attention import collect_attention
+from graphopt.calibrate.taps import rows
 from graphopt.core.op import attach_bodies
 from graphopt.errors import CalibrationError
 from graphopt.passes.canonicalize import ops
@@ -47,6 +49,41 @@ def test_everything_is_kept_and_weighted(rng: np.random.Generator) -> None:
         expected.append(read.transpose(0, 2, 1).reshape(-1, KV_HEADS))
     np.testing.assert_allclose(entry.attention, np.concatenate(expected), rtol=1e-4, atol=1e-5)
     assert entry.damage() is None
+
+
+def test_what_an_error_of_a_key_costs(rng: np.random.Generator) -> None:
+    """Small errors of one token's key, alike in all directions, change the outputs by as much as the weight says."""
+    given = feed(rng, 6)
+    (entry,) = collect_attention(attention(), [given]).values()
+    q, k, v = (given[n].astype(np.float64) for n in "qkv")
+
+    def outputs(keys: np.ndarray) -> np.ndarray:
+        scores = np.einsum("bhqd,bhkd->bhqk", q, np.repeat(keys, 2, axis=1)) * SCALE + given["mask"]
+        p = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return (p / p.sum(axis=-1, keepdims=True)) @ np.repeat(v, 2, axis=1)
+
+    exact, step = outputs(k), 1e-5
+    costs = np.zeros((2, KV_HEADS, 6))
+    for batch, head, token in np.ndindex(*costs.shape):
+        for channel in range(SIZE):
+            moved = k.copy()
+            moved[batch, head, token, channel] += step
+            costs[batch, head, token] += np.square((outputs(moved) - exact) / step).sum()
+    assert entry.key_attention is not None
+    expected = costs.transpose(0, 2, 1).reshape(-1, KV_HEADS)
+    np.testing.assert_allclose(entry.key_attention, expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+def test_large_tokens_are_fewer(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the bytes of all layers, but never below the least number."""
+    size = 2 * 2 * KV_HEADS * SIZE
+    feeds = [feed(rng, 20) for _ in range(4)]
+    seen = sum(map(rows, feeds))
+    monkeypatch.setattr(module, "LEAST_TOKENS", seen // 8)
+    for allowed, kept in ((seen * size, 160), (seen * size // 2, 80), (0, 20)):
+        monkeypatch.setattr(module, "KEPT_BYTES", allowed)
+        (entry,) = collect_attention(attention(), feeds).values()
+        assert len(entry.keys) == kept
 
 
 def test_a_part_is_kept_evenly(rng: np.random.Generator) -> None:

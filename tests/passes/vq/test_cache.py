@@ -1,5 +1,6 @@
 """The cache in codes, end to end: calibrate, lower, and prefill and decode like the decoder with a growing cache."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from graphopt.core.statistics import Statistics
 from graphopt.errors import RecipeError
 from graphopt.ir import kv_cache
 from graphopt.passes import CACHES, SCHEMES
-from graphopt.passes.vq.cache import CODES, CodesConfig
+from graphopt.passes.vq.cache import CODES, CodesConfig, _train
+from graphopt.passes.vq.cache_ops import decode_cache, encode_cache
 from tests.support.decoders import CONFIG, write_decoder
 from tests.support.runtime import run_ort
 
@@ -91,20 +93,28 @@ def test_a_head_size_that_is_no_multiple_of_the_vector(source: Path, statistics:
         Recipe.preset("none", SCHEMES).with_cache("cq4", {"vector": 3}, CACHES)
 
 
-def test_tokens_that_are_read_count_more(statistics: Statistics) -> None:
-    """With weighting, the values that attention reads most are nearer to their entries than without."""
-    from graphopt.passes.vq.cache import _train
-    from graphopt.passes.vq.cache_ops import decode_cache, encode_cache
-
+@pytest.mark.parametrize(("part", "cost"), [("keys", "key_attention"), ("values", "attention")])
+def test_tokens_whose_errors_cost_more_count_more(statistics: Statistics, part: str, cost: str) -> None:
+    """With weighting, what attention's outputs depend on most is nearer to its entries than without."""
     name, entry = list(statistics.attentions.items())[-1]  # the first layer's values are those of few tokens
-    weight = entry.attention[..., None]
+    weight = getattr(entry, cost)[..., None]
+    exact = getattr(entry, part).astype(np.float32)
     errors = []
     for weighting in ("attention", "none"):
-        book = _train(entry, CodesConfig(vector=4, weighting=weighting), name)[1]
-        exact = entry.values.astype(np.float32)
+        book = _train(entry, CodesConfig(vector=4, weighting=weighting), name)[part == "values"]
         back = decode_cache(encode_cache(exact, book)[:, :, None], book)[:, :, 0]
         errors.append(float((np.square(exact - back) * weight).sum()))
     assert errors[0] < errors[1]
+
+
+def test_statistics_without_costs_of_keys(statistics: Statistics) -> None:
+    """Files from before they were measured: keys count as values do."""
+    name, entry = next(iter(statistics.attentions.items()))
+    old = dataclasses.replace(entry, key_attention=None)
+    alike = dataclasses.replace(entry, key_attention=entry.attention)
+    config = CodesConfig(vector=4)
+    for one, other in zip(_train(old, config, name), _train(alike, config, name), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_format_is_registered() -> None:
