@@ -69,7 +69,7 @@ def compare(path: Path, network: Network, config: LlamaConfig) -> float:
             f"{path} cannot be compared with its checkpoint here ({e}); --no-verify leaves that out"
         ) from e
     got = logits(network, config, tokens, positions)
-    disturbed = logits(network, config, tokens, positions, disturb=max(_SMALLEST, float(ml_dtypes.finfo(dtype).eps)))
+    disturbed = logits(network, config, tokens, positions, disturb=_last_bits(dtype))
     error, bound = _distance(got, wanted), TOLERANCE + DISTURBANCES * _distance(got, disturbed)
     if not error <= bound:
         raise DeployError(
@@ -77,6 +77,10 @@ def compare(path: Path, network: Network, config: LlamaConfig) -> float:
             f"{error:.1%}, and by up to {bound:.1%} by rounding alone); give the model's own config.json with --config"
         )
     return error
+
+
+def _last_bits(dtype: str) -> float:
+    return max(_SMALLEST, float(ml_dtypes.finfo(dtype).eps))  # type: ignore[no-untyped-call]
 
 
 def _distance(a: Array, b: Array) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from graphopt import log
+from graphopt.deploy.triton.batches import BatchedRunner, Batches
 from graphopt.deploy.triton.bls import BlsRunner
 from graphopt.deploy.triton.request import FIELDS, RESULTS, GenerateRequest
 from graphopt.deploy.triton.settings import GenerateSettings
@@ -51,6 +52,7 @@ class GenerateModel:
                 decoder.begin(self.settings.max_tokens)
                 if self.settings.execution != "bls":  # which cannot be called before the server is up
                     generate(decoder, words.encode("a")[:1] or [0], Sampler(), max_new_tokens=2)
+                _end_sequence(decoder)
             self._streams = Streams(decoders, words, self.settings, _end_sequence)
         except BaseException:
             self._open.close()
@@ -61,7 +63,10 @@ class GenerateModel:
         if settings.execution == "ort":
             # ONNX Runtime's sessions take calls from many threads, and the state is the loops'.
             runner = self._open.enter_context(ort_runner(folder / "model.onnx", threads=settings.threads or None))
-            return [Decoder(runner) for _ in range(settings.streams)]
+            if not Batches.fits(runner):
+                return [Decoder(runner) for _ in range(settings.streams)]
+            batches = Batches(runner)
+            return [Decoder(BatchedRunner(batches)) for _ in range(settings.streams)]
         if settings.execution == "trt":
             plan = folder / "model.plan"
             return [Decoder(self._open.enter_context(open_runner(plan))) for _ in range(settings.streams)]
@@ -119,7 +124,7 @@ class GenerateModel:
 
 
 def _end_sequence(decoder: Decoder) -> None:
-    if isinstance(decoder.runner, BlsRunner):
+    if isinstance(decoder.runner, BlsRunner | BatchedRunner):
         decoder.runner.end()
 
 
