@@ -22,7 +22,9 @@ import onnx
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
 from graphopt.numerics import affine
-from graphopt.numerics.packing import pack_int4, unpack_int4
+from graphopt.numerics.packing import pack_int4
+from graphopt.passes.mant import linear_numerics
+from graphopt.passes.mant.linear_numerics import pack_types, unpack_types
 from graphopt.passes.mant.types import CODES, INT4_TYPE, MANT, TYPES, split_factors, split_tables
 
 _CODES = Param(
@@ -43,16 +45,6 @@ _SX = Param("sx", "(..., S) float32: scale of each token (S = 1), or of each tok
 _Y = Param("y", "(..., N) T")
 _EXAMPLE_GROUP = 64
 _GROUP = Attribute("group", _EXAMPLE_GROUP, "columns that share a type and a scale, a multiple of 32")
-
-
-def pack_types(ids: np.ndarray) -> np.ndarray:
-    """Return the operand ``types`` (G, 16 ceil(N / 32)) int8 of ids (G, N) in 0..15."""
-    return pack_int4(ids.astype(np.int8))
-
-
-def unpack_types(packed: np.ndarray, channels: int) -> np.ndarray:
-    """Return ids (G, N) uint8."""
-    return unpack_int4(packed, channels).view(np.uint8) & np.uint8(15)
 
 
 def _columns(b: BodyBuilder, x: str) -> tuple[str, str]:
@@ -99,66 +91,21 @@ def _int8_body(b: BodyBuilder) -> None:
     _integer_body(b, b.op("DequantizeLinear", "table", b.const(1 / 128), b.const(0, np.int8)))
 
 
-def _operands(codes: np.ndarray, types: np.ndarray, scale: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
-    """Return codes (N, K) and ids (G, N) uint8, and the scale (G, N) float64."""
-    code = unpack_int4(codes, k).view(np.uint8) & np.uint8(15)
-    return code, unpack_types(types, scale.shape[1]), scale.astype(np.float64)
-
-
-def _evaluate_float(
-    x: np.ndarray,
-    codes: np.ndarray,
-    types: np.ndarray,
-    scale: np.ndarray,
-    table: np.ndarray,
-    bias: np.ndarray,
-    *,
-    group: int = 64,
-) -> tuple[np.ndarray]:
-    code, ids, steps = _operands(codes, types, scale, x.shape[-1])
-    of_column = np.arange(x.shape[-1]) // group
-    w = table.astype(np.float64)[ids[of_column].T, code] * steps[of_column].T
-    with np.errstate(invalid="ignore", over="ignore"):
-        y = x.astype(np.float64) @ w.T + bias.astype(np.float64)
-        return (y.astype(np.float32).astype(x.dtype),)
-
-
-def _evaluate_integer(
-    xq: np.ndarray,
-    sx: np.ndarray,
-    codes: np.ndarray,
-    types: np.ndarray,
-    scale: np.ndarray,
-    tables: np.ndarray,
-    factors: np.ndarray,
-    bias: np.ndarray,
-    group: int,
-) -> tuple[np.ndarray]:
-    """Exact integer sums per group: ``tables`` (P, 16, 16) int8 by pass, type and code; ``factors`` (P, 16)."""
-    code, ids, steps = _operands(codes, types, scale, xq.shape[-1])
-    y = np.zeros((*xq.shape[:-1], len(bias)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        for g in range(len(steps)):
-            inside = slice(g * group, (g + 1) * group)
-            x, of_group = xq[..., inside].astype(np.float64), code[:, inside]
-            # Products of int8 and their sums are exact in float64.
-            total = sum(
-                (x @ table[ids[g][:, None], of_group].astype(np.float64).T) * factor[ids[g]]
-                for table, factor in zip(tables, factors, strict=True)
-            )
-            y += total * steps[g] * sx[..., g % sx.shape[-1], None].astype(np.float64)
-        return ((y + bias.astype(np.float64)).astype(np.float32).astype(bias.dtype),)
+def _evaluate_float(*operands: np.ndarray, group: int = 64) -> tuple[np.ndarray]:
+    return (linear_numerics.linear(*operands, group=group),)
 
 
 def _evaluate_w4a8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP) -> tuple[np.ndarray]:
     xq, sx, codes, types, scale, bias = operands
     tables = np.broadcast_to(split_tables()[:, None, :], (2, TYPES, CODES))
-    return _evaluate_integer(xq, sx, codes, types, scale, tables, split_factors(), bias, group)
+    factors = split_factors()
+    return (linear_numerics.integer_linear(xq, sx, codes, types, scale, tables, factors, bias, group=group),)
 
 
 def _evaluate_int8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP) -> tuple[np.ndarray]:
     xq, sx, codes, types, scale, table, bias = operands
-    return _evaluate_integer(xq, sx, codes, types, scale, table[None], np.full((1, TYPES), 1 / 128), bias, group)
+    factors = np.full((1, TYPES), 1 / 128)
+    return (linear_numerics.integer_linear(xq, sx, codes, types, scale, table[None], factors, bias, group=group),)
 
 
 def _quantize_body(b: BodyBuilder) -> None:
