@@ -1,5 +1,5 @@
-"""The linears of M-ANT in numpy: what their kernels are held to. Needs numpy only, and tables come as arguments, so that
-it loads where little else is installed."""
+"""The linears of M-ANT in numpy: what their kernels are held to. Needs numpy only, and tables come as arguments, so
+that it loads where little else is installed."""
 
 __all__ = ["integer_linear", "linear", "pack_types", "unpack_types"]
 
