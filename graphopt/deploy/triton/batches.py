@@ -1,12 +1,14 @@
 """Streams that compute together: calls of several sequences become one call of a model.
 
 A decoder's step reads all weights for one token; for four sequences it reads them once as well. Streams stay what they
-are, threads with a sequence each: what they call waits until the others that are at work call too, or for
-`PATIENCE`, and goes to the model as one batch. Calls of one shape fit into one batch: one token, a cache of one
-capacity.
+are, threads with a sequence each: what they call waits until the others that are at work call too, or for a while,
+and goes to the model as one batch. Calls of one shape fit into one batch: one token, a cache of one capacity.
+
+The while begins when the batch before has ended, since those who were in it choose their next tokens then. It is a
+share of what that batch took: who is late for a batch waits for all of it.
 """
 
-__all__ = ["PATIENCE", "BatchedRunner", "Batches"]
+__all__ = ["BatchedRunner", "Batches"]
 
 import threading
 import time
@@ -19,8 +21,8 @@ import numpy as np
 from graphopt.engine.profiles import Shape
 from graphopt.runners.protocol import Array, Runner
 
-#: Seconds that a call waits for those of other streams; a step of a small model takes tens of milliseconds.
-PATIENCE = 0.005
+#: Seconds that a call waits at least for those of other streams, and as a share of what a batch takes.
+_PATIENCE, _SHARE = 0.005, 0.5
 
 
 @dataclass(eq=False)
@@ -59,11 +61,12 @@ class Batches:
 
     Args:
         runner: of the model, entered; every input has a free batch as its first axis.
-        patience: seconds that a call waits at most.
+        patience: seconds that a call waits at least for those of other streams, unless they are there.
     """
 
-    def __init__(self, runner: Runner, patience: float = PATIENCE) -> None:
+    def __init__(self, runner: Runner, patience: float = _PATIENCE) -> None:
         self.runner, self._patience = runner, patience
+        self._took = self._ended = 0.0
         self._changed = threading.Condition()
         self._open: set[_Sequence] = set()
         self._waiting: list[_Call] = []
@@ -97,8 +100,11 @@ class Batches:
                 if call.done:
                     break
                 batch = self._take()
+            started = time.monotonic()
             self._compute(batch)
             with self._changed:
+                self._ended = time.monotonic()
+                self._took = self._ended - started
                 self._running = False
                 self._changed.notify_all()
         if call.error is not None:
@@ -115,7 +121,8 @@ class Batches:
         """Seconds until the call that has waited longest has waited enough; None while another thread computes."""
         if self._running:
             return None
-        return min(c.since for c in self._waiting) + self._patience - time.monotonic()
+        begun = max(self._ended, min(c.since for c in self._waiting))
+        return begun + max(self._patience, _SHARE * self._took) - time.monotonic()
 
     def _take(self) -> list[_Call]:
         """The call that has waited longest, and all of its shape, in the order of the batch that they were in last."""

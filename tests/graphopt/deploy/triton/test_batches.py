@@ -145,6 +145,30 @@ def zipped(counted: Counted) -> list[dict[str, Array]]:
     return [feeds | outputs for feeds, outputs in zip(counted.feeds, counted.results, strict=True)]
 
 
+def test_streams_that_begin_apart_come_together(counted: Counted) -> None:
+    """Each would otherwise wait while the other computes, and compute while the other waits."""
+    slow = counted.infer
+
+    def infer(feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        time.sleep(0.05)
+        return slow(feeds, outputs)
+
+    counted.infer = infer  # type: ignore[method-assign]
+    batches = Batches(counted)  # type: ignore[arg-type]
+
+    def feed(delay: float) -> None:
+        decoder = Decoder(BatchedRunner(batches))
+        decoder.begin(40)
+        time.sleep(delay)
+        for _ in range(15):
+            decoder.feed([1])
+            time.sleep(0.01)  # to choose a token
+        decoder.runner.end()  # type: ignore[attr-defined]
+
+    together([lambda: feed(0.0), lambda: feed(0.03)])
+    assert counted.batches.count(2) >= 12, counted.batches
+
+
 def test_shapes_that_differ_do_not_meet(counted: Counted) -> None:
     """A prompt and a step, and caches of two capacities."""
     batches = Batches(counted, patience=0.2)  # type: ignore[arg-type]
