@@ -13,8 +13,8 @@ from graphopt import __version__
 
 #: In the order of the help. Each is the function or the group `app` of the module of its name in graphopt.cli.
 _VERBS = (
-    "optimize", "calibrate", "inspect", "compare", "build", "run", "generate", "deploy", "doctor", "bench", "eval",
-    "estimate", "model",
+    "optimize", "calibrate", "inspect", "explain", "compare", "build", "run", "generate", "deploy", "doctor", "bench",
+    "eval", "estimate", "model",
 )  # fmt: skip
 
 

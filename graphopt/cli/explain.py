@@ -1,0 +1,195 @@
+"""`graphopt explain`: which kernel a vector-quantized layer gets, and why."""
+
+__all__ = ["explain"]
+
+from dataclasses import asdict, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from graphopt.cli.console import JsonFlag, emit, guard
+
+if TYPE_CHECKING:
+    from graphopt.explain.cost import Explanation, Switches
+    from graphopt.explain.devices import Device
+    from graphopt.explain.layers import CodedCache, VqLinear
+    from graphopt.explain.planner import Planner
+
+_SHARES = (0.5, 0.9, 0.99)
+
+
+class Dtype(str, Enum):
+    """T of the linears."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@guard
+def explain(
+    model: Annotated[Path, typer.Argument(help="An optimized .onnx file.")],
+    layer: Annotated[str, typer.Option(help="Layers to explain, by name; a glob such as '*.q_proj'.")] = "*",
+    tokens: Annotated[list[int] | None, typer.Option(min=1, help="Tokens; repeat. Default: 1, 16, 2048.")] = None,
+    device: Annotated[str, typer.Option(help="h100, h200, a100, l4, l40s, rtx4090 or rtx5090.")] = "h100",
+    dtype: Annotated[Dtype | None, typer.Option(help="As if the model were of this type; default: its own.")] = None,
+    cache: Annotated[bool, typer.Option(" /--no-cache", help="Leave entries of codebooks in memory.")] = True,
+    dataflow: Annotated[bool, typer.Option(" /--no-dataflow", help="Cut work by outputs, not by codebooks.")] = True,
+    fusion: Annotated[bool, typer.Option(" /--no-fusion", help="Pass weights on through shared memory.")] = True,
+    plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show which kernel each vector-quantized layer gets, from which numbers, and what optimizations are worth.
+
+    Times are estimates, fitted to an H100. Needs the plugin library, but no GPU.
+
+    Examples:
+
+      graphopt explain model.opt.onnx
+
+      graphopt explain model.opt.onnx --layer '*.layers.0.*' --tokens 1 --no-cache --no-dataflow --no-fusion
+
+      graphopt explain model.opt.onnx --device a100 --json
+    """
+    from graphopt import compile, ir
+    from graphopt.engine.plugins import locate
+    from graphopt.errors import ModelError
+    from graphopt.explain.cost import Switches
+    from graphopt.explain.devices import device as device_of
+    from graphopt.explain.layers import coded_caches, vq_linears
+    from graphopt.explain.planner import Planner
+
+    where = device_of(device)
+    loaded = ir.load(model)
+    compile.check(loaded)
+    linears, caches = list(vq_linears(loaded, layer)), list(coded_caches(loaded, layer))
+    if not linears and not caches:
+        named = "" if layer == "*" else f" that match '{layer}'"
+        raise ModelError(
+            f"{model} has no vector-quantized layers{named}; give a model that optimize wrote with a vq scheme, "
+            "or with --kv-cache cq4 or cq2"
+        )
+    if dtype is not None:
+        linears = [replace(view, dtype=dtype.value) for view in linears]
+    planner = Planner(locate(plugins)) if linears else None
+    switches = Switches(cache, dataflow, fusion)
+    rows = [_linear(view, tokens or [1, 16, 2048], where, planner, switches) for view in linears if planner is not None]
+    data = {
+        "device": {"name": device, **asdict(where)},
+        "switches": asdict(switches),
+        "linears": rows,
+        "caches": [_cache(view) for view in caches],
+    }
+    emit(data, json, lambda out: _render(out, data))
+
+
+def _linear(
+    view: "VqLinear", tokens: list[int], device: "Device", planner: "Planner", switches: "Switches"
+) -> dict[str, Any]:
+    fmt, usage = view.format, view.usage
+    return {
+        "name": view.name,
+        "n": view.n,
+        "k": view.k,
+        "dtype": view.dtype,
+        "format": str(fmt),
+        "tile": [fmt.tile_rows, fmt.tile_columns],
+        "code_bytes": view.code_bytes,
+        "codebooks": fmt.tiles(view.n, view.k),
+        "codebook_bytes": fmt.book_bytes,
+        "usage": {
+            "codes_counted": usage.of,
+            "entries": fmt.entries,
+            "never_named": usage.unused,
+            **{f"entries_for_{share:.0%}": usage.covering(share) for share in _SHARES},
+        },
+        "plans": [_plan(view, m, device, planner, switches) for m in tokens],
+    }
+
+
+def _plan(view: "VqLinear", m: int, device: "Device", planner: "Planner", switches: "Switches") -> dict[str, Any]:
+    from graphopt.explain.cost import Switches, explain
+
+    found: Explanation = explain(view, m, device, planner, switches)
+    without = {
+        "cache": Switches(cache=False),
+        "dataflow": Switches(dataflow=False),
+        "fusion": Switches(fusion=False),
+        "all": Switches(cache=False, dataflow=False, fusion=False),
+    }
+    others = {name: explain(view, m, device, planner, s).us for name, s in without.items()}
+    return {**asdict(found), "paper_fusion": found.paper_fusion, "us_without": others}
+
+
+def _cache(view: "CodedCache") -> dict[str, Any]:
+    return {
+        **asdict(view),
+        "format": f"VQ<{view.vector},8,1>",
+        "token_bytes": view.token_bytes,
+        "plain_token_bytes": view.plain_token_bytes,
+        "codebook_bytes": view.book_bytes,
+    }
+
+
+def _render(out: Console, data: dict[str, Any]) -> None:
+    """Draw layers that differ in their names only, or in how often entries are named, as one."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in data["linears"]:
+        groups.setdefault((row["n"], row["k"], row["format"], *row["tile"], row["dtype"]), []).append(row)
+    for same in groups.values():
+        _render_linear(out, same[0], len(same) - 1)
+    if data["caches"]:
+        table = Table("attention", "heads", "format", "bytes of a token", "in T", "codebooks", title="caches of codes")
+        for c in data["caches"]:
+            size = f"{c['kv_heads']} x {c['head_size']}"
+            table.add_row(
+                c["name"], size, c["format"], f"{c['token_bytes']:,}", f"{c['plain_token_bytes']:,}",
+                f"{c['codebook_bytes'] / 1024:,.0f} KB",
+            )  # fmt: skip
+        out.print(table)
+
+
+def _render_linear(out: Console, row: dict[str, Any], more: int) -> None:
+    usage, tile = row["usage"], " x ".join(map(str, row["tile"]))
+    like = f" and {more} like it" if more else ""
+    out.print(f"[bold]{row['name']}[/bold]{like}: {row['n']} x {row['k']}, {row['format']}", highlight=False)
+    out.print(
+        f"  {row['code_bytes'] / 1024:,.0f} KB of codes; codebooks of {row['codebook_bytes'] / 1024:,.1f} KB for each "
+        f"{tile} weights, {row['codebooks']} of them\n"
+        f"  of {usage['entries']} entries, {usage['entries_for_50%']} serve half of the look-ups, "
+        f"{usage['entries_for_99%']} serve 99 %, {usage['never_named']} are never named",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("tokens", "kernel", "split", "us", "memory us", "split*", "in shared", "other kernels", "us without")
+    if generic := next((p for p in row["plans"] if p["us"] is None), None):
+        out.print(f"  {generic['kernel']} kernel: {generic['reason']}", highlight=False, soft_wrap=True)
+        return
+    for plan in row["plans"]:
+        others = {k: us for k, us in plan["candidates"].items() if k != plan["kernel"]}
+        table.add_row(
+            str(plan["m"]),
+            plan["kernel"],
+            str(plan["split"]),
+            _us(plan["us"]),
+            _us(plan["memory_us"]),
+            f"{plan['paper_split']:.2g}",
+            _shared(plan["cache"]),
+            "\n".join(f"{name} {_us(us)}" for name, us in others.items()),
+            "\n".join(f"{name} {_us(us)}" for name, us in plan["us_without"].items()),
+        )
+    out.print(table)
+
+
+def _us(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f}"
+
+
+def _shared(cache: dict[str, Any]) -> str:
+    if not cache:
+        return "nothing"
+    return f"{cache['n_shared']} entries\n{cache['served']:.0%} of look-ups\n{cache['shared_bytes'] / 1024:.0f} KB"

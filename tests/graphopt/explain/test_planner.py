@@ -1,0 +1,69 @@
+"""Plans of the real library, where it is built."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graphopt.engine import plugins
+from graphopt.errors import PluginError
+from graphopt.explain.devices import DEVICES, Device
+from graphopt.explain.layers import Format, Usage, VqLinear
+from graphopt.explain.planner import Planner
+
+
+@pytest.fixture(scope="module")
+def planner() -> Planner:
+    try:
+        return Planner(plugins.locate())
+    except PluginError as e:
+        pytest.skip(str(e))
+
+
+def layer(fmt: Format, n: int, k: int) -> VqLinear:
+    return VqLinear("l", n, k, "float16", fmt, Usage(np.ones(fmt.entries, int), fmt.entries))
+
+
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+@pytest.mark.parametrize("m", [1, 16, 2048])
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        Format(4, 8, 1, 256, 256),
+        Format(8, 8, 2, 4096, 4096),
+        Format(8, 12, 2, 4096, 4096),
+        Format(8, 16, 2, 4096, 4096, lattice=True),
+    ],
+    ids=str,
+)
+def test_presets_have_estimates_where_their_codebooks_fit(
+    planner: Planner, fmt: Format, m: int, device: Device
+) -> None:
+    plan = planner.plan(layer(fmt, 4096, 4096), m, device)
+    if not plan["candidates"]:
+        assert (plan["kernel"], device.compute_capability != 90) == ("generic", True)
+        return
+    assert plan["kernel"] in plan["candidates"]
+    assert plan["us"] == min(plan["candidates"].values()) > 0
+    assert plan["split"] >= 1
+    assert plan["shared_bytes"] == plan["entries"] * plan["entry_bytes"] * plan["copies"] * plan["tables"]
+    assert plan["shared_bytes"] <= device.shared_bytes
+
+
+def test_blocks_share_k_on_hopper_only_and_gain_by_it(planner: Planner) -> None:
+    view = layer(Format(4, 8, 1, 256, 256), 8192, 8192)
+    together, alone = (planner.plan(view, 1, DEVICES["h100"], clusters=c) for c in (True, False))
+    assert together["split"] > alone["split"] == 1
+    assert together["us"] < alone["us"]
+
+
+def test_other_formats_get_the_generic_kernel(planner: Planner) -> None:
+    plan = planner.plan(layer(Format(2, 6, 1, 256, 256), 256, 256), 1, DEVICES["h100"])
+    assert (plan["kernel"], plan["candidates"]) == ("generic", {})
+
+
+def test_not_a_library(tmp_path: Path) -> None:
+    text = tmp_path / "libgraphopt_plugins.so"
+    text.write_text("no library")
+    with pytest.raises(PluginError, match=r"libgraphopt_plugins\.so is no plugin library that can be asked for plans"):
+        Planner(text)
