@@ -4,12 +4,12 @@
 #   TRITONSERVER   the program (default: tritonserver), with its whole path
 set -eu
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
-# Python looks for packages in the folder that the server is started in.
+# Python looks for packages in the folder that the server is started in. Models are those of this folder: in any other
+# mode, clients could load some of their own, code included.
 cd "$here"
 exec "${TRITONSERVER:-tritonserver}" \
   --model-repository="$here/models" \
-  --model-control-mode=explicit \
-  --load-model="smollm2" \
+  --model-control-mode=none \
   --disable-auto-complete-config \
   --exit-on-error=true \
   --exit-timeout-secs=10 \

@@ -58,10 +58,8 @@ def write_pages(folder: Path, name: str, about: Mapping[str, Any]) -> None:
         path = folder / "models" / model / "config.pbtxt"
         if states := state_bytes(parse(path.read_text(encoding="utf-8"), str(path))):
             backend += f"  --cuda-memory-pool-byte-size=0:{states + _POOL_BYTES} \\\n"
-    # What is called must be there before what calls it.
-    loads = "".join(f'  --load-model="{model}" \\\n' for model in reversed(about["models"]))
     script = folder / "run_triton.sh"
-    script.write_text(render("run_triton.sh", environment=environment, loads=loads, backend=backend), encoding="utf-8")
+    script.write_text(render("run_triton.sh", environment=environment, backend=backend), encoding="utf-8")
     script.chmod(_EXECUTABLE)
     generates = (folder / "models" / name / "1" / "model.py").is_file()
     if generates:

@@ -53,7 +53,12 @@ def test_servers_listen_on_loopback_and_scripts_run(optimized: Optimized, librar
         assert subprocess.run(["sh", "-n", out / script], check=False).returncode == 0
         lines = [line for line in (out / script).read_text().splitlines() if not line.startswith("#")]
         assert any("127.0.0.1" in line for line in lines) and not any("0.0.0.0" in line for line in lines)
-    for text in ("--http-address=127.0.0.1", "--grpc-address=127.0.0.1", "--metrics-address=127.0.0.1"):
+    for text in (
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+        "--model-control-mode=none",
+    ):
         assert text in (out / "run_triton.sh").read_text()
     arguments = yaml.safe_load((out / "triton" / "tensorrt_llm" / "1" / "model.yaml").read_text())
     assert arguments["backend"] == "pytorch" and arguments["tensor_parallel_size"] == 1

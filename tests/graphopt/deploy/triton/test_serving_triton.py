@@ -1,5 +1,6 @@
 """A real tritonserver with a repository of ours, asked by real clients."""
 
+import base64
 import json
 import queue
 import subprocess
@@ -23,6 +24,7 @@ from tests.support.triton import Server, serving
 
 pytestmark = pytest.mark.triton
 grpcclient = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (pip extra 'triton')")
+utils = pytest.importorskip("tritonclient.utils", reason="tritonclient is not installed (pip extra 'triton')")
 httpclient = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed (pip extra 'triton')")
 
 NAME = "tiny"
@@ -226,6 +228,43 @@ def test_clients_that_go_away_make_room(server: Server) -> None:
     started = time.monotonic()
     assert post(server, "generate", {"text_input": PROMPT, "max_tokens": 1})[0] == 200
     assert time.monotonic() - started < 10
+
+
+HOSTILE = """
+class TritonPythonModel:
+    def initialize(self, args):
+        open({mark!r}, "w").close()
+"""
+
+
+def test_clients_cannot_change_what_is_served(server: Server, tmp_path: Path) -> None:
+    """Triton's own way to run code: a model that a client loads."""
+
+    def ask(path: str, body: dict[str, Any]) -> tuple[int, str]:
+        request = urllib.request.Request(f"{server.url}/v2/{path}", json.dumps(body).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    mark = tmp_path / "executed"
+    code = base64.b64encode(HOSTILE.format(mark=str(mark)).encode()).decode()
+    output = {"name": "o", "data_type": "TYPE_INT32", "dims": [1]}
+    config = json.dumps({"name": "evil", "backend": "python", "output": [output]})
+    for name in ("evil", NAME):
+        status, text = ask(
+            f"repository/models/{name}/load", {"parameters": {"config": config, "file:1/model.py": code}}
+        )
+        assert status >= 400 and "not allowed" in text, text
+    assert ask(f"repository/models/{NAME}/unload", {})[0] >= 400
+    for api, setting in (("logging", "log_file"), ("trace/setting", "trace_file")):
+        assert ask(api, {setting: str(tmp_path / "log")})[0] >= 400
+    assert list(tmp_path.iterdir()) == [] and server.ready()
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
+        for change in (lambda: client.load_model(NAME), lambda: client.unload_model(NAME)):
+            with pytest.raises(utils.InferenceServerException, match="not allowed"):
+                change()
 
 
 def test_killed_and_started_again(tritonserver: Path, repository: Path, text_model: Path, tmp_path: Path) -> None:
