@@ -9,6 +9,9 @@
 #include "mixq/linear_w4a8/params.h"
 #include "mixq/online/online.h"
 #include "mixq/quantize/params.h"
+#include "vq/hadamard/params.h"
+#include "vq/linear/params.h"
+#include "vq/linear/plan.h"
 
 using graphopt::DType;
 
@@ -202,6 +205,99 @@ GRAPHOPT_EXPORT int64_t graphopt_cached_attention_workspace(int32_t dtype, int64
   params.head_size = head_size;
   params.capacity = capacity;
   return static_cast<int64_t>(graphopt::attention::cached_workspace_bytes(params));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_vq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t vector,
+                                           int32_t bits, int32_t residuals, int64_t tile_rows, int64_t tile_columns,
+                                           void const* x, int8_t const* codes, void const* codebooks,
+                                           float const* scale, void const* bias, void* y, void* workspace,
+                                           void* stream) {
+  if (m > 0 && codebooks == nullptr) return static_cast<int32_t>(graphopt::Status::kNullPointer);
+  graphopt::vq::LinearParams const params{static_cast<DType>(dtype),
+                                          m,
+                                          n,
+                                          k,
+                                          vector,
+                                          bits,
+                                          residuals,
+                                          tile_rows,
+                                          tile_columns,
+                                          x,
+                                          codes,
+                                          codebooks,
+                                          /*ratios=*/nullptr,
+                                          scale,
+                                          bias,
+                                          y,
+                                          workspace};
+  return static_cast<int32_t>(graphopt::vq::launch_linear(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_vq_linear_workspace_bytes(int64_t n, int64_t k, int32_t vector, int32_t bits,
+                                                           int32_t residuals, int64_t tile_rows,
+                                                           int64_t tile_columns) {
+  graphopt::vq::LinearParams params{};
+  params.n = n;
+  params.k = k;
+  params.vector = vector;
+  params.bits = bits;
+  params.residuals = residuals;
+  params.tile_rows = tile_rows;
+  params.tile_columns = tile_columns;
+  return static_cast<int64_t>(graphopt::vq::linear_workspace_bytes(params));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_vq_linear_e8(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t residuals,
+                                              void const* x, int8_t const* codes, float const* ratios,
+                                              float const* scale, void const* bias, void* y, void* stream) {
+  graphopt::vq::LinearParams const params{static_cast<DType>(dtype),
+                                          m,
+                                          n,
+                                          k,
+                                          /*vector=*/8,
+                                          /*bits=*/16,
+                                          residuals,
+                                          /*tile_rows=*/n,
+                                          /*tile_columns=*/k,
+                                          x,
+                                          codes,
+                                          /*codebooks=*/nullptr,
+                                          ratios,
+                                          scale,
+                                          bias,
+                                          y,
+                                          /*workspace=*/nullptr};
+  return static_cast<int32_t>(graphopt::vq::launch_linear(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_vq_plan(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t vector, int32_t bits,
+                                         int32_t residuals, int64_t tile_rows, int64_t tile_columns, int32_t lattice,
+                                         int32_t multiprocessors, int32_t compute_capability, char* text,
+                                         int64_t size) {
+  void* const aligned = reinterpret_cast<void*>(uintptr_t{256});  // only asked for its alignment
+  graphopt::vq::LinearParams params{};
+  params.dtype = static_cast<DType>(dtype);
+  params.m = m;
+  params.n = n;
+  params.k = k;
+  params.vector = vector;
+  params.bits = bits;
+  params.residuals = residuals;
+  params.tile_rows = tile_rows;
+  params.tile_columns = tile_columns;
+  params.codebooks = lattice != 0 ? nullptr : aligned;
+  params.workspace = aligned;
+  constexpr int32_t kHopper = 90;
+  bool const sm90 = compute_capability == kHopper;
+  constexpr int64_t kHopperBytes = 227 * 1024, kLeastBytes = 99 * 1024;  // of shared memory for a block
+  graphopt::vq::Device const device{multiprocessors, sm90, sm90 ? kHopperBytes : kLeastBytes};
+  return graphopt::vq::describe_plan(params, device, text, size);
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_vq_hadamard(int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block,
+                                             void const* x, int8_t const* signs, void* y, void* stream) {
+  graphopt::vq::HadamardParams const params{static_cast<DType>(dtype), rows, k, channels, block, x, signs, y};
+  return static_cast<int32_t>(graphopt::vq::launch_hadamard(params, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT char const* graphopt_status_string(int32_t status) {

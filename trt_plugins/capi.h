@@ -129,6 +129,39 @@ int32_t graphopt_vq_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t
                               int8_t const* past_v, int32_t const* start, void* y, int8_t* present_k,
                               int8_t* present_v, void* workspace, void* stream);
 
+// y = T(scale (x c^T) + bias), c[n, v j + e] = sum over i of codebooks[n / tile_rows, v j / tile_columns, i, code(n, j, i), e].
+//   x [M, K] T, scale [N] float, bias [N] T, y [M, N] T; vector (v) 2, 4, 8 or 16, bits (b) 1 to 16, residuals (r) 1 to 4
+//   codes      [N, B] int8   a little-endian stream of bits per row: code (j, i) takes the b bits from bit b (r j + i) on;
+//                            B = 16 ceil(ceil(K / v) r b / 128)
+//   codebooks  [ceil(N / tile_rows), ceil(K / tile_columns), r, 2^b, v] float16; tile_columns a multiple of v, or at least K
+//   workspace  of graphopt_vq_linear_workspace_bytes bytes, aligned to 16; null: kernels that need one are not used
+// Codes, codebooks, scale and bias must not be written by the kernel before on the stream: reading them may start earlier.
+int32_t graphopt_vq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t vector, int32_t bits,
+                           int32_t residuals, int64_t tile_rows, int64_t tile_columns, void const* x,
+                           int8_t const* codes, void const* codebooks, float const* scale, void const* bias, void* y,
+                           void* workspace, void* stream);
+
+int64_t graphopt_vq_linear_workspace_bytes(int64_t n, int64_t k, int32_t vector, int32_t bits, int32_t residuals,
+                                           int64_t tile_rows, int64_t tile_columns);
+
+// The same with c[n, 8 j + e] = sum over i of ratios[i] e8(code(n, j, i))[e], codes of 16 bits, residuals 1 or 2: points of the
+// lattice E8 (trt_plugins/vq/linear/lattice.cuh). ratios [residuals] float, ratios[0] not 0.
+int32_t graphopt_vq_linear_e8(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t residuals, void const* x,
+                              int8_t const* codes, float const* ratios, float const* scale, void const* bias, void* y,
+                              void* stream);
+
+// Writes as JSON which kernel graphopt_vq_linear would run for aligned operands, and the estimated times (microseconds) that it
+// was chosen by. lattice: 1 for graphopt_vq_linear_e8. compute_capability: 90 or another. Returns the bytes of the text without
+// its final zero; not more than `size` bytes are written. Needs no GPU.
+int64_t graphopt_vq_plan(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t vector, int32_t bits,
+                         int32_t residuals, int64_t tile_rows, int64_t tile_columns, int32_t lattice,
+                         int32_t multiprocessors, int32_t compute_capability, char* text, int64_t size);
+
+// y = T((x padded with zeros to `channels` * signs) H / sqrt(block)), H block-diagonal, H[i, j] = (-1)^(common bits of i and j).
+//   x [rows, k] T, signs [channels] int8 of 1 and -1, y [rows, channels] T; block a power of two up to 65536
+int32_t graphopt_vq_hadamard(int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block, void const* x,
+                             int8_t const* signs, void* y, void* stream);
+
 // One sentence; never null, owned by the library.
 char const* graphopt_status_string(int32_t status);
 

@@ -7,6 +7,7 @@
 #include "attention/ops.h"
 #include "common/op.h"
 #include "mixq/ops.h"
+#include "vq/ops.h"
 
 namespace graphopt {
 
@@ -17,6 +18,9 @@ inline std::vector<OpClass> all_ops() {
   for (OpClass& op : mixq::online_linear_ops()) ops.push_back(std::move(op));
   ops.push_back(attention::cached_op());
   ops.push_back(attention::vq_cached_op());
+  ops.push_back(vq::linear_op());
+  ops.push_back(vq::linear_e8_op());
+  ops.push_back(vq::hadamard_op());
   return ops;
 }
 

@@ -1,0 +1,17 @@
+// The formats that are compiled ahead of time.
+#pragma once
+
+#include "vq/linear/lattice.cuh"
+
+namespace graphopt::vq {
+
+template <class T>
+using Gptvq2 = BookWeights<T, 4, 8, 1, /*kTiled=*/true, /*kCopies=*/16>;
+template <class T>
+using Aqlm2 = BookWeights<T, 8, 8, 2, /*kTiled=*/false, /*kCopies=*/8>;
+template <class T>
+using Aqlm3 = BookWeights<T, 8, 12, 2, /*kTiled=*/false, /*kCopies=*/1>;  // 128 KB: no room for another copy
+template <class T>
+using Quip4 = LatticeWeights<T, 2, /*kCopies=*/8>;
+
+}  // namespace graphopt::vq

@@ -1,0 +1,83 @@
+// Checks the arguments, plans and dispatches.
+#include "common/launch.h"
+#include "vq/linear/kernel_generic.cuh"
+#include "vq/linear/launch.h"
+#include "vq/linear/params.h"
+#include "vq/linear/plan.h"
+
+namespace graphopt::vq {
+namespace {
+
+Status check(LinearParams const& p) {
+  constexpr int64_t kMostTokens = int64_t{1} << 18;  // the launch grids' second dimension, times the fewest tokens
+  constexpr int64_t kMostChannels = int64_t{1} << 30;
+  if (!is_activation_type(p.dtype)) return Status::kBadType;
+  if (p.m < 0 || p.n < 1 || p.k < 1 || p.tile_rows < 1 || p.tile_columns < 1) return Status::kBadShape;
+  bool const vector = p.vector == 2 || p.vector == 4 || p.vector == 8 || p.vector == 16;
+  if (!vector || p.bits < 1 || p.bits > kMostBits || p.residuals < 1 || p.residuals > kMostResiduals) {
+    return Status::kBadShape;
+  }
+  if (p.lattice() ? p.vector != 8 || p.bits != 16 : p.tile_columns < p.k && p.tile_columns % p.vector != 0) {
+    return Status::kBadShape;
+  }
+  if (p.m > kMostTokens || p.k > kMostChannels || p.n > kMostChannels) return Status::kTooLarge;
+  if (p.m == 0) return Status::kOk;
+  GRAPHOPT_TRY(check_pointer(p.x, element_size(p.dtype)));
+  GRAPHOPT_TRY(check_pointer(p.codes, 1));
+  if (p.lattice()) {
+    GRAPHOPT_TRY(check_pointer(p.ratios, sizeof(float)));
+  } else {
+    GRAPHOPT_TRY(check_pointer(p.codebooks, sizeof(__half)));
+  }
+  GRAPHOPT_TRY(check_pointer(p.scale, sizeof(float)));
+  GRAPHOPT_TRY(check_pointer(p.bias, element_size(p.dtype)));
+  return check_pointer(p.y, element_size(p.dtype));
+}
+
+template <class T>
+Status launch_generic(LinearParams const& p, cudaStream_t stream) {
+  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(p.n, kGenericThreads / kWarp)),
+                  static_cast<unsigned>(ceil_div<int64_t>(p.m, kGenericTokens)));
+  return launch(linear_generic<T>, grid, dim3(kGenericThreads), 0, stream, p);
+}
+
+}  // namespace
+
+Status current_device(Device* device) {
+  GRAPHOPT_TRY(multiprocessor_count(&device->multiprocessors));
+  int number = 0, shared_bytes = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&number));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, number));
+  device->shared_bytes = shared_bytes;
+  device->sm90 = false;
+#ifdef GRAPHOPT_SM90A
+  GRAPHOPT_TRY(is_sm90(&device->sm90));
+#endif
+  return Status::kOk;
+}
+
+Status launch_linear(LinearParams const& params, Plan const& plan, cudaStream_t stream) {
+  bool const half = params.dtype == DType::kFloat16;
+  if (plan.kernel == LinearKernel::kGeneric) {
+    if (params.dtype == DType::kFloat32) return launch_generic<float>(params, stream);
+    return half ? launch_generic<__half>(params, stream) : launch_generic<__nv_bfloat16>(params, stream);
+  }
+  if (plan.kernel < LinearKernel::kTile64) {
+    return half ? launch_few_typed<__half>(params, plan, stream) : launch_few_typed<__nv_bfloat16>(params, plan, stream);
+  }
+#ifdef GRAPHOPT_SM90A
+  return half ? launch_tile_typed<__half>(params, plan, stream) : launch_tile_typed<__nv_bfloat16>(params, plan, stream);
+#else
+  return Status::kBadOperation;
+#endif
+}
+
+Status launch_linear(LinearParams const& params, cudaStream_t stream) {
+  GRAPHOPT_TRY(check(params));
+  if (params.m == 0) return Status::kOk;
+  Device device{};
+  GRAPHOPT_TRY(current_device(&device));
+  return launch_linear(params, make_plan(params, device), stream);
+}
+
+}  // namespace graphopt::vq

@@ -1,0 +1,92 @@
+// Launch of the kernel for few tokens.
+#pragma once
+
+#include <algorithm>
+
+#include "common/launch.h"
+#include "vq/linear/kernel_few.cuh"
+#include "vq/linear/kernel_rows.cuh"
+#include "vq/linear/lattice.cuh"
+#include "vq/linear/params.h"
+
+namespace graphopt::vq {
+
+/// Put `split` blocks, which share K, into a cluster.
+template <class Args>
+Status launch_split(void (*kernel)(Args), Args const& args, dim3 grid, int threads, size_t shared_bytes, int split,
+                    cudaStream_t stream) {
+  GRAPHOPT_CUDA_TRY(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  cudaLaunchAttribute attributes[2];
+#ifdef GRAPHOPT_SM90A
+  bool sm90 = false;
+  GRAPHOPT_TRY(is_sm90(&sm90));
+  if (sm90) {
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {static_cast<unsigned>(split), 1, 1};
+    config.attrs = attributes;
+    config.numAttrs = split > 1 ? 2 : 1;
+  }
+#endif
+  return cuda_status(cudaLaunchKernelEx(&config, kernel, args));
+}
+
+template <class T>
+FewArgs<T> few_args(LinearParams const& p, int columns) {
+  FewArgs<T> args;
+  args.x = static_cast<T const*>(p.x);
+  args.codes = p.codes;
+  args.codebooks = static_cast<__half const*>(p.codebooks);
+  args.ratios = p.ratios;
+  args.scale = p.scale;
+  args.bias = static_cast<T const*>(p.bias);
+  args.y = static_cast<T*>(p.y);
+  args.m = static_cast<int32_t>(p.m);
+  args.n = static_cast<int32_t>(p.n);
+  args.k = static_cast<int32_t>(p.k);
+  args.row_bytes = static_cast<int32_t>(row_bytes(p.k, p.vector, p.bits, p.residuals));
+  args.tile_rows = static_cast<int32_t>(std::min(p.tile_rows, p.n));
+  args.tile_columns = static_cast<int32_t>(std::min(p.tile_columns, p.k));
+  args.tiles_across = static_cast<int32_t>(ceil_div(p.k, p.tile_columns));
+  args.chunks = static_cast<int32_t>(ceil_div<int64_t>(p.k, columns));
+  args.panel = 1;
+  return args;
+}
+
+/// `panel_bytes`: of X in shared memory, about, and twice.
+template <class Weights, class Shape>
+Status launch_few(LinearParams const& p, int split, int panel_bytes, cudaStream_t stream) {
+  using Kernel = FewTokens<Weights, Shape>;
+  auto args = few_args<typename Weights::T>(p, Kernel::kChunk);
+  int const tokens = static_cast<int>(std::min<int64_t>(p.m, Shape::kTokens));
+  int const steps = ceil_div(ceil_div(args.chunks, split), Shape::kGroups);
+  args.panel = std::clamp(panel_bytes / Kernel::panel_bytes(tokens, 1), 1, steps);
+  int const panels = args.panel < steps ? 2 : 1;
+  size_t const shared = static_cast<size_t>(
+      std::max(Kernel::kTableBytes + panels * Kernel::panel_bytes(tokens, args.panel), Kernel::sum_bytes(tokens)));
+  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(p.n, Shape::kRows) * split),
+                  static_cast<unsigned>(ceil_div<int64_t>(p.m, Shape::kTokens)));
+  return launch_split(linear_few<Weights, Shape>, args, grid, Shape::kThreads, shared, split, stream);
+}
+
+template <class Weights, class Shape>
+Status launch_rows(LinearParams const& p, cudaStream_t stream) {
+  using Kernel = RowTiles<Weights, Shape>;
+  auto const args = few_args<typename Weights::T>(p, Kernel::kChunk);
+  int const tokens = static_cast<int>(std::min<int64_t>(p.m, Shape::kTokens));
+  int multiprocessors = 0;
+  GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
+  auto const blocks = static_cast<unsigned>(std::min<int64_t>(multiprocessors, ceil_div<int64_t>(p.n, Shape::kRows)));
+  dim3 const grid(blocks, static_cast<unsigned>(ceil_div<int64_t>(p.m, Shape::kTokens)));
+  return launch_at(Start::kEarly, linear_rows<Weights, Shape>, grid, dim3(Shape::kThreads),
+                   static_cast<size_t>(Kernel::shared_bytes(tokens, args.chunks)), stream, args);
+}
+
+}  // namespace graphopt::vq

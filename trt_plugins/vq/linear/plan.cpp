@@ -1,0 +1,183 @@
+#include "vq/linear/plan.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+namespace graphopt::vq {
+namespace {
+
+/// One format: VQ<v, b, r>, and whether codebooks belong to tiles of the weight.
+struct Format {
+  int32_t vector, bits, residuals;
+  bool tiled, lattice;
+};
+
+constexpr Format kFormats[kPresets] = {{4, 8, 1, true, false},    // gptvq2
+                                       {8, 8, 2, false, false},   // aqlm2
+                                       {8, 12, 2, false, false},  // aqlm3
+                                       {8, 16, 2, false, true}};  // quip4
+
+/// A kernel's block: tokens and rows of W.
+struct Block {
+  int64_t tokens, rows;
+};
+
+constexpr Block kBlocks[kFastKernels] = {{8, 128}, {16, 128}, {8, 16}, {1, 128}, {64, 128}, {128, 128}, {256, 128}};
+
+/// Microseconds on an H100: a launch, and 1024 columns of 128 rows. Fitted to benchmarks/results/h100/vq.json.
+struct Cost {
+  double start, columns;
+};
+
+constexpr Cost kCosts[kPresets][kFastKernels] = {
+    // few8, few16, rows8, table, tile64, tile128, tile256; 0: there is no such kernel
+    {{6.8, 3.35}, {9.3, 5.3}, {}, {}, {6.0, 7.5}, {6.0, 8.9}, {6.0, 13.3}},
+    {{}, {9.0, 4.75}, {3.0, 2.6}, {4.0, 1.1}, {6.0, 7.1}, {6.0, 8.6}, {6.0, 12.5}},
+    {{}, {15.3, 8.5}, {6.0, 5.8}, {}, {}, {6.0, 14.0}, {6.0, 23.0}},
+    {{}, {10.8, 7.1}, {3.0, 4.4}, {}, {6.0, 17.0}, {6.0, 19.6}, {6.0, 21.8}}};
+
+constexpr double kBytesPerMicrosecond = 3.0e6;  // of codes from memory
+
+/// What is in shared memory to be looked up.
+struct Cache {
+  int64_t entries;  // of all residuals: the bound of the codebook cache
+  int entry_bytes;
+  int copies;  // of an entry, against bank conflicts
+  int tables;  // at a time: of the tile that is worked on and of the next, for each group of warps
+};
+
+Cache cache_of(Plan const& plan) {
+  constexpr int kCopies[kPresets] = {16, 8, 1, 8};
+  Format const& f = kFormats[static_cast<int>(plan.preset)];
+  if (plan.kernel == LinearKernel::kTable) return {int64_t{f.residuals} << f.bits, 4, 32, 1};  // of 32 groups
+  int const groups = plan.kernel == LinearKernel::kFew8 || plan.kernel == LinearKernel::kFew16 ? 2 : 1;
+  return {f.lattice ? 256 : int64_t{f.residuals} << f.bits, 2 * f.vector, kCopies[static_cast<int>(plan.preset)],
+          f.tiled ? 2 * groups : 1};
+}
+
+bool is_tile(int kernel) { return kernel >= static_cast<int>(LinearKernel::kTile64); }
+
+/// Shared memory of the rows8 kernel: codebooks, X and sums.
+int64_t rows_shared_bytes(LinearParams const& p, int preset) {
+  constexpr int64_t kColumns = 512, kSums = 2 * 16 * 8 * 16 * 4;  // columns are rounded up to chunks of at most kColumns
+  int64_t const columns = (p.k + kColumns - 1) / kColumns * kColumns, tokens = std::min<int64_t>(p.m, 8);
+  Cache const cache = cache_of({LinearKernel::kRows8, static_cast<Preset>(preset), 1, 0.0, {}});
+  int64_t const tables = cache.entries * cache.entry_bytes * cache.copies;
+  return tables + 2 * tokens * columns + kSums + (kFormats[preset].lattice && tokens == 1 ? columns / 2 : 0);
+}
+
+/// Whether `kernel` takes these operands on this device.
+bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
+  constexpr size_t kAlignment = 16;
+  if (kCosts[preset][kernel].columns == 0.0) return false;
+  if (kernel == static_cast<int>(LinearKernel::kTable)) {
+    return p.m == 1 && p.workspace != nullptr && is_aligned(p.workspace, kAlignment);
+  }
+  if (kernel == static_cast<int>(LinearKernel::kRows8)) return rows_shared_bytes(p, preset) <= device.shared_bytes;
+  if (is_tile(kernel)) return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment);
+  return true;
+}
+
+/// Estimated time, and the split of K that it is for.
+double estimate(LinearParams const& p, Device const& device, int preset, int kernel, int split) {
+  Block const block = kBlocks[kernel];
+  Cost const cost = kCosts[preset][kernel];
+  int64_t const blocks = (p.n + block.rows - 1) / block.rows * ((p.m + block.tokens - 1) / block.tokens);
+  double const bytes =
+      static_cast<double>(p.n) * static_cast<double>(row_bytes(p.k, p.vector, p.bits, p.residuals));
+  double const passes = is_tile(kernel) ? 1.0 : static_cast<double>((p.m + block.tokens - 1) / block.tokens);
+  double const memory = passes * bytes / kBytesPerMicrosecond;
+  double const columns = static_cast<double>(p.k) / 1024.0;
+  double rounds = static_cast<double>((blocks * split + device.multiprocessors - 1) / device.multiprocessors);
+  // Blocks of the table kernel share its work evenly, those of the rows kernel by 16 rows.
+  if (kernel == static_cast<int>(LinearKernel::kTable)) rounds = static_cast<double>(blocks) / device.multiprocessors;
+  if (kernel == static_cast<int>(LinearKernel::kRows8)) rounds /= 8.0;
+  return cost.start + std::max(memory, rounds * columns / split * cost.columns);
+}
+
+}  // namespace
+
+Preset preset_of(LinearParams const& p) {
+  constexpr size_t kAlignment = 16;
+  constexpr int64_t kTileColumns = 256, kTileRows = 128;  // what blocks take at a time
+  if (element_size(p.dtype) != 2 || p.k % 8 != 0) return Preset::kNone;
+  for (void const* pointer : {p.x, static_cast<void const*>(p.codes), p.codebooks}) {
+    if (!is_aligned(pointer, kAlignment)) return Preset::kNone;
+  }
+  bool const whole = p.tile_rows >= p.n && p.tile_columns >= p.k;
+  bool const tiles = (p.tile_rows >= p.n || p.tile_rows % kTileRows == 0) &&
+                     (p.tile_columns >= p.k || p.tile_columns % kTileColumns == 0);
+  for (int i = 0; i < kPresets; ++i) {
+    Format const& f = kFormats[i];
+    bool const same = f.vector == p.vector && f.bits == p.bits && f.residuals == p.residuals && f.lattice == p.lattice();
+    if (same && (f.tiled ? tiles : whole)) return static_cast<Preset>(i);
+  }
+  return Preset::kNone;
+}
+
+Plan make_plan(LinearParams const& p, Device const& device) {
+  Plan plan{LinearKernel::kGeneric, preset_of(p), 1, 0.0, {}};
+  std::fill_n(plan.candidates, kFastKernels, -1.0);
+  if (plan.preset == Preset::kNone) return plan;
+  int const preset = static_cast<int>(plan.preset);
+  for (int kernel = 0; kernel < kFastKernels; ++kernel) {
+    if (!fits(p, device, preset, kernel)) continue;
+    // Of clusters of more than two blocks, some find no place beside the others.
+    bool const splits = device.sm90 && kernel <= static_cast<int>(LinearKernel::kFew16);
+    for (int split = 1; split <= (splits ? 2 : 1); split *= 2) {
+      double const us = estimate(p, device, preset, kernel, split);
+      double& best = plan.candidates[kernel];
+      if (best < 0.0 || us < best) best = us;
+      if (plan.kernel != LinearKernel::kGeneric && us >= plan.us) continue;
+      plan.kernel = static_cast<LinearKernel>(kernel);
+      plan.split = split;
+      plan.us = us;
+    }
+  }
+  return plan;
+}
+
+int64_t describe_plan(LinearParams const& p, Device const& device, char* text, int64_t size) {
+  Plan const plan = make_plan(p, device);
+  char line[256];
+  std::snprintf(line, sizeof(line), "{\"kernel\": \"%s\", \"preset\": \"%s\", \"split\": %d, \"us\": %.2f",
+                kKernelNames[static_cast<int>(plan.kernel)], kPresetNames[static_cast<int>(plan.preset)], plan.split,
+                plan.us);
+  std::string json = line;
+  if (plan.preset != Preset::kNone) {
+    Cache const cache = cache_of(plan);
+    std::snprintf(line, sizeof(line),
+                  ", \"entries\": %lld, \"entry_bytes\": %d, \"copies\": %d, \"tables\": %d, \"shared_bytes\": %lld",
+                  static_cast<long long>(cache.entries), cache.entry_bytes, cache.copies, cache.tables,
+                  static_cast<long long>(cache.entries * cache.entry_bytes * cache.copies * cache.tables));
+    json += line;
+  }
+  json += ", \"candidates\": {";
+  bool first = true;
+  for (int kernel = 0; kernel < kFastKernels; ++kernel) {
+    if (plan.candidates[kernel] < 0.0) continue;
+    std::snprintf(line, sizeof(line), "%s\"%s\": %.2f", first ? "" : ", ", kKernelNames[kernel], plan.candidates[kernel]);
+    json += line;
+    first = false;
+  }
+  json += "}}";
+  auto const length = static_cast<int64_t>(json.size());
+  if (text != nullptr && size > 0) {
+    int64_t const written = std::min(size - 1, length);
+    std::memcpy(text, json.data(), static_cast<size_t>(written));
+    text[written] = '\0';
+  }
+  return length;
+}
+
+size_t linear_workspace_bytes(LinearParams const& p) {
+  constexpr int64_t kColumns = 256;  // of a slice of the table kernel
+  Format const& f = kFormats[static_cast<int>(Preset::kAqlm2)];
+  bool const table = f.vector == p.vector && f.bits == p.bits && f.residuals == p.residuals && p.tile_rows >= p.n &&
+                     p.tile_columns >= p.k;
+  return table ? static_cast<size_t>((p.k + kColumns - 1) / kColumns * p.n) * sizeof(float) : 0;
+}
+
+}  // namespace graphopt::vq

@@ -1,0 +1,52 @@
+// Which kernel runs for a linear, and its numbers: the one whose estimated time is least. Host code only.
+#pragma once
+
+#include <cstdint>
+
+#include "vq/linear/params.h"
+
+namespace graphopt::vq {
+
+/// Formats that are compiled ahead of time.
+enum class Preset : int32_t { kGptvq2, kAqlm2, kAqlm3, kQuip4, kNone };
+constexpr int kPresets = 4;
+
+enum class LinearKernel : int32_t {
+  kFew8,     // codebooks in shared memory, decoded into operands of mma.sync; K split over a cluster; blocks of 8 tokens
+  kFew16,    // of 16 tokens
+  kRows8,    // the same in one block for each multiprocessor, with all of X in shared memory
+  kTable,    // one token: products with entries are looked up instead of entries
+  kTile64,   // decoded into operands of wgmma; blocks of 64 tokens
+  kTile128,  // of 128 tokens
+  kTile256,  // of 256 tokens
+  kGeneric,  // any format, codebooks in memory
+};
+constexpr int kFastKernels = 7;
+
+constexpr char const* kPresetNames[] = {"vq-gptvq2", "vq-aqlm2", "vq-aqlm3", "vq-quip4", "none"};
+constexpr char const* kKernelNames[] = {"few8", "few16", "rows8", "table", "tile64", "tile128", "tile256", "generic"};
+
+struct Device {
+  int multiprocessors;
+  bool sm90;             // clusters, wgmma
+  int64_t shared_bytes;  // that a block can have
+};
+
+/// What was chosen, and the numbers that it was chosen from.
+struct Plan {
+  LinearKernel kernel;
+  Preset preset;
+  int split;              // blocks of a cluster that share K
+  double us;              // estimated time of the kernel
+  double candidates[kFastKernels];  // estimated times; negative where a kernel cannot be used
+};
+
+/// Which preset has this format; kNone if no kernel but the generic one takes these operands.
+Preset preset_of(LinearParams const& params);
+
+Plan make_plan(LinearParams const& params, Device const& device);
+
+/// Write the plan as JSON, at most `size` bytes; return the bytes of the whole text without its final zero.
+int64_t describe_plan(LinearParams const& params, Device const& device, char* text, int64_t size);
+
+}  // namespace graphopt::vq

@@ -1,0 +1,7 @@
+#include "vq/linear/sm90_typed.cuh"
+
+namespace graphopt::vq {
+
+template Status launch_tile_typed<__nv_bfloat16>(LinearParams const&, Plan const&, cudaStream_t);
+
+}  // namespace graphopt::vq
