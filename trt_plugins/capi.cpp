@@ -287,10 +287,11 @@ GRAPHOPT_EXPORT int64_t graphopt_vq_plan(int32_t dtype, int64_t m, int64_t n, in
   params.tile_columns = tile_columns;
   params.codebooks = lattice != 0 ? nullptr : aligned;
   params.workspace = aligned;
-  constexpr int32_t kHopper = 90;
-  bool const sm90 = compute_capability == kHopper;
-  constexpr int64_t kHopperBytes = 227 * 1024, kLeastBytes = 99 * 1024;  // of shared memory for a block
-  graphopt::vq::Device const device{multiprocessors, sm90, sm90 ? kHopperBytes : kLeastBytes};
+  // Shared memory of a block, from CUDA's programming guide.
+  constexpr int64_t kMost = 227 * 1024, kAmpere = 163 * 1024, kLeast = 99 * 1024;
+  int64_t const shared_bytes =
+      compute_capability == 80 ? kAmpere : compute_capability / 10 == 9 || compute_capability / 10 == 10 ? kMost : kLeast;
+  graphopt::vq::Device const device{multiprocessors, compute_capability == 90, shared_bytes};
   return graphopt::vq::describe_plan(params, device, text, size);
 }
 

@@ -11,20 +11,24 @@ namespace graphopt::vq {
 using Few8 = FewShape</*kRowWarps=*/8, /*kGroups=*/2, /*kTokenTiles=*/1>;
 using Few16 = FewShape<8, 2, 2>;
 
-constexpr int kPanelBytes = 32 * 1024;  // of X in shared memory, twice
+/// Whether the plan knows what a step of Few16, and so of Few8, takes.
+template <class Weights>
+constexpr bool knows_step(Preset preset) {
+  return FewTokens<Weights, Few16>::panel_bytes(Few16::kTokens, 1) == kStepBytes[static_cast<int>(preset)];
+}
 
 /// Codebooks that change along K.
 template <class Weights>
 Status launch_tiled(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
-  if (plan.kernel == LinearKernel::kFew8) return launch_few<Weights, Few8>(p, plan.split, kPanelBytes, stream);
-  if (plan.kernel == LinearKernel::kFew16) return launch_few<Weights, Few16>(p, plan.split, kPanelBytes, stream);
+  if (plan.kernel == LinearKernel::kFew8) return launch_few<Weights, Few8>(p, plan.split, plan.panel_bytes, stream);
+  if (plan.kernel == LinearKernel::kFew16) return launch_few<Weights, Few16>(p, plan.split, plan.panel_bytes, stream);
   return Status::kBadOperation;
 }
 
 /// Codebooks that all of the weight shares. kWarps, kBlocks: of the rows kernel, and for which a multiprocessor has room.
 template <class Weights, int kWarps, int kBlocks>
 Status launch_whole(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
-  if (plan.kernel == LinearKernel::kFew16) return launch_few<Weights, Few16>(p, plan.split, kPanelBytes, stream);
+  if (plan.kernel == LinearKernel::kFew16) return launch_few<Weights, Few16>(p, plan.split, plan.panel_bytes, stream);
   if (plan.kernel != LinearKernel::kRows8) return Status::kBadOperation;
   if constexpr (Weights::kLattice) {
     if (p.m == 1) return launch_rows<Weights, RowsShape<kWarps, /*kTokenTiles=*/0, kBlocks>>(p, stream);
@@ -34,6 +38,8 @@ Status launch_whole(LinearParams const& p, Plan const& plan, cudaStream_t stream
 
 template <class T>
 Status launch_few_typed(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
+  static_assert(knows_step<Gptvq2<T>>(Preset::kGptvq2) && knows_step<Aqlm2<T>>(Preset::kAqlm2) &&
+                knows_step<Aqlm3<T>>(Preset::kAqlm3) && knows_step<Quip4<T>>(Preset::kQuip4));
   switch (plan.preset) {
     case Preset::kGptvq2:
       return launch_tiled<Gptvq2<T>>(p, plan, stream);

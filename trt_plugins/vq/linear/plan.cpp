@@ -57,13 +57,22 @@ Cache cache_of(Plan const& plan) {
           f.tiled ? 2 * groups : 1};
 }
 
+bool is_few(int kernel) { return kernel <= static_cast<int>(LinearKernel::kFew16); }
+
 bool is_tile(int kernel) { return kernel >= static_cast<int>(LinearKernel::kTile64); }
+
+/// Bytes of X that a kernel of few tokens can have in shared memory, twice: what its codebooks leave, up to kMostPanelBytes.
+int few_panel_bytes(Device const& device, int preset, int kernel) {
+  Cache const cache = cache_of({static_cast<LinearKernel>(kernel), static_cast<Preset>(preset), 1, 0, 0.0, {}});
+  int64_t const tables = cache.entries * cache.entry_bytes * cache.copies * cache.tables;
+  return static_cast<int>(std::clamp<int64_t>((device.shared_bytes - tables) / 2, 0, kMostPanelBytes));
+}
 
 /// Shared memory of the rows8 kernel: codebooks, X and sums.
 int64_t rows_shared_bytes(LinearParams const& p, int preset) {
   constexpr int64_t kColumns = 512, kSums = 2 * 16 * 8 * 16 * 4;  // columns are rounded up to chunks of at most kColumns
   int64_t const columns = (p.k + kColumns - 1) / kColumns * kColumns, tokens = std::min<int64_t>(p.m, 8);
-  Cache const cache = cache_of({LinearKernel::kRows8, static_cast<Preset>(preset), 1, 0.0, {}});
+  Cache const cache = cache_of({LinearKernel::kRows8, static_cast<Preset>(preset), 1, 0, 0.0, {}});
   int64_t const tables = cache.entries * cache.entry_bytes * cache.copies;
   return tables + 2 * tokens * columns + kSums + (kFormats[preset].lattice && tokens == 1 ? columns / 2 : 0);
 }
@@ -76,6 +85,7 @@ bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
     return p.m == 1 && p.workspace != nullptr && is_aligned(p.workspace, kAlignment);
   }
   if (kernel == static_cast<int>(LinearKernel::kRows8)) return rows_shared_bytes(p, preset) <= device.shared_bytes;
+  if (is_few(kernel)) return few_panel_bytes(device, preset, kernel) >= kStepBytes[preset];
   if (is_tile(kernel)) return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment);
   return true;
 }
@@ -118,14 +128,14 @@ Preset preset_of(LinearParams const& p) {
 }
 
 Plan make_plan(LinearParams const& p, Device const& device) {
-  Plan plan{LinearKernel::kGeneric, preset_of(p), 1, 0.0, {}};
+  Plan plan{LinearKernel::kGeneric, preset_of(p), 1, 0, 0.0, {}};
   std::fill_n(plan.candidates, kFastKernels, -1.0);
   if (plan.preset == Preset::kNone) return plan;
   int const preset = static_cast<int>(plan.preset);
   for (int kernel = 0; kernel < kFastKernels; ++kernel) {
     if (!fits(p, device, preset, kernel)) continue;
     // Of clusters of more than two blocks, some find no place beside the others.
-    bool const splits = device.sm90 && kernel <= static_cast<int>(LinearKernel::kFew16);
+    bool const splits = device.sm90 && is_few(kernel);
     for (int split = 1; split <= (splits ? 2 : 1); split *= 2) {
       double const us = estimate(p, device, preset, kernel, split);
       double& best = plan.candidates[kernel];
@@ -133,6 +143,7 @@ Plan make_plan(LinearParams const& p, Device const& device) {
       if (plan.kernel != LinearKernel::kGeneric && us >= plan.us) continue;
       plan.kernel = static_cast<LinearKernel>(kernel);
       plan.split = split;
+      plan.panel_bytes = is_few(kernel) ? few_panel_bytes(device, preset, kernel) : 0;
       plan.us = us;
     }
   }

@@ -23,6 +23,9 @@ enum class LinearKernel : int32_t {
 };
 constexpr int kFastKernels = 7;
 
+constexpr int kMostPanelBytes = 32 * 1024;
+constexpr int kStepBytes[kPresets] = {16384, 16384, 32768, 8192};  // of X that the kernels of few tokens need at a time
+
 constexpr char const* kPresetNames[] = {"vq-gptvq2", "vq-aqlm2", "vq-aqlm3", "vq-quip4", "none"};
 constexpr char const* kKernelNames[] = {"few8", "few16", "rows8", "table", "tile64", "tile128", "tile256", "generic"};
 
@@ -37,6 +40,7 @@ struct Plan {
   LinearKernel kernel;
   Preset preset;
   int split;              // blocks of a cluster that share K
+  int panel_bytes;        // of X in shared memory, twice, for the kernels of few tokens
   double us;              // estimated time of the kernel
   double candidates[kFastKernels];  // estimated times; negative where a kernel cannot be used
 };
