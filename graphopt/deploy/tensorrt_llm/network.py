@@ -223,7 +223,7 @@ class _Walk:
         if len(nodes) not in (1, len(names)) or any(n.op not in _LINEARS for n in nodes):
             found = ", ".join(f"'{n.name}' ({n.op})" for n in nodes)
             raise self._error(f"'{quantizer.name}' should be read by the packed {' '.join(names)}, not by {found}")
-        if quantizer.attrs.get("emit_y"):
+        if quantizer.attrs.get("emit_y") and any(n.op != "Shape" for n in query.consumers(quantizer.outputs[-1])):
             raise self._error(f"the output y of '{quantizer.name}' is read by a layer that is not packed")
         if len(nodes) < len(names):
             outputs, sizes = self._parts(nodes[0], len(names))

@@ -10,13 +10,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from graphopt import ir
+from graphopt import api, compile, ir
+from graphopt.calibrate import collect
+from graphopt.calibrate.feeds import declared, random
 from graphopt.deploy.tensorrt_llm.network import Network, read
 from graphopt.deploy.tensorrt_llm.probe import compare, logits
 from graphopt.errors import DeployError
 from graphopt.models.llama_config import LlamaConfig
 
 Optimized = Callable[..., Path]
+EXPORTERS = Path(__file__).parents[3] / "fixtures" / "exporters"
 
 
 def opened(path: Path) -> tuple[Path, Network, LlamaConfig]:
@@ -32,6 +35,41 @@ def test_a_checkpoint_is_its_graph(optimized: Optimized, scheme: str, dtype: str
 @pytest.mark.parametrize("sizes", [{"qkv_bias": True}, {"tie_word_embeddings": True}, {"num_key_value_heads": 4}])
 def test_variants_of_the_family(optimized: Optimized, sizes: dict[str, object]) -> None:
     assert compare(*opened(optimized("mixq-w8a8", **sizes))) < 2e-3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama_dynamo18", "llama_dynamo18_kv", "llama_dynamo18_fp16", "llama_dynamo18_tied", "llama_dynamo23_kv",
+        "llama_torchscript17_kv", "llama_genai_mha", "mistral_dynamo18_kv", "qwen2_dynamo18",
+    ],
+)  # fmt: skip
+def test_what_exporters_write(name: str, tmp_path: Path) -> None:
+    """Graphs of torch and of onnxruntime-genai, with the configurations that their models had (make.py there)."""
+    source = EXPORTERS / f"{name}.onnx"
+    kind = name.partition("_")[0]
+    statistics = api.load(source)
+    feeds = list(random(declared(statistics), samples=2, length=8, seed=1))
+    compile.canonicalize(statistics)
+    model = api.load(source)
+    api.optimize(model, "mixq-w8a8", statistics=collect(statistics, feeds, source={}))
+    api.save(model, tmp_path / "model.opt.onnx")
+    found = read(ir.load(tmp_path / "model.opt.onnx"))
+    config = LlamaConfig(
+        vocab_size=72,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=found.layers,
+        num_attention_heads=4,
+        num_key_value_heads=found.linears["model.layers.0.self_attn.k_proj"].rows // 16,
+        head_dim=16,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=40 if kind == "mistral" else 64,
+        qkv_bias=kind == "qwen2",
+    )
+    assert compare(tmp_path / "model.opt.onnx", found, config) < (4e-2 if name.endswith(("fp16", "mha")) else 5e-3)
+    with pytest.raises(DeployError, match="computes other logits"):
+        compare(tmp_path / "model.opt.onnx", found, replace(config, rope_theta=100.0))
 
 
 def swapped(network: Network, a: str, b: str) -> Network:
