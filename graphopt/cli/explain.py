@@ -132,6 +132,7 @@ def _cache(view: "CodedCache") -> dict[str, Any]:
         "token_bytes": view.token_bytes,
         "plain_token_bytes": view.plain_token_bytes,
         "codebook_bytes": view.book_bytes,
+        "break_even": view.break_even,
     }
 
 
@@ -142,15 +143,22 @@ def _render(out: Console, data: dict[str, Any]) -> None:
         groups.setdefault((row["n"], row["k"], row["format"], *row["tile"], row["dtype"]), []).append(row)
     for same in groups.values():
         _render_linear(out, same[0], len(same) - 1)
-    if data["caches"]:
-        table = Table("attention", "heads", "format", "bytes of a token", "in T", "codebooks", title="caches of codes")
-        for c in data["caches"]:
-            size = f"{c['kv_heads']} x {c['head_size']}"
-            table.add_row(
-                c["name"], size, c["format"], f"{c['token_bytes']:,}", f"{c['plain_token_bytes']:,}",
-                f"{c['codebook_bytes'] / 1024:,.0f} KB",
-            )  # fmt: skip
-        out.print(table)
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in data["caches"]:
+        alike.setdefault(tuple(value for key, value in row.items() if key != "name"), []).append(row)
+    for same in alike.values():
+        _render_cache(out, same[0], len(same) - 1)
+
+
+def _render_cache(out: Console, row: dict[str, Any], more: int) -> None:
+    like = f" and {more} like it" if more else ""
+    out.print(
+        f"[bold]{row['name']}[/bold]{like}: cache of {row['kv_heads']} heads of {row['head_size']}, {row['format']}\n"
+        f"  {row['token_bytes']:,} bytes for each token instead of {row['plain_token_bytes']:,}; codebooks of "
+        f"{row['codebook_bytes'] / 1024:,.0f} KB, made up for from {row['break_even']:,} tokens on",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _render_linear(out: Console, row: dict[str, Any], more: int) -> None:

@@ -163,6 +163,11 @@ class CodedCache:
         """Codebooks of keys and values of all heads."""
         return 2 * self.kv_heads * self.head_size * 256 * self.element_bytes
 
+    @property
+    def break_even(self) -> int:
+        """Tokens from which on a step reads fewer bytes of codes and codebooks than it would read of a cache in T."""
+        return -(-self.book_bytes // (self.plain_token_bytes - self.token_bytes))
+
 
 def vq_linears(model: Model, pattern: str = "*") -> Iterator[VqLinear]:
     """Yield the vector-quantized linears whose names match the glob ``pattern``, in graph order."""

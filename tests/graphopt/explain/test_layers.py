@@ -1,15 +1,18 @@
 """What is found in an optimized model, and how often entries are looked up."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt import compile, ir
+from graphopt.core.op import DOMAIN
 from graphopt.core.recipe import Recipe
-from graphopt.explain.layers import Format, Usage, coded_caches, vq_linears
+from graphopt.explain.layers import CodedCache, Format, Usage, coded_caches, vq_linears
 from graphopt.ir import weights
 from graphopt.passes import SCHEMES
 from graphopt.passes.vq import numerics
@@ -93,3 +96,22 @@ def test_lines_of_one_hot_entry_and_of_even_use() -> None:
     drawn = np.random.default_rng(0).integers(0, 16, (20000, 32))
     distinct = np.mean([len(set(row)) for row in drawn])
     assert Usage(np.full(16, 5), 80).lines(128) == pytest.approx(distinct, rel=0.01)
+
+
+def test_sizes_of_a_cache() -> None:
+    cache = CodedCache("a", heads=32, kv_heads=8, head_size=128, vector=4, element_bytes=2)
+    assert (cache.token_bytes, cache.plain_token_bytes) == (2 * 8 * 32, 2 * 8 * 128 * 2)
+    assert cache.book_bytes == 2 * 8 * 32 * 256 * 4 * 2
+    at = cache.break_even
+    assert cache.book_bytes + at * cache.token_bytes <= at * cache.plain_token_bytes
+    assert cache.book_bytes + (at - 1) * cache.token_bytes > (at - 1) * cache.plain_token_bytes
+
+
+def test_a_cache_is_found_by_its_codebooks() -> None:
+    operands = [gs.Variable(name) for name in ("q", "k", "v", "cos", "sin", "past_k", "past_v", "start")]
+    operands[0].shape = ["batch", "seq", 4, 16]
+    books = [gs.Constant(name, np.ones((2, 8, 256, 2), np.float16)) for name in ("codebook_k", "codebook_v")]
+    node = gs.Node("VQCachedAttention", "attention", {}, [*operands, *books], [gs.Variable("y")], domain=DOMAIN)
+    model: ir.Model = SimpleNamespace(graph=gs.Graph([node]))  # type: ignore[assignment]
+    assert list(coded_caches(model)) == [CodedCache("attention", 4, 2, 16, 2, 2)]
+    assert not list(coded_caches(model, "other*"))

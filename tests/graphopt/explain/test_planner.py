@@ -15,9 +15,10 @@ from graphopt.explain.planner import Planner
 @pytest.fixture(scope="module")
 def planner() -> Planner:
     try:
-        return Planner(plugins.locate())
+        library = plugins.locate()
     except PluginError as e:
         pytest.skip(str(e))
+    return Planner(library)
 
 
 def layer(fmt: Format, n: int, k: int) -> VqLinear:
@@ -41,7 +42,8 @@ def test_presets_have_estimates_where_their_codebooks_fit(
 ) -> None:
     plan = planner.plan(layer(fmt, 4096, 4096), m, device)
     if not plan["candidates"]:
-        assert (plan["kernel"], device.compute_capability != 90) == ("generic", True)
+        assert plan["kernel"] == "generic"
+        assert device.shared_bytes < 2 * fmt.book_bytes + 2**17  # copies of entries, and X
         return
     assert plan["kernel"] in plan["candidates"]
     assert plan["us"] == min(plan["candidates"].values()) > 0
