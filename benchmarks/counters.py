@@ -24,7 +24,8 @@ def launch() -> None:
 
     library = Library(Path(os.environ["GRAPHOPT_PLUGIN_LIBRARY"]))
     for producer, k in CASES:
-        x, other = (torch.randn(M, k, dtype=torch.float16, device="cuda") for _ in range(2))
+        x = torch.randn(M, 2 * k if "GLU" in producer else k, dtype=torch.float16, device="cuda")
+        other = torch.randn(M, k, dtype=torch.float16, device="cuda")
         gamma, beta = (torch.randn(k, dtype=torch.float16, device="cuda") for _ in range(2))
         idx = torch.randperm(k, device="cuda")[:CAPACITY].sort().values.int()
         outputs = {

@@ -26,6 +26,7 @@ numerics = _evaluators()
 EPSILON = 1e-5
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _ACTIVATIONS = {"Silu": layers.silu, "Gelu": layers.gelu, "GeluTanh": layers.gelu_tanh}
+_GLUS = {"MixQSwiGLU": "Silu", "MixQGeGLU": "Gelu", "MixQGeGLUTanh": "GeluTanh"}
 #: Share of the outlier slots in use; the rest is padding.
 _FILLED = 0.8
 
@@ -69,6 +70,11 @@ class QuantizeCase:
         return "Gated" in self.producer
 
     @property
+    def glu(self) -> bool:
+        """Whether gate and up are side by side in x [M, 2K]."""
+        return self.producer in _GLUS
+
+    @property
     def norm(self) -> str | None:
         return next((kind for kind in ("RMSNorm", "LayerNorm") if self.producer.endswith(kind)), None)
 
@@ -87,12 +93,16 @@ class QuantizeCase:
             x[1, plain], x[2, plain], x[3, plain] = np.nan, np.inf, -np.inf
             x[4, channels[0]] = np.nan
             x[5] = 0
+            x[6] += 300  # a mean far above the deviation
+            x[7] = 7.25
             if "other" in result:
-                result["other"][5] = 0
+                result["other"][[5, 7]] = 0
         if self.norm:
             result["gamma"] = rng.uniform(0.5, 1.5, self.cols).astype(dtype)
         if self.norm == "LayerNorm":
             result["beta"] = rng.standard_normal(self.cols).astype(dtype)
+        if self.glu:
+            x = np.concatenate([x, rng.standard_normal(x.shape, np.float32)], axis=1)
         with np.errstate(over="ignore"):
             result["x"] = x.astype(dtype)
         return result
@@ -110,6 +120,8 @@ class QuantizeCase:
                 return layers.layer_norm(x, inputs["gamma"], inputs["beta"], EPSILON), total
             if self.producer == "MixQQuantize":
                 return x, None
+            if self.glu:
+                return layers.gated(_ACTIVATIONS[_GLUS[self.producer]], *np.split(x, 2, axis=1)), None
             activation = _ACTIVATIONS[self.producer.removeprefix("MixQ").removeprefix("Gated")]
             return layers.gated(activation, x, other if self.gates else np.ones((), x.dtype)), None
 

@@ -15,28 +15,26 @@
 
 using graphopt::DType;
 
+namespace {
+
+graphopt::mixq::QuantizeParams quantize_params(int32_t producer, int32_t dtype, int64_t rows, int64_t cols,
+                                               int64_t capacity, void const* x, void const* other, void const* gamma,
+                                               void const* beta, int32_t const* idx, float epsilon, int8_t* codes,
+                                               float* sx, void* xo, void* sum, void* y, int32_t bits) {
+  return {static_cast<graphopt::mixq::Producer>(producer), static_cast<DType>(dtype), rows, cols, capacity, x, other,
+          gamma, beta, idx, epsilon, codes, sx, xo, sum, y, bits};
+}
+
+}  // namespace
+
 extern "C" {
 
 GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, int64_t rows, int64_t cols,
                                                int64_t capacity, void const* x, void const* other, void const* gamma,
                                                void const* beta, int32_t const* idx, float epsilon, int8_t* xq,
                                                float* sx, void* xo, void* sum, void* y, void* stream) {
-  graphopt::mixq::QuantizeParams const params{static_cast<graphopt::mixq::Producer>(producer),
-                                              static_cast<DType>(dtype),
-                                              rows,
-                                              cols,
-                                              capacity,
-                                              x,
-                                              other,
-                                              gamma,
-                                              beta,
-                                              idx,
-                                              epsilon,
-                                              xq,
-                                              sx,
-                                              xo,
-                                              sum,
-                                              y};
+  auto const params = quantize_params(producer, dtype, rows, cols, capacity, x, other, gamma, beta, idx, epsilon,
+                                xq, sx, xo, sum, y, 8);
   return static_cast<int32_t>(graphopt::mixq::launch_quantize(params, static_cast<cudaStream_t>(stream)));
 }
 
@@ -44,23 +42,8 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize4(int32_t producer, int32_t dtype,
                                                 int64_t capacity, void const* x, void const* other, void const* gamma,
                                                 void const* beta, int32_t const* idx, float epsilon, int8_t* xq4,
                                                 float* sx, void* xo, void* sum, void* y, void* stream) {
-  graphopt::mixq::QuantizeParams const params{static_cast<graphopt::mixq::Producer>(producer),
-                                              static_cast<DType>(dtype),
-                                              rows,
-                                              cols,
-                                              capacity,
-                                              x,
-                                              other,
-                                              gamma,
-                                              beta,
-                                              idx,
-                                              epsilon,
-                                              xq4,
-                                              sx,
-                                              xo,
-                                              sum,
-                                              y,
-                                              /*bits=*/4};
+  auto const params = quantize_params(producer, dtype, rows, cols, capacity, x, other, gamma, beta, idx, epsilon,
+                                xq4, sx, xo, sum, y, 4);
   return static_cast<int32_t>(graphopt::mixq::launch_quantize(params, static_cast<cudaStream_t>(stream)));
 }
 
@@ -81,22 +64,8 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_quantize_online(int32_t producer, int32_t 
                                                       int32_t const* idx, float epsilon, float sigma, float sigma_rms,
                                                       int8_t* xq, float* sx, void* xo, void* sum, void* y,
                                                       int32_t* set, void* state, void* stream) {
-  graphopt::mixq::QuantizeParams const quantize{static_cast<graphopt::mixq::Producer>(producer),
-                                                static_cast<DType>(dtype),
-                                                rows,
-                                                cols,
-                                                listed,
-                                                x,
-                                                other,
-                                                gamma,
-                                                beta,
-                                                idx,
-                                                epsilon,
-                                                xq,
-                                                sx,
-                                                xo,
-                                                sum,
-                                                y};
+  auto const quantize = quantize_params(producer, dtype, rows, cols, listed, x, other, gamma, beta, idx, epsilon,
+                                  xq, sx, xo, sum, y, 8);
   graphopt::mixq::QuantizeOnlineParams const params{quantize, capacity, sigma, sigma_rms, set};
   return static_cast<int32_t>(graphopt::mixq::launch_quantize_online(params, {state, /*fresh=*/false},
                                                                      static_cast<cudaStream_t>(stream)));

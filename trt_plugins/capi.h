@@ -26,11 +26,14 @@ enum graphopt_mixq_producer {
   GRAPHOPT_MIXQ_GATED_GELU = 6,       // y = T(gelu(x) * other)
   GRAPHOPT_MIXQ_GATED_GELU_TANH = 7,  // the same with the tanh form
   GRAPHOPT_MIXQ_GELU = 8,             // y = T(gelu(x))
-  GRAPHOPT_MIXQ_GELU_TANH = 9         // the same with the tanh form
+  GRAPHOPT_MIXQ_GELU_TANH = 9,        // the same with the tanh form
+  GRAPHOPT_MIXQ_SWIGLU = 10,          // y = T(silu(gate) * up), x holding gate and up side by side
+  GRAPHOPT_MIXQ_GEGLU = 11,           // y = T(gelu(gate) * up), the same
+  GRAPHOPT_MIXQ_GEGLU_TANH = 12       // the same with the tanh form
 };
 
 // Produce y and quantize it per token. M rows, K columns, C outlier slots.
-//   x, other      [M, K] T        other: residual or up, null if the producer has one input
+//   x, other      [M, K] T        other: residual or up, null if the producer has one input; x [M, 2 K] of a GLU
 //   gamma, beta   [K] T           null where the producer has none
 //   idx           [C] int32       outlier channels, strictly ascending, then -1; C a multiple of 16
 //   xq [M, K] int8, sx [M] float, xo [M, C] T

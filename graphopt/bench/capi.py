@@ -24,6 +24,9 @@ PRODUCERS = (
     "MixQGatedGeluTanh",
     "MixQGelu",
     "MixQGeluTanh",
+    "MixQSwiGLU",
+    "MixQGeGLU",
+    "MixQGeGLUTanh",
 )
 
 _TYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
@@ -105,7 +108,7 @@ class Library:
 
         Args:
             producer: one of PRODUCERS.
-            x: [M, K] input, or the gate.
+            x: [M, K] input, or the gate; [M, 2K] of a GLU.
             idx: [C] int32, ascending, padded with -1.
             outputs: xq, or xq4 for codes of 4 bits; sx, xo and, where wanted, sum and y.
             other: [M, K] residual or up.
@@ -113,7 +116,7 @@ class Library:
             beta: [K], of a layer norm.
             epsilon: of a norm.
         """
-        rows, cols = x.shape
+        rows, cols = x.shape[0], x.shape[1] // (2 if "GLU" in producer else 1)
         codes = "xq4" if "xq4" in outputs else "xq"
         function = self._lib.graphopt_mixq_quantize4 if codes == "xq4" else self._lib.graphopt_mixq_quantize
         self._require(

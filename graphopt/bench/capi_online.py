@@ -75,7 +75,7 @@ class OnlineLibrary(Library):
             state: of `prediction_state`.
             sigma, sigma_rms: thresholds.
         """
-        rows, cols = x.shape
+        rows, cols = x.shape[0], x.shape[1] // (2 if "GLU" in producer else 1)
         self._require(
             self._lib.graphopt_mixq_quantize_online(
                 PRODUCERS.index(producer),

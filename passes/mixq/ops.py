@@ -13,6 +13,7 @@ __all__ = [
     "ADD_RMS_NORM",
     "GATED",
     "GELUS",
+    "GLUS",
     "LAYER_NORM",
     "LINEAR",
     "LINEAR_W4A4",
@@ -242,6 +243,39 @@ def _norm(tail: _Tail, *, center: bool, add: bool) -> OpSpec:
     )
 
 
+def _glu(tail: _Tail, name: str) -> OpSpec:
+    """Return the gated activation ``name`` of one input that holds gate and up: what a merged linear makes."""
+    write, formula = _ACTIVATIONS[name]
+
+    def body(b: BodyBuilder) -> None:
+        last, first, two = b.const([-1], np.int64), b.const([0], np.int64), b.const([2], np.int64)
+        whole = b.op("Gather", b.op("Shape", "gate_up"), last, axis=0)
+        half = b.op("Div", whole, two)
+        gate = b.cast(b.op("Slice", "gate_up", first, half, last))
+        up = b.cast(b.op("Slice", "gate_up", half, whole, last))
+        tail.emit(b, b.op("Mul", write(b, gate), up), "gate_up")
+
+    def evaluate(gate_up: np.ndarray, idx: np.ndarray, **attributes: Any) -> Arrays:
+        y = layers.gated(formula, *np.split(gate_up, 2, axis=-1))
+        return tail.evaluate(y, idx, y, **attributes)
+
+    def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
+        return np.concatenate([example_rows(rng, dtype) for _ in range(2)], axis=-1), tail.indices()
+
+    return OpSpec(
+        name=tail.name({"Silu": "SwiGLU", "Gelu": "GeGLU", "GeluTanh": "GeGLUTanh"}[name]),
+        family="GatedAct",
+        doc=tail.doc(f"y = T({name.lower()}(gate) * up), gate and up being the halves of gate_up"),
+        inputs=(Param("gate_up", "(..., 2K) T: the gate, then up"), IDX),
+        outputs=tail.outputs(_Y),
+        attributes=tail.attributes(_EMIT_Y),
+        body=body,
+        evaluate=evaluate,
+        examples=examples,
+        plugin=_has_plugin(tail),
+    )
+
+
 def _activation(tail: _Tail, name: str, *, gate: bool) -> OpSpec:
     write, formula = _ACTIVATIONS[name]
 
@@ -281,12 +315,13 @@ def _has_plugin(tail: _Tail) -> bool:
 
 
 def _quantizing(tail: _Tail) -> tuple[OpSpec, ...]:
-    """Return the ten quantizing ops that end in ``tail``, in an order that does not depend on it."""
+    """Return the quantizing ops that end in ``tail``, in an order that does not depend on it."""
     return (
         _quantize(tail),
         *(_norm(tail, center=center, add=add) for center in (False, True) for add in (False, True)),
         *(_activation(tail, name, gate=True) for name in _ACTIVATIONS),
         *(_activation(tail, name, gate=False) for name in ("Gelu", "GeluTanh")),
+        *(_glu(tail, name) for name in _ACTIVATIONS),
     )
 
 
@@ -296,7 +331,9 @@ _PLAIN = _QUANTIZING[_Tail(8, online=False)]
 QUANTIZE, RMS_NORM, ADD_RMS_NORM, LAYER_NORM, ADD_LAYER_NORM = _PLAIN[:5]
 #: By activation name.
 GATED = dict(zip(_ACTIVATIONS, _PLAIN[5:8], strict=True))
-GELUS = dict(zip(("Gelu", "GeluTanh"), _PLAIN[8:], strict=True))
+GELUS = dict(zip(("Gelu", "GeluTanh"), _PLAIN[8:10], strict=True))
+#: The gated ones of one input, by activation name.
+GLUS = dict(zip(_ACTIVATIONS, _PLAIN[10:], strict=True))
 
 _LINEARS = (LINEAR, LINEAR_W4A8, LINEAR_W4A4)
 OPS: tuple[OpSpec, ...] = (*(op for ops in _QUANTIZING.values() for op in ops), *_LINEARS, *ONLINE_LINEARS.values())

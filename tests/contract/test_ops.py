@@ -117,11 +117,15 @@ def resized(spec: OpSpec, inputs: Sequence[np.ndarray], axis: int, size: int) ->
     """
     old = inputs[0].shape[axis]
     assert inputs[0].shape.count(old) == 1, f"{spec.name}: the example uses the length {old} twice"
+    halves = axis == -1 and spec.inputs[0].name == "gate_up"  # each of them is cut
+    channels = np.iinfo(np.int32).max if axis != -1 else size // 2 if halves else size
     cut = []
     for param, array in zip(spec.inputs, inputs, strict=True):
+        if halves and param.name == "gate_up":
+            array = np.concatenate([half[..., : size // 2] for half in np.split(array, 2, axis=-1)], axis=-1)
         array = array[tuple(slice(size) if n == old else slice(None) for n in array.shape)]
         if param.name in ("idx", "set"):
-            kept = array[(array >= 0) & (array < (size if axis == -1 else np.iinfo(np.int32).max))]
+            kept = array[(array >= 0) & (array < channels)]
             array = np.concatenate([kept, np.full(len(array) - len(kept), -1, array.dtype)])
         cut.append(np.ascontiguousarray(array))
     return cut
@@ -173,8 +177,9 @@ def test_any_number_of_tokens(spec: OpSpec, tokens: int, runner: str, rng: np.ra
 def test_odd_tails(spec: OpSpec, dtype: str, rng: np.random.Generator) -> None:
     inputs = spec.examples(rng, FLOATS[dtype])
     width = inputs[0].shape[-1]
-    # Rotary turns halves into each other, so its width stays even; packed codes are whole vectors of bytes.
-    tails = {"Rotary": (width - 2,), "xq4": (width - 16, width - 32)}
+    # Rotary turns halves into each other, so its width stays even, as that of a gate and up side by side; packed codes
+    # are whole vectors of bytes.
+    tails = {"Rotary": (width - 2,), "gate_up": (width - 2, width - 6), "xq4": (width - 16, width - 32)}
     first = spec.family if spec.family in tails else spec.inputs[0].name
     for size in tails.get(first, (width - 1, width - 3, 5)):
         check(spec, dtype, resized(spec, inputs, -1, size))

@@ -1,18 +1,36 @@
 // Host side of a kernel launch.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
 #include <utility>
 
 #include "common/check.h"
+#include "common/tensor.h"
 
 namespace graphopt {
 
 template <class Integer>
 constexpr Integer ceil_div(Integer a, Integer b) {
   return (a + b - 1) / b;
+}
+
+/// work(T{}) for the activation type T.
+template <class Work>
+Status with_activation_type(DType type, Work&& work) {
+  switch (type) {
+    case DType::kFloat32:
+      return work(float{});
+    case DType::kFloat16:
+      return work(__half{});
+    case DType::kBFloat16:
+      return work(__nv_bfloat16{});
+    default:
+      return Status::kBadType;
+  }
 }
 
 /// Streaming multiprocessors of the current device.

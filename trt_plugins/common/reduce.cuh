@@ -37,33 +37,4 @@ __device__ __forceinline__ float warp_reduce(float value) {
   }
 }
 
-/// Reduces over the threads that share a row: one warp, or a whole one-dimensional block.
-///
-/// The block form costs one barrier. Consecutive reductions alternate between two scratch rows: a thread can write
-/// the row of reduction r + 2 only after the barrier of r + 1, which every reader of r has then reached.
-template <bool kOneWarp>
-class RowReducer {
- public:
-  /// `scratch`: 2 x 32 floats of shared memory, unused where kOneWarp.
-  __device__ __forceinline__ explicit RowReducer(float* scratch) : scratch_(scratch) {}
-
-  /// The same result in every thread of the row.
-  template <class Op>
-  __device__ __forceinline__ float all(float value) {
-    value = warp_reduce<Op>(value);
-    if constexpr (kOneWarp) return value;
-    int const lane = static_cast<int>(threadIdx.x) % kWarp;
-    int const warps = static_cast<int>(blockDim.x) / kWarp;
-    float* row = scratch_ + kWarp * phase_;
-    phase_ ^= 1;
-    if (lane == 0) row[threadIdx.x / kWarp] = value;
-    __syncthreads();
-    return warp_reduce<Op>(lane < warps ? row[lane] : Op::kIdentity);
-  }
-
- private:
-  float* scratch_;
-  int phase_ = 0;
-};
-
 }  // namespace graphopt

@@ -5,7 +5,7 @@
 //   w4a8 M N VECTORS MULTIPROCESSORS                -> kernel
 //   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
-//                                                  -> kernel threads rows_per_block blocks stages shared_bytes
+//                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
 #include "mixq/linear/policy.h"
 
 #include <iostream>
@@ -41,7 +41,7 @@ int main() {
       int64_t const shared = shared_kib * 1024;
       QuantizePlan const plan = plan_quantize(problem, {multiprocessors, shared - 1024, shared});
       std::cout << static_cast<int>(plan.kernel) << ' ' << plan.threads << ' ' << plan.rows_per_block << ' '
-                << plan.blocks << ' ' << plan.stages << ' ' << plan.shared_bytes << '\n';
+                << plan.blocks << ' ' << plan.ahead << ' ' << plan.shared_bytes << '\n';
     }
   }
 }

@@ -66,16 +66,9 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
   }
 #endif
   LinearKernel const kernel = pick_linear(params.m, params.n, products_vector_aligned(params), multiprocessors);
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return launch_linear_typed<float>(params, kernel, stream);
-    case DType::kFloat16:
-      return launch_linear_typed<__half>(params, kernel, stream);
-    case DType::kBFloat16:
-      return launch_linear_typed<__nv_bfloat16>(params, kernel, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(params.dtype, [&](auto zero) {
+    return launch_linear_typed<decltype(zero)>(params, kernel, stream);
+  });
 }
 
 }  // namespace graphopt::mixq

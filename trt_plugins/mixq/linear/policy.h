@@ -3,23 +3,9 @@
 
 #include <cstdint>
 
+#include "mixq/common/tile_shape.h"
+
 namespace graphopt::mixq {
-
-/// A block's share of Y [M, N] and how its warps split it.
-///   kRowsM, kRowsN: rows of X and of W in a block; kWarpM, kWarpN: in a warp.
-///   kStages: tiles of 64 bytes of K in flight.
-template <int kRowsM_, int kRowsN_, int kWarpM_, int kWarpN_, int kStages_>
-struct TileShape {
-  static constexpr int kRowsM = kRowsM_;
-  static constexpr int kRowsN = kRowsN_;
-  static constexpr int kWarpM = kWarpM_;
-  static constexpr int kWarpN = kWarpN_;
-  static constexpr int kStages = kStages_;
-
-  static constexpr int64_t blocks(int64_t m, int64_t n) {
-    return ((m + kRowsM - 1) / kRowsM) * ((n + kRowsN - 1) / kRowsN);
-  }
-};
 
 // 64 x 64 per warp keeps shared-memory reads at half of what the tensor cores need in time; 128 accumulators then leave
 // room for one or two blocks on a multiprocessor. 96 KB of stages is the most that sm_86, 89 and 120 can hold.

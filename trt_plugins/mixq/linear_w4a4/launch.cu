@@ -83,16 +83,9 @@ Status launch_linear_w4a4(LinearW4A4Params const& params, cudaStream_t stream) {
   bool const int4 = major == 8 && p.n % 2 == 0 && is_aligned(p.sg, 2);
   LinearW4A4Kernel const kernel = pick_linear_w4a4(p.m, p.n, products_read_vectors(p), int4, multiprocessors);
   if (kernel == LinearW4A4Kernel::kUnpack) return launch_unpacked(p, params.workspace, stream);
-  switch (p.dtype) {
-    case DType::kFloat32:
-      return launch_linear_w4a4_typed<float>(p, kernel, stream);
-    case DType::kFloat16:
-      return launch_linear_w4a4_typed<__half>(p, kernel, stream);
-    case DType::kBFloat16:
-      return launch_linear_w4a4_typed<__nv_bfloat16>(p, kernel, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(p.dtype, [&](auto zero) {
+    return launch_linear_w4a4_typed<decltype(zero)>(p, kernel, stream);
+  });
 }
 
 }  // namespace graphopt::mixq

@@ -149,16 +149,9 @@ Status launch_reset_columns(ColumnsState const& state, cudaStream_t stream) {
 
 Status launch_columns(ColumnsParams const& params, ColumnsState const& state, cudaStream_t stream) {
   GRAPHOPT_TRY(check(params, state));
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return launch_of_type<float>(params, state, stream);
-    case DType::kFloat16:
-      return launch_of_type<__half>(params, state, stream);
-    case DType::kBFloat16:
-      return launch_of_type<__nv_bfloat16>(params, state, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(params.dtype, [&](auto zero) {
+    return launch_of_type<decltype(zero)>(params, state, stream);
+  });
 }
 
 }  // namespace graphopt::mixq

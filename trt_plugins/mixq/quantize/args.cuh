@@ -9,17 +9,18 @@ namespace graphopt::mixq {
 
 template <class T>
 struct QuantizeArgs {
-  int64_t rows;                     // M
+  int32_t rows;                     // M
   int32_t cols;                     // K
   int32_t capacity;                 // C
-  T const* __restrict__ x;          // [M, K]
-  T const* __restrict__ other;      // [M, K]
+  T const* __restrict__ x;          // [M, K], rows `stride` apart
+  T const* __restrict__ other;      // [M, K], the same
+  int32_t stride;                   // elements between rows of x and of other
   T const* __restrict__ gamma;      // [K]
   T const* __restrict__ beta;       // [K]
   int32_t const* __restrict__ idx;  // [C]
   int32_t const* condition;         // null, or where a 0 says that there is nothing to do
   float epsilon;
-  int32_t stages;           // rows that a block reads ahead
+  bool ahead;               // whether a team reads its next row ahead
   float code_max;           // 127, or 7 where codes are packed
   int32_t row_bytes;        // of xq
   int8_t* __restrict__ xq;  // [M, row_bytes]

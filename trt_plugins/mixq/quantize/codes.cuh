@@ -15,13 +15,13 @@ constexpr float kFourBitMax = 7.0f;
 /// Scale of a row and how its codes are made.
 struct RowScale {
   float inverse;  // code_max / amax; 0 for a row of zeros
-  uint32_t keep;  // 0: the row is not finite (or too small to invert) and all its codes are 0; else all ones
+  bool keep;      // false: the row is not finite (or too small to invert) and all its codes are 0
 };
 
 /// code_max: the largest code, 127 or 7.
 __device__ __forceinline__ RowScale row_scale(float amax, float code_max) {
   float const inverse = amax == 0.0f ? 0.0f : __fdiv_rn(code_max, amax);
-  return {inverse, isfinite(amax) && isfinite(inverse) ? ~0u : 0u};
+  return {inverse, isfinite(amax) && isfinite(inverse)};
 }
 
 /// rint(x * inverse) in the low byte. Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low
@@ -35,7 +35,7 @@ __device__ __forceinline__ uint32_t pack_bytes(uint32_t a, uint32_t b, uint32_t 
   return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
-/// Codes of a vector.
+/// Codes of a vector of a row whose scale says `keep`.
 template <class T>
 struct Codes {
   using Packed = std::conditional_t<Vec<T>::kSize == 8, uint2, uint32_t>;
@@ -53,7 +53,7 @@ struct Codes {
     uint32_t c[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) c[e] = code(v.get(first + e), scale.inverse);
-    return pack_bytes(c[0], c[1], c[2], c[3]) & scale.keep;
+    return pack_bytes(c[0], c[1], c[2], c[3]);
   }
 };
 

@@ -16,15 +16,6 @@
 
 namespace graphopt::mixq {
 
-/// Wait for the oldest of `stages` (1 or 2) rows that are being copied.
-__device__ __forceinline__ void wait_for_oldest(int stages) {
-  if (stages == 1) {
-    cp_async_wait<0>();
-  } else {
-    cp_async_wait<1>();
-  }
-}
-
 /// Wait for the kernel before. Returns whether the caller set a condition and that kernel left 0 there.
 __device__ __forceinline__ bool is_unwanted(int32_t const* condition) {
   wait_for_predecessor();
@@ -32,79 +23,111 @@ __device__ __forceinline__ bool is_unwanted(int32_t const* condition) {
   return condition != nullptr && __ldcg(condition) == 0;
 }
 
-/// Block: (threads of a row, rows of a block). Shared memory: the staging of RegisterRow, then the OutlierSet.
-/// kAhead: rows are read ahead into shared memory, args.stages of them, while the one before is worked on.
+/// Start to copy `vectors` vectors of 16 bytes to shared memory.
+template <class T>
+__device__ __forceinline__ void copy_ahead(uint4* shared, T const* global, int32_t vectors, int thread, int threads) {
+  for (int32_t v = thread; v < vectors; v += threads) {
+    cp_async_16(shared_address(shared + v), reinterpret_cast<uint4 const*>(global) + v, true);
+  }
+}
+
+/// Block: (threads of a row, its team; rows that the block works on at a time). Shared memory: gamma and beta if
+/// kAhead, a row's inputs for each team if args.ahead, the OutlierSet.
+/// kAhead: gamma and beta are kept, and the next row is read ahead, in shared memory.
 template <class T, class Producer, bool kOneWarp, int kVecs, bool kAhead>
 __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThreads,
                                   kOneWarp ? kMaxThreads / (kWarp * kWarpRowsPerBlock) : 1)
     quantize_register_rows(QuantizeArgs<T> const args) {
   extern __shared__ uint4 shared[];
-  __shared__ float scratch[2 * kWarp];
+  __shared__ float4 scratch[Team<false>::kScratch];
   if (is_unwanted(args.condition)) return;
   // Through a shuffle, or the special register would be read again at every use.
   int const lane = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x), static_cast<int>(threadIdx.x) % kWarp);
-  int const lanes = static_cast<int>(blockDim.x);
+  int const lanes = static_cast<int>(blockDim.x), member = static_cast<int>(threadIdx.y);
+  int const teams = static_cast<int>(blockDim.y);
+  int const thread = member * lanes + lane, threads = lanes * teams;
   int32_t const vectors = args.cols / Vec<T>::kSize;
-  constexpr int kBuffers = kOneWarp ? kWarpRowBuffers : kBlockRowBuffers;
-  uint4* staging = shared;  // the outlier set follows it
-  OutlierSet<T, kBuffers> outliers(staging + args.stages * Producer::kInputs * kVecs * lanes, vectors, args.capacity);
-  RowReducer<kOneWarp> reducer(scratch);
-  RegisterRow<T, Producer, kOneWarp, kVecs> row(args, lane, lanes, staging);
+  constexpr int kParameters = Producer::kNorm == Norm::kNone || !kAhead ? 0 : Producer::kNorm == Norm::kRms ? 1 : 2;
+  constexpr int kTeamBuffers = kOneWarp ? 1 : 2;  // a warp's row has its own, other teams' rows alternate
 
-  int64_t const stride = int64_t{gridDim.x} * blockDim.y;
-  int64_t m = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  int const team_vectors = kVecs * lanes;
+  uint4* const staging = shared + kParameters * team_vectors;
+  int const staged_vectors = args.ahead ? Producer::kInputs * team_vectors : 0;
+  OutlierSet<T> outliers(staging + teams * staged_vectors, vectors, args.capacity, teams * kTeamBuffers);
+  outliers.read(args.idx, thread, threads);  // first, not behind rows that are on their way
+  if constexpr (kParameters > 0) copy_ahead(shared, args.gamma, vectors, thread, threads);
+  if constexpr (kParameters > 1) copy_ahead(shared + team_vectors, args.beta, vectors, thread, threads);
+  if constexpr (kParameters > 0) cp_async_commit();
+  T const* const gamma = kParameters > 0 ? reinterpret_cast<T const*>(shared) : args.gamma;
+  T const* const beta = kParameters > 1 ? reinterpret_cast<T const*>(shared + team_vectors) : args.beta;
+
+  Team<kOneWarp> team(scratch);
+  RegisterRow<T, Producer, kOneWarp, kVecs, kAhead> row(args, gamma, beta, lane, lanes,
+                                                         staging + member * staged_vectors);
+  int32_t const stride = static_cast<int32_t>(gridDim.x) * teams;
+  int32_t m = static_cast<int32_t>(blockIdx.x) * teams + member;
   if (m < args.rows) row.load(m);  // in flight while the set is built
-  if constexpr (kAhead) {
-    for (int s = 0; s < args.stages; ++s) row.read_ahead(m + (s + 1) * stride, s);
+  // What all teams read ahead delays their first rows. Where rows of two inputs are read, memory is all that counts;
+  // else it is better to start to work early.
+  constexpr bool kAtOnce = Producer::kInputs == 2;
+  bool const ahead = kAhead && args.ahead;
+  if (kAtOnce && ahead && m + stride < args.rows) {
+    row.read_ahead(m + stride);
+  } else {
+    cp_async_commit();  // an empty group in its place
   }
-  outliers.build(args.idx, static_cast<int>(threadIdx.y) * lanes + lane, lanes * static_cast<int>(blockDim.y));
+  __syncthreads();
+  outliers.build(thread, threads);
+  if constexpr (kParameters > 0) cp_async_wait<1>();
+  __syncthreads();
   row.find_slots(outliers);
+  if (m >= args.rows) return;  // together with its team
 
-  int buffer = kOneWarp ? static_cast<int>(threadIdx.y) : 0;
-  for (int stage = 0; m < args.rows;) {
+  int buffer = member * kTeamBuffers;
+  for (bool first = !kAtOnce && ahead;; first = false) {
     row.combine();
+    if (first && m + stride < args.rows) row.read_ahead(m + stride);
     if constexpr (Producer::kInputs == 2 && Producer::kNorm != Norm::kNone) {
-      if (args.sum != nullptr) row.store_to(args.sum);
+      if (args.sum != nullptr) row.store_to(args.sum, m);
     }
-    if constexpr (Producer::kNorm != Norm::kNone) row.normalize_row(reducer);
-    if (args.y != nullptr) row.store_to(args.y);
+    if constexpr (Producer::kNorm != Norm::kNone) row.normalize_row(team);
+    if (args.y != nullptr) row.store_to(args.y, m);
     row.take_outliers(outliers, buffer);
     if constexpr (kOneWarp) __syncwarp();
-    row.quantize(reducer);
-    outliers.gather(row.xo(), buffer, lane, lanes);
-    // A block's rows alternate between two buffers: who writes the first again has passed the barrier of the second.
+    row.quantize(team, m);
+    outliers.gather(args.xo + int64_t{m} * args.capacity, buffer, lane, lanes);
+    // A row's copies alternate between two buffers: who writes the first again has passed the barrier of the second.
     if constexpr (kOneWarp) {
       __syncwarp();
     } else {
       buffer ^= 1;
     }
     m += stride;
-    if (m >= args.rows) break;
-    if (!kAhead || args.stages == 0) {
+    if (m >= args.rows) return;
+    if (ahead) {
+      cp_async_wait<0>();
+      row.take();
+      if (m + stride < args.rows) row.read_ahead(m + stride);
+    } else {
       row.load(m);
-      continue;
     }
-    wait_for_oldest(args.stages);
-    row.take(m, stage);
-    row.read_ahead(m + args.stages * stride, stage);
-    stage = args.stages - 1 - stage;
   }
 }
 
 /// Any K and any alignment: a block per row, inputs read again for every pass.
 template <class T, class Producer>
 __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeArgs<T> const args) {
-  __shared__ float scratch[2 * kWarp];
+  __shared__ float4 scratch[Team<false>::kScratch];
   if (is_unwanted(args.condition)) return;
-  RowReducer<false> reducer(scratch);
+  Team<false> team(scratch);
   int32_t const lane = static_cast<int32_t>(threadIdx.x), lanes = static_cast<int32_t>(blockDim.x);
   float const count = static_cast<float>(args.cols);
 
   for (int64_t m = blockIdx.x; m < args.rows; m += gridDim.x) {
-    int64_t const base = m * args.cols;
+    int64_t const base = m * args.cols, from = m * args.stride;
     auto source = [&](int32_t k) {
-      float const other = Producer::kInputs == 2 ? to_float(args.other[base + k]) : 0.0f;
-      return from_float<T>(Producer::template value<T>(to_float(args.x[base + k]), other));
+      float const other = Producer::kInputs == 2 ? to_float(args.other[from + k]) : 0.0f;
+      return from_float<T>(Producer::template value<T>(to_float(args.x[from + k]), other));
     };
     Moments moments{0.0f, 0.0f};
     if constexpr (Producer::kNorm != Norm::kNone) {
@@ -114,13 +137,13 @@ __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeA
         sum += to_float(v);
         if (Producer::kInputs == 2 && args.sum != nullptr) args.sum[base + k] = v;
       }
-      if constexpr (Producer::kNorm == Norm::kLayer) moments.mean = reducer.all<Add>(sum) / count;
+      if constexpr (Producer::kNorm == Norm::kLayer) moments.mean = team.sum(sum) / count;
       float squares = 0.0f;
       for (int32_t k = lane; k < args.cols; k += lanes) {
         float const centered = to_float(source(k)) - moments.mean;
         squares += centered * centered;
       }
-      moments.scale = 1.0f / sqrtf(reducer.all<Add>(squares) / count + args.epsilon);
+      moments.scale = 1.0f / sqrtf(team.sum(squares) / count + args.epsilon);
     }
     auto produced = [&](int32_t k) {
       T const v = source(k);
@@ -148,11 +171,11 @@ __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeA
     for (int32_t c = used + lane; c < args.capacity; c += lanes) {
       args.xo[m * args.capacity + c] = from_float<T>(0.0f);
     }
-    amax = reducer.all<MaxNan>(amax);
+    amax = team.max_nan(amax);
     if (lane == 0) args.sx[m] = __fdiv_rn(amax, args.code_max);
     RowScale const scale = row_scale(amax, args.code_max);
     auto code_of = [&](int32_t k) {
-      bool const zero = k >= args.cols || scale.keep == 0 || slot_of(k) >= 0;
+      bool const zero = k >= args.cols || !scale.keep || slot_of(k) >= 0;
       return zero ? 0u : code(to_float(produced(k)), scale.inverse) & 0xffu;
     };
     if (args.code_max == kEightBitMax) {

@@ -16,7 +16,8 @@ extern template Status launch_quantize_typed<__nv_bfloat16>(QuantizeParams const
 
 namespace {
 
-constexpr int64_t kMaxCols = int64_t{1} << 30;  // column indices, plus a stride, are int32
+constexpr int64_t kMaxRows = int64_t{1} << 30;  // row numbers, plus a stride, are int32
+constexpr int64_t kMaxCols = int64_t{1} << 29;  // column indices of two, plus a stride, are int32
 constexpr int64_t kMaxCapacity = int64_t{1} << 20;
 
 bool all_vector_aligned(QuantizeParams const& p) {
@@ -33,7 +34,7 @@ QuantizeProblem describe(QuantizeParams const& p) {
           p.cols,
           p.capacity,
           static_cast<int>(element_size(p.dtype)),
-          /*inputs=*/is_add(p.producer) || is_gated(p.producer) ? 2 : 1,
+          /*inputs=*/is_add(p.producer) || is_gated(p.producer) || is_glu(p.producer) ? 2 : 1,
           /*parameters=*/(is_norm(p.producer) ? 1 : 0) + (is_layer_norm(p.producer) ? 1 : 0),
           all_vector_aligned(p)};
 }
@@ -56,7 +57,7 @@ Status check_quantize(QuantizeParams const& p) {
   if (!is_activation_type(p.dtype)) return Status::kBadType;
   if (p.bits != 8 && p.bits != 4) return Status::kBadOperation;
   if (p.rows < 0 || p.cols < 1 || p.capacity < 16 || p.capacity % 16 != 0) return Status::kBadShape;
-  if (p.cols > kMaxCols || p.capacity > kMaxCapacity) return Status::kTooLarge;
+  if (p.rows > kMaxRows || p.cols > kMaxCols || p.capacity > kMaxCapacity) return Status::kTooLarge;
   if (p.rows == 0) return Status::kOk;
   size_t const size = element_size(p.dtype);
   GRAPHOPT_TRY(check_pointer(p.x, size));
@@ -78,16 +79,9 @@ Status launch_quantize(QuantizeParams const& params, cudaStream_t stream) {
   QuantizeDevice device{};
   GRAPHOPT_TRY(describe_device(&device));
   QuantizePlan const plan = plan_quantize(describe(params), device);
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return launch_quantize_typed<float>(params, plan, stream);
-    case DType::kFloat16:
-      return launch_quantize_typed<__half>(params, plan, stream);
-    case DType::kBFloat16:
-      return launch_quantize_typed<__nv_bfloat16>(params, plan, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(params.dtype, [&](auto zero) {
+    return launch_quantize_typed<decltype(zero)>(params, plan, stream);
+  });
 }
 
 }  // namespace graphopt::mixq

@@ -32,17 +32,20 @@ Status launch_producer(QuantizePlan const& plan, QuantizeArgs<T> const& args, cu
 /// `plan` must be made for T.
 template <class T>
 Status launch_quantize_typed(QuantizeParams const& p, QuantizePlan const& plan, cudaStream_t stream) {
-  QuantizeArgs<T> const args{p.rows,
-                             static_cast<int32_t>(p.cols),
+  T const* const x = static_cast<T const*>(p.x);
+  auto const cols = static_cast<int32_t>(p.cols);
+  QuantizeArgs<T> const args{static_cast<int32_t>(p.rows),
+                             cols,
                              static_cast<int32_t>(p.capacity),
-                             static_cast<T const*>(p.x),
-                             static_cast<T const*>(p.other),
+                             x,
+                             is_glu(p.producer) ? x + cols : static_cast<T const*>(p.other),
+                             is_glu(p.producer) ? 2 * cols : cols,
                              static_cast<T const*>(p.gamma),
                              static_cast<T const*>(p.beta),
                              p.idx,
                              p.condition,
                              p.epsilon,
-                             plan.stages,
+                             plan.ahead,
                              p.bits == 8 ? kEightBitMax : kFourBitMax,
                              static_cast<int32_t>(p.bits == 8 ? p.cols : packed_bytes(p.cols)),
                              p.xq,
@@ -62,10 +65,13 @@ Status launch_quantize_typed(QuantizeParams const& p, QuantizePlan const& plan, 
     case Producer::kAddLayerNorm:
       return launch_producer<T, AddLayerNorm>(plan, args, stream);
     case Producer::kGatedSilu:
+    case Producer::kSwiGlu:
       return launch_producer<T, Gated<Silu>>(plan, args, stream);
     case Producer::kGatedGelu:
+    case Producer::kGeGlu:
       return launch_producer<T, Gated<Gelu>>(plan, args, stream);
     case Producer::kGatedGeluTanh:
+    case Producer::kGeGluTanh:
       return launch_producer<T, Gated<GeluTanh>>(plan, args, stream);
     case Producer::kGelu:
       return launch_producer<T, Activated<Gelu>>(plan, args, stream);

@@ -1,4 +1,4 @@
-// The ten quantizing ops as OpClass values. Inputs: x [, other] [, gamma] [, beta], idx. Outputs: xq, sx, xo [, sum] [,
+// The quantizing ops as OpClass values. Inputs: x [, other] [, gamma] [, beta], idx. Outputs: xq, sx, xo [, sum] [,
 // y]. Each is there once more with online prediction, with a last output: set; and with packed 4-bit codes, xq4.
 #include "mixq/online/online.h"
 #include "mixq/ops.h"
@@ -25,7 +25,7 @@ bool is_online(OpClass const& op) { return op.launch_stateful != nullptr; }
 Signature signature(OpClass const& op, Attributes const& attributes) {
   Producer const producer = producer_of(op);
   Signature s;
-  s.inputs.push_back({is_gated(producer) ? "gate" : "x", Element::kActivation});
+  s.inputs.push_back({is_glu(producer) ? "gate_up" : is_gated(producer) ? "gate" : "x", Element::kActivation});
   if (is_gated(producer)) s.inputs.push_back({"up", Element::kActivation});
   if (is_add(producer)) s.inputs.push_back({"residual", Element::kActivation});
   if (is_norm(producer)) s.inputs.push_back({"gamma", Element::kActivation});
@@ -33,9 +33,10 @@ Signature signature(OpClass const& op, Attributes const& attributes) {
   int32_t const idx = static_cast<int32_t>(s.inputs.size());
   s.inputs.push_back({"idx", Element::kInt32});
 
-  DimRef const all = DimRef::last_of(0), one = DimRef::constant(1);
+  auto const of_x = [&](DimRef dim) { return is_glu(producer) ? dim.half() : dim; };
+  DimRef const all = of_x(DimRef::last_of(0)), one = DimRef::constant(1);
   if (has_four_bits(op)) {
-    s.outputs.push_back({"xq4", Element::kInt8, 0, DimRef::packed_last_of(0)});
+    s.outputs.push_back({"xq4", Element::kInt8, 0, of_x(DimRef::packed_last_of(0))});
   } else {
     s.outputs.push_back({"xq", Element::kInt8, 0, all});
   }
@@ -55,6 +56,12 @@ Signature signature(OpClass const& op, Attributes const& attributes) {
 
 size_t no_workspace(OpClass const&, TensorView const*) { return 0; }
 
+/// K, of which a GLU has two side by side; 0 if that cannot be.
+int64_t cols_of(OpClass const& op, TensorView const& x) {
+  if (!is_glu(producer_of(op))) return x.cols();
+  return x.cols() % 2 == 0 ? x.cols() / 2 : 0;
+}
+
 QuantizeParams params_of(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
                          TensorView const* outputs) {
   Producer const producer = producer_of(op);
@@ -64,7 +71,7 @@ QuantizeParams params_of(OpClass const& op, Attributes const& attributes, Tensor
   p.producer = producer;
   p.dtype = x.type;
   p.rows = x.rows();
-  p.cols = x.cols();
+  p.cols = cols_of(op, x);
   p.x = x.data;
   if (is_add(producer) || is_gated(producer)) p.other = (next++)->data;
   if (is_norm(producer)) p.gamma = (next++)->data;
@@ -92,7 +99,7 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
 }
 
 size_t state_bytes(OpClass const& op, Attributes const& attributes, TensorView const* inputs) {
-  return PredictionState(nullptr, inputs[0].cols(), op.flag(attributes, kCapacity)).bytes;
+  return PredictionState(nullptr, cols_of(op, inputs[0]), op.flag(attributes, kCapacity)).bytes;
 }
 
 Status launch_online(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
@@ -157,6 +164,12 @@ std::vector<OpClass> quantize_ops() {
       quantize_op("MixQGeluOnline", Producer::kGelu, true),
       quantize_op("MixQGeluTanh", Producer::kGeluTanh, false),
       quantize_op("MixQGeluTanhOnline", Producer::kGeluTanh, true),
+      quantize_op("MixQSwiGLU", Producer::kSwiGlu, false),
+      quantize_op("MixQSwiGLUOnline", Producer::kSwiGlu, true),
+      quantize_op("MixQGeGLU", Producer::kGeGlu, false),
+      quantize_op("MixQGeGLUOnline", Producer::kGeGlu, true),
+      quantize_op("MixQGeGLUTanh", Producer::kGeGluTanh, false),
+      quantize_op("MixQGeGLUTanhOnline", Producer::kGeGluTanh, true),
       four_bit_op("MixQQuantize4", Producer::kPlain),
       four_bit_op("MixQRMSNorm4", Producer::kRmsNorm),
       four_bit_op("MixQAddRMSNorm4", Producer::kAddRmsNorm),
@@ -167,6 +180,9 @@ std::vector<OpClass> quantize_ops() {
       four_bit_op("MixQGatedGeluTanh4", Producer::kGatedGeluTanh),
       four_bit_op("MixQGelu4", Producer::kGelu),
       four_bit_op("MixQGeluTanh4", Producer::kGeluTanh),
+      four_bit_op("MixQSwiGLU4", Producer::kSwiGlu),
+      four_bit_op("MixQGeGLU4", Producer::kGeGlu),
+      four_bit_op("MixQGeGLUTanh4", Producer::kGeGluTanh),
   };
 }
 

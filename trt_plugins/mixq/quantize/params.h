@@ -31,13 +31,17 @@ enum class Producer : int32_t {
   kGatedGeluTanh = 7,
   kGelu = 8,
   kGeluTanh = 9,
+  kSwiGlu = 10,  // the gated ones once more, of gate and up side by side in x [M, 2 K]
+  kGeGlu = 11,
+  kGeGluTanh = 12,
 };
 
-constexpr bool is_known(Producer p) { return p >= Producer::kPlain && p <= Producer::kGeluTanh; }
+constexpr bool is_known(Producer p) { return p >= Producer::kPlain && p <= Producer::kGeGluTanh; }
 constexpr bool is_add(Producer p) { return p == Producer::kAddRmsNorm || p == Producer::kAddLayerNorm; }
 constexpr bool is_layer_norm(Producer p) { return p == Producer::kLayerNorm || p == Producer::kAddLayerNorm; }
 constexpr bool is_norm(Producer p) { return p >= Producer::kRmsNorm && p <= Producer::kAddLayerNorm; }
 constexpr bool is_gated(Producer p) { return p >= Producer::kGatedSilu && p <= Producer::kGatedGeluTanh; }
+constexpr bool is_glu(Producer p) { return p >= Producer::kSwiGlu && p <= Producer::kGeGluTanh; }
 
 /// Outputs must not overlap inputs or each other.
 struct QuantizeParams {
@@ -46,7 +50,7 @@ struct QuantizeParams {
   int64_t rows;        // M, tokens; 0 does nothing
   int64_t cols;        // K >= 1, channels
   int64_t capacity;    // C >= 16, a multiple of 16
-  void const* x;       // [M, K] T: input, or the gate
+  void const* x;       // [M, K] T: input, or the gate; [M, 2 K] of a GLU: each row the gate, then up
   void const* other;   // [M, K] T: residual or up; null where the producer has one input
   void const* gamma;   // [K] T; null unless a norm
   void const* beta;    // [K] T; null unless a layer norm

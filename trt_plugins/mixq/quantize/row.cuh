@@ -5,12 +5,13 @@
 #include <type_traits>
 
 #include "common/ptx.cuh"
-#include "common/reduce.cuh"
 #include "common/vec.cuh"
 #include "mixq/quantize/args.cuh"
 #include "mixq/quantize/codes.cuh"
 #include "mixq/quantize/outliers.cuh"
 #include "mixq/quantize/packed.cuh"
+#include "mixq/quantize/squares.cuh"
+#include "mixq/quantize/team.cuh"
 
 namespace graphopt::mixq {
 
@@ -28,41 +29,48 @@ __device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
   return sum;
 }
 
-/// Vector i of lane l holds elements from (i * lanes + l) * kSize. Vectors past the end of the row hold zeros until
-/// they are normalized; from then on only `inside` ones count.
-template <class T, class Producer, bool kOneWarp, int kVecs>
+/// Vector i of lane l holds elements from (i * lanes + l) * kSize. Vectors past the end of the row hold zeros.
+///
+/// kAhead: rows are read ahead into shared memory, where gamma and beta are too, padded to the team's vectors.
+template <class T, class Producer, bool kOneWarp, int kVecs, bool kAhead>
 class RegisterRow {
  public:
   using V = Vec<T>;
   static constexpr int kSize = V::kSize;
 
-  /// `staging` [stages, kInputs, kVecs, lanes] vectors of shared memory: rows that were read ahead. Each thread writes
-  /// and reads its own vectors only, so no barrier is needed.
-  __device__ __forceinline__ RegisterRow(QuantizeArgs<T> const& args, int lane, int lanes, uint4* staging)
-      : args_(args), lane_(lane), lanes_(lanes), staging_(staging + lane), left_(args.cols - lane * kSize) {}
-
-  /// Read the inputs. All loads are issued before the first use.
-  __device__ __forceinline__ void load(int64_t row) {
-    set_row(row);
-    load_from(args_.x, v_);
-    if constexpr (Producer::kInputs == 2) load_from(args_.other, second_);
+  /// `staging` [kInputs, kVecs, lanes] vectors of shared memory: the row that is read ahead. Each thread writes and
+  /// reads its own vectors only, so no barrier is needed. gamma, beta [K]: in shared memory if kAhead.
+  __device__ __forceinline__ RegisterRow(QuantizeArgs<T> const& args, T const* gamma, T const* beta, int lane,
+                                         int lanes, uint4* staging)
+      : args_(args),
+        gamma_(gamma),
+        beta_(beta),
+        lane_(lane),
+        lanes_(lanes),
+        staging_(staging + lane),
+        left_(args.cols - lane * kSize) {
+    whole_ = step(kVecs - 1) + (kWarp - 1 - lane % kWarp) * kSize < left_;
   }
 
-  /// Start to copy a row to `stage`. A row past the end makes an empty group, so that groups can be counted.
-  __device__ __forceinline__ void read_ahead(int64_t row, int stage) const {
-    if (row < args_.rows) {
-      int64_t const from = first_of(row);
-      copy_ahead(args_.x + from, staged(stage, 0));
-      if constexpr (Producer::kInputs == 2) copy_ahead(args_.other + from, staged(stage, 1));
-    }
+  /// Read the inputs. All loads are issued before the first use.
+  __device__ __forceinline__ void load(int32_t row) {
+    int64_t const from = first_input(row);
+    load_from(args_.x + from, v_);
+    if constexpr (Producer::kInputs == 2) load_from(args_.other + from, second_);
+  }
+
+  /// Start to copy a row to shared memory.
+  __device__ __forceinline__ void read_ahead(int32_t row) const {
+    int64_t const from = first_input(row);
+    copy_ahead(args_.x + from, staging_);
+    if constexpr (Producer::kInputs == 2) copy_ahead(args_.other + from, staging_ + kVecs * lanes_);
     cp_async_commit();
   }
 
-  /// Read the inputs from a stage whose copies have arrived.
-  __device__ __forceinline__ void take(int64_t row, int stage) {
-    set_row(row);
-    take_from(staged(stage, 0), v_);
-    if constexpr (Producer::kInputs == 2) take_from(staged(stage, 1), second_);
+  /// Read the inputs from there once they have arrived.
+  __device__ __forceinline__ void take() {
+    take_from(staging_, v_);
+    if constexpr (Producer::kInputs == 2) take_from(staging_ + kVecs * lanes_, second_);
   }
 
   /// Learn which vectors hold outliers.
@@ -93,8 +101,8 @@ class RegisterRow {
     }
   }
 
-  __device__ __forceinline__ void store_to(T* output) const {
-    T* first = output + first_;
+  __device__ __forceinline__ void store_to(T* output, int32_t row) const {
+    T* const first = output + first_output(row);
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       if (inside(i)) store(first + step(i), v_[i]);
@@ -102,33 +110,25 @@ class RegisterRow {
   }
 
   /// v = T((v - mean) * scale * gamma + beta).
-  __device__ __forceinline__ void normalize_row(RowReducer<kOneWarp>& reducer) {
-    float const per_element = 1.0f / static_cast<float>(args_.cols);
-    Moments m{0.0f, 0.0f};
-    if constexpr (Producer::kNorm == Norm::kLayer) m.mean = reducer.template all<Add>(sum()) * per_element;
-    keep_packed(v_);
-    float const squares = squares_around(m.mean);
-    int32_t const first = opaque(lane_ * kSize);
-    // Arrives while threads meet; where the mean takes a reduction of its own, registers are worth more than that.
-    constexpr bool kGammaEarly = Producer::kNorm == Norm::kRms;
-    V gamma[kGammaEarly ? kVecs : 1];
-    if constexpr (kGammaEarly) {
-#pragma unroll
-      for (int i = 0; i < kVecs; ++i) gamma[i] = load_pinned(args_.gamma + parameter(first, i));
-    }
-    m.scale = rsqrtf(fmaf(reducer.template all<Add>(squares), per_element, args_.epsilon));
+  __device__ __forceinline__ void normalize_row(Team<kOneWarp>& team) {
+    Moments const m = moments(team);
     keep_packed(v_);
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
-      V const scale = kGammaEarly ? gamma[kGammaEarly ? i : 0] : load_cached(args_.gamma + parameter(first, i));
+      V const gamma = load_parameter(gamma_, i);
       V beta;
-      if constexpr (Producer::kNorm == Norm::kLayer) beta = load_cached(args_.beta + parameter(first, i));
+      if constexpr (Producer::kNorm == Norm::kLayer) beta = load_parameter(beta_, i);
       float value[kSize];
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
-        value[e] = normalize<Producer>(v_[i].get(e), m, scale.get(e), beta.get(e));
+        value[e] = normalize<Producer>(v_[i].get(e), m, gamma.get(e), beta.get(e));
       }
       v_[i].set(value);
+    }
+    if (whole_) return;
+#pragma unroll
+    for (int i = 0; i < kVecs; ++i) {
+      if (!inside(i)) v_[i] = V{};
     }
   }
 
@@ -136,63 +136,56 @@ class RegisterRow {
   template <class Outliers>
   __device__ __forceinline__ void take_outliers(Outliers const& outliers, int buffer) {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      if (slot_[i] != kNoSlot) outliers.take(slot_[i], buffer, v_[i]);
-    }
+    for (int i = 0; i < kVecs; ++i) outliers.take(slot_[i], buffer, v_[i]);
   }
 
-  __device__ __forceinline__ void quantize(RowReducer<kOneWarp>& reducer) {
+  __device__ __forceinline__ void quantize(Team<kOneWarp>& team, int32_t row) {
     Magnitude<T> magnitude;
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      if (Producer::kNorm == Norm::kNone || inside(i)) magnitude.add(v_[i]);
-    }
-    float const amax = reducer.template all<MaxNan>(magnitude.value());
-    if (lane_ == 0) args_.sx[row_] = __fdiv_rn(amax, args_.code_max);
+    for (int i = 0; i < kVecs; ++i) magnitude.add(v_[i]);
+    float const amax = team.max_nan(magnitude.value());
+    if (lane_ == 0) args_.sx[row] = __fdiv_rn(amax, args_.code_max);
     RowScale const scale = row_scale(amax, args_.code_max);
-    if (args_.code_max != kEightBitMax) return pack(scale);
-    int8_t* xq = args_.xq + first_;
+    if (args_.code_max != kEightBitMax) return pack(scale, row);
+    using Packed = typename Codes<T>::Packed;
+    int8_t* const xq = args_.xq + first_output(row);
+    if (!scale.keep) {
+#pragma unroll 1
+      for (int32_t at = 0; at < left_; at += step(1)) *reinterpret_cast<Packed*>(xq + at) = Packed{};
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
-      typename Codes<T>::Packed const codes = Codes<T>::make(v_[i], scale);
-      if (inside(i)) *reinterpret_cast<typename Codes<T>::Packed*>(xq + step(i)) = codes;
+      Packed const codes = Codes<T>::make(v_[i], scale);
+      if (inside(i)) *reinterpret_cast<Packed*>(xq + step(i)) = codes;
     }
   }
 
+ private:
   /// Write 4-bit codes.
-  __device__ __forceinline__ void pack(RowScale scale) const {
-    int8_t* const row = args_.xq + row_ * args_.row_bytes;
+  __device__ __forceinline__ void pack(RowScale scale, int32_t row) const {
+    int8_t* const first = args_.xq + int64_t{row} * args_.row_bytes;
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       typename Codes<T>::Packed codes = Codes<T>::make(v_[i], scale);
-      if (!inside(i)) codes = {};
-      store_packed<T>(row, lane_ + i * lanes_, codes, args_.cols);
+      if (!scale.keep || !inside(i)) codes = {};
+      store_packed<T>(first, opaque(lane_) + i * lanes_, codes, args_.cols);
     }
   }
 
-  __device__ __forceinline__ T* xo() const { return args_.xo + row_ * args_.capacity; }
-
- private:
   /// Channels between this lane's first vector and vector i.
   __device__ __forceinline__ int32_t step(int i) const { return i * lanes_ * kSize; }
   __device__ __forceinline__ bool inside(int i) const { return step(i) < left_; }
 
-  /// Index of vector i in gamma and beta; 0 past the end, so that loads need no branch and can be in flight together.
-  __device__ __forceinline__ int32_t parameter(int32_t first, int i) const { return inside(i) ? step(i) + first : 0; }
-
-  /// Index in [M, K] of this lane's first element of a row.
-  __device__ __forceinline__ int64_t first_of(int64_t row) const { return row * args_.cols + lane_ * kSize; }
-  __device__ __forceinline__ void set_row(int64_t row) {
-    row_ = row;
-    first_ = first_of(row);
+  /// Index of this lane's first element of a row in x and in other, and in [M, K].
+  __device__ __forceinline__ int64_t first_input(int32_t row) const {
+    return int64_t{row} * args_.stride + lane_ * kSize;
+  }
+  __device__ __forceinline__ int64_t first_output(int32_t row) const {
+    return int64_t{row} * args_.cols + lane_ * kSize;
   }
 
-  __device__ __forceinline__ uint4* staged(int stage, int input) const {
-    return staging_ + (stage * Producer::kInputs + input) * (kVecs * lanes_);
-  }
-
-  __device__ __forceinline__ void load_from(T const* input, V (&v)[kVecs]) const {
-    T const* first = input + first_;
+  __device__ __forceinline__ void load_from(T const* first, V (&v)[kVecs]) const {
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       v[i] = V{};
@@ -200,54 +193,90 @@ class RegisterRow {
     }
   }
 
-  __device__ __forceinline__ void copy_ahead(T const* first, uint4* stage) const {
+  __device__ __forceinline__ void copy_ahead(T const* first, uint4* staging) const {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) cp_async_16(shared_address(stage + i * lanes_), first + step(i), inside(i));
+    for (int i = 0; i < kVecs; ++i) cp_async_16(shared_address(staging + i * lanes_), first + step(i), inside(i));
   }
 
-  __device__ __forceinline__ void take_from(uint4 const* stage, V (&v)[kVecs]) const {
+  __device__ __forceinline__ void take_from(uint4 const* staging, V (&v)[kVecs]) const {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      uint4 const q = stage[i * lanes_];
-      v[i].word[0] = q.x, v[i].word[1] = q.y, v[i].word[2] = q.z, v[i].word[3] = q.w;
+    for (int i = 0; i < kVecs; ++i) v[i] = load_shared(staging + i * lanes_);
+  }
+
+  __device__ __forceinline__ static V load_shared(uint4 const* pointer) {
+    uint4 const q = *pointer;
+    V v;
+    v.word[0] = q.x, v.word[1] = q.y, v.word[2] = q.z, v.word[3] = q.w;
+    return v;
+  }
+
+  /// Vector i of gamma or beta; past the end of the row, anything.
+  __device__ __forceinline__ V load_parameter(T const* parameter, int i) const {
+    if constexpr (kAhead) return load_shared(reinterpret_cast<uint4 const*>(parameter) + lane_ + i * lanes_);
+    return load_cached(parameter + (inside(i) ? step(i) + lane_ * kSize : 0));
+  }
+
+  __device__ __forceinline__ Moments moments(Team<kOneWarp>& team) const {
+    float const per_element = 1.0f / static_cast<float>(args_.cols);
+    if constexpr (Producer::kNorm == Norm::kRms) {
+      float const squares = team.sum_of_warps(warp_squares(v_));
+      return {0.0f, rsqrtf(fmaf(squares, per_element, args_.epsilon))};
+    } else {
+      return layer_moments(team, per_element);
     }
   }
 
-  /// This thread's part of the row's sum.
-  __device__ __forceinline__ float sum() const {
-    float sum = 0.0f;
+  /// Sums around a value from among the warp's own, so that little cancels however large the mean is; then those of all
+  /// warps around the mean of the first (Chan et al., 1979). One pass, one barrier.
+  __device__ __forceinline__ Moments layer_moments(Team<kOneWarp>& team, float per_element) const {
+    float near = 0.0f;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) near += v_[0].get(e);
+    near = __shfl_sync(0xffffffffu, near * (1.0f / kSize), 0);
+    float sum[2] = {0.0f, 0.0f}, squares[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
-#pragma unroll
-      for (int e = 0; e < kSize; ++e) sum += v_[i].get(e);
-    }
-    return sum;
-  }
-
-  /// This thread's part of the sum of (v - mean)^2.
-  __device__ __forceinline__ float squares_around(float mean) const {
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      float part = 0.0f;
+      if (!inside(i)) continue;
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
-        float const centered = v_[i].get(e) - mean;
-        part = fmaf(centered, centered, part);
+        float const offset = v_[i].get(e) - near;
+        sum[e % 2] += offset;
+        squares[e % 2] = fmaf(offset, offset, squares[e % 2]);
       }
-      // Zeros past the end add nothing unless the mean was subtracted from them.
-      if (Producer::kNorm != Norm::kLayer || inside(i)) squares += part;
     }
-    return squares;
+    float const count = elements();
+    float const total = warp_reduce<Add>(sum[0] + sum[1]), mean = total * __fdividef(1.0f, fmaxf(count, 1.0f));
+    float row_squares = fmaf(-mean, total, warp_reduce<Add>(squares[0] + squares[1])), row_mean = near + mean;
+    if constexpr (!kOneWarp) {
+      float4 const given = team.exchange(float4{row_mean, row_squares, count, 0.0f});
+      float const first = __shfl_sync(0xffffffffu, given.x, 0), offset = given.x - first, weighted = given.z * offset;
+      float const shift = warp_reduce<Add>(weighted);
+      row_squares = warp_reduce<Add>(fmaf(weighted, offset, given.y));
+      row_squares = fmaf(-shift * per_element, shift, row_squares);
+      row_mean = fmaf(shift, per_element, first);
+    }
+    // Rounding may leave less than nothing; NaN stays.
+    return {row_mean, rsqrtf(fmaf(row_squares < 0.0f ? 0.0f : row_squares, per_element, args_.epsilon))};
+  }
+
+  /// How many of the row's elements the warp holds.
+  __device__ __forceinline__ float elements() const {
+    if (whole_) return static_cast<float>(kVecs * kWarp * kSize);
+    int32_t const left = left_ + lane_ % kWarp * kSize;  // of the warp's first lane
+    int32_t count = 0;
+#pragma unroll 1
+    for (int i = 0; i < kVecs; ++i) count += min(max(left - step(i), 0), kWarp * kSize);
+    return static_cast<float>(count);
   }
 
   QuantizeArgs<T> const& args_;
+  T const* gamma_;
+  T const* beta_;
   int lane_;
   int lanes_;
   uint4* staging_;  // this lane's
   int32_t left_;    // channels from this lane's first to the end of the row
-  int64_t row_ = 0;
-  int64_t first_ = 0;
+  bool whole_;      // whether all vectors of the warp are in the row
   V v_[kVecs];
   V second_[Producer::kInputs == 2 ? kVecs : 1];
   int32_t slot_[kVecs];
