@@ -42,11 +42,14 @@ constexpr Variant kVariants[] = {
     {"small-32", 1, 64, of_args<launch_w4a8_small<8, Small32, __half>>},
     {"tile-64x64", 64, 128, of_args<launch_w4a8_tile<__half, W4Tile64x64>>},
     {"tile-128x128", 4096, kAny, of_args<launch_w4a8_tile<__half, W4Tile128x128>>},
-    {"wgmma-64", 17, 256, wgmma<Sm90W4Kernel::kTile64>},
-    {"wgmma-64s2", 17, 128, wgmma<Sm90W4Kernel::kTile64Split>},
-    {"wgmma-128", 65, kAny, wgmma<Sm90W4Kernel::kTile128>},
-    {"wgmma-128s2", 65, 512, wgmma<Sm90W4Kernel::kTile128Split>},
-    {"wgmma-256", 129, kAny, wgmma<Sm90W4Kernel::kTile256>},
+    {"wgmma-64x64s2", 17, 128, wgmma<Sm90W4Kernel::kTile64x64Split>},
+    {"wgmma-64x128", 17, 256, wgmma<Sm90W4Kernel::kTile64x128>},
+    {"wgmma-64x128s2", 17, 128, wgmma<Sm90W4Kernel::kTile64x128Split>},
+    {"wgmma-128x64", 65, 512, wgmma<Sm90W4Kernel::kTile128x64>},
+    {"wgmma-128x64s2", 65, 256, wgmma<Sm90W4Kernel::kTile128x64Split>},
+    {"wgmma-128x128", 65, kAny, wgmma<Sm90W4Kernel::kTile128x128>},
+    {"wgmma-128x128s2", 65, 512, wgmma<Sm90W4Kernel::kTile128x128Split>},
+    {"wgmma-256x128", 129, kAny, wgmma<Sm90W4Kernel::kTile256x128>},
 };
 
 }  // namespace

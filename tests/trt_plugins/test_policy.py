@@ -20,7 +20,10 @@ SM90_KERNELS = ("small", "128x64-1x1", "128x128-1x1", "128x256-2x1")
 SM90_TIMED_FROM = {"small": 1, "128x64-1x1": 1, "128x128-1x1": 1, "128x256-2x1": 65}
 MEASURED_W4A8 = json.loads((REPOSITORY / "benchmarks/results/h100/mixq_w4a8.json").read_text())["rows"]
 W4A8_KERNELS = ("generic", "small-8", "small-16", "small-32", "tile-64x64", "tile-128x128", "tile-256x128")
-SM90_W4_KERNELS = ("few", "wgmma-64", "wgmma-64s2", "wgmma-128", "wgmma-128s2", "wgmma-256")
+SM90_W4_KERNELS = (
+    *("few", "wgmma-64x64s2", "wgmma-64x128", "wgmma-64x128s2"),
+    *("wgmma-128x64", "wgmma-128x64s2", "wgmma-128x128", "wgmma-128x128s2", "wgmma-256x128"),
+)
 GENERIC, SMALL_M, TILE_256, TILE_128, TILE_64 = range(5)
 WARP_ROW, FEW_ROW, BLOCK_ROW, REREAD = range(4)
 REGISTER_WARPS = 32  # per multiprocessor, at the 64 registers that the kernels are compiled for
@@ -143,29 +146,35 @@ def test_a_quantize_plan_covers_the_row_and_fits_the_device(program: Path, rng: 
         if size[1] >= 1
     ]
     plans = _ask(program, ["quantize " + " ".join(map(str, size)) for size in sizes])
-    for size, (kernel, threads, rows, blocks, stages, shared) in zip(sizes, plans, strict=True):
-        m, k, c, element, inputs, _, aligned, multiprocessors, kib = size
-        vectors = k * element // 16
-        assert 1 <= blocks <= -(-m // rows)
+    for size, (kernel, threads, teams, blocks, ahead, shared) in zip(sizes, plans, strict=True):
+        m, k, c, element, inputs, parameters, aligned, multiprocessors, kib = size
+        vectors, most = k * element // 16, (kib - 1) * 1024
+        assert 1 <= blocks <= -(-m // teams)
         assert threads % 32 == 0
-        assert (stages == 0) or kernel == BLOCK_ROW
-        assert 0 <= stages <= 2
+        assert not ahead or kernel == BLOCK_ROW
+        outliers = 16 * c + 8 * c + 4 * vectors  # masks, and where outliers are
+        few = m <= 2 * multiprocessors and vectors <= 2048
         if kernel == REREAD:
-            outliers = 16 * (5 if vectors <= 128 else 3) * c + 4 * (c + vectors)
-            assert not aligned or k * element % 16 or vectors > 4096 or outliers > (kib - 4) * 1024
+            outliers += 16 * c * (4 if vectors <= (64 if few else 128) else 2)
+            kept = 0 if few or vectors <= 128 else 64 * 32 * -(-vectors // 128) * parameters
+            assert not aligned or k * element % 16 or vectors > 4096 or outliers + kept > most - 2 * 1024 - 16
             assert shared == 0
             continue
         assert aligned
         assert k * element % 16 == 0
-        per_thread = 2 if kernel == FEW_ROW or (m <= 2 * multiprocessors and vectors <= 2048) else 4
+        per_thread = 2 if few else 4
+        assert few or kernel != FEW_ROW
         assert (threads - 32) * per_thread < vectors <= threads * per_thread
         assert (kernel == WARP_ROW) == (threads == 32)
-        assert shared <= (kib - 1) * 1024
-        resident = -(-blocks // multiprocessors)
-        assert resident * threads * rows <= REGISTER_WARPS * 32
-        assert resident * (shared + 1024) <= kib * 1024
-        staged = 16 * inputs * 4 * threads * stages
-        assert shared - staged >= 16 * 3 * c + 4 * (c + vectors)
-        assert stages < max(2, -(-m // blocks))
+        outliers += 16 * c * (4 if kernel == WARP_ROW else 2 * teams)
+        kept = 64 * threads * (parameters + (inputs * teams if ahead else 0)) if kernel == BLOCK_ROW else 0
+        assert outliers + kept <= shared <= outliers + kept + 16
+        assert shared <= most - 1024
+        assert threads * teams <= REGISTER_WARPS * 32
+        if kernel == BLOCK_ROW:
+            assert blocks <= multiprocessors
+            assert not ahead or m > blocks * teams
+        elif kernel == WARP_ROW:
+            assert -(-blocks // multiprocessors) * (shared + 1024) <= kib * 1024
     assert {plan[0] for plan in plans} == {WARP_ROW, FEW_ROW, BLOCK_ROW, REREAD}
-    assert {plan[4] for plan in plans} == {0, 1, 2}
+    assert {plan[4] for plan in plans} == {0, 1}

@@ -40,16 +40,9 @@ Status launch_linear_w4a8(LinearW4A8Params const& params, cudaStream_t stream) {
   }
 #endif
   LinearW4A8Kernel const kernel = pick_linear_w4a8(params.m, params.n, vectors, few_tokens, multiprocessors);
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return launch_linear_w4a8_typed<float>(params, kernel, stream);
-    case DType::kFloat16:
-      return launch_linear_w4a8_typed<__half>(params, kernel, stream);
-    case DType::kBFloat16:
-      return launch_linear_w4a8_typed<__nv_bfloat16>(params, kernel, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(params.dtype, [&](auto zero) {
+    return launch_linear_w4a8_typed<decltype(zero)>(params, kernel, stream);
+  });
 }
 
 }  // namespace graphopt::mixq

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "mixq/common/tile_shape.h"
+
 namespace graphopt::mixq {
 
 /// A block's share of Y in the kernel for few tokens: 16 kRowTiles rows of W and 8 kTokenTiles tokens.
@@ -19,27 +21,11 @@ using Small8 = SmallShape<1, 1, 2, 12>;
 using Small16 = SmallShape<1, 2, 2, 8>;
 using Small32 = SmallShape<1, 4, 1, 8>;
 
-/// A block's share of Y in the tile kernel and how its warps split it.
-///   kRowsM, kRowsN: tokens and rows of W in a block; kWarpM, kWarpN: in a warp.
-///   kStages: tiles of 64 columns in flight.
-template <int kRowsM_, int kRowsN_, int kWarpM_, int kWarpN_, int kStages_>
-struct W4TileShape {
-  static constexpr int kRowsM = kRowsM_;
-  static constexpr int kRowsN = kRowsN_;
-  static constexpr int kWarpM = kWarpM_;
-  static constexpr int kWarpN = kWarpN_;
-  static constexpr int kStages = kStages_;
-
-  static constexpr int64_t blocks(int64_t m, int64_t n) {
-    return ((m + kRowsM - 1) / kRowsM) * ((n + kRowsN - 1) / kRowsN);
-  }
-};
-
 // 96 KB of stages is the most that sm_86, 89 and 120 can hold.
-using W4Tile256x128 = W4TileShape<256, 128, 64, 64, 4>;
-using W4Tile128x128 = W4TileShape<128, 128, 64, 64, 5>;
-using W4Tile128x128Narrow = W4TileShape<128, 128, 64, 32, 5>;
-using W4Tile64x64 = W4TileShape<64, 64, 32, 32, 6>;
+using W4Tile256x128 = TileShape<256, 128, 64, 64, 4>;
+using W4Tile128x128 = TileShape<128, 128, 64, 64, 5>;
+using W4Tile128x128Narrow = TileShape<128, 128, 64, 32, 5>;
+using W4Tile64x64 = TileShape<64, 64, 32, 32, 6>;
 
 enum class LinearW4A8Kernel { kGeneric, kSmall8, kSmall16, kSmall32, kTile64x64, kTile128x128, kTile256x128 };
 

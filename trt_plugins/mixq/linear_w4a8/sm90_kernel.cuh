@@ -14,6 +14,7 @@
 
 #include <cstdint>
 
+#include "common/ptx.cuh"
 #include "common/wgmma.cuh"
 #include "mixq/common/sm90_convert.cuh"
 #include "mixq/common/sm90_grid.h"
@@ -42,6 +43,7 @@ struct Sm90W4Args {
   int32_t outlier_stages;  // along C
   int32_t group_shift;
   int32_t last_group;
+  int32_t prefetched;  // stages of W that each block brings into L2 while the kernel before ends
   Sm90Grid grid;  // down: tiles of tokens; across: clusters of rows of W
 };
 
@@ -82,7 +84,7 @@ class W4TileWalk {
     Sm90Grid::Cell const cell = grid_.cell(index_);
     index_ += clusters_;
     token = cell.down * Tile::kTokens;
-    row = cell.across * kSm90W4Rows;
+    row = cell.across * Tile::kRows;
     return true;
   }
 
@@ -100,6 +102,31 @@ class W4TileWalk {
   int const clusters_;
   int index_;
 };
+
+/// One thread: bring what the block loads first of W into L2.
+template <class Tile, class Args>
+__device__ __forceinline__ void prefetch_codes(Args const& args) {
+  W4TileWalk<Tile> walk(args.grid);
+  int token, row;
+  if (!walk.next(token, row)) return;
+  int const first = walk.begin(args.code_stages);
+  int const end = min(walk.end(args.code_stages), first + args.prefetched);
+  for (int i = first; i < end; ++i) tma_prefetch(&args.wq, i * kCodeRowBytes, row);
+}
+
+/// One warp: bring the integer scales of the block's first rows of W into L2. They come from memory stage by stage
+/// otherwise, each later than the products of a stage take.
+template <class Tile, class Args>
+__device__ __forceinline__ void prefetch_scales(Args const& args) {
+  W4TileWalk<Tile> walk(args.grid);
+  int token, row;
+  if (!walk.next(token, row)) return;
+  int const first = walk.begin(args.code_stages) * kStageColumns >> args.group_shift;
+  int const last = min(args.last_group, (walk.end(args.code_stages) * kStageColumns - 1) >> args.group_shift);
+  for (int group = first + static_cast<int>(threadIdx.x) % 32; group <= last; group += 32) {
+    prefetch_line(args.sg + int64_t{group} * args.n + row);
+  }
+}
 
 /// One thread: fill the ring for every tile of Y.
 template <class T, class Traits>
@@ -224,23 +251,28 @@ class Sm90W4Consumer {
     scale_rows_[0] = args_.sg + clamped(row + lane_row_);
     scale_rows_[1] = args_.sg + clamped(row + lane_row_ + 8);
     Half first, second;
-    uint32_t scales[2][2];  // [half][row]
-    load_scales(scales[0], 2 * begin);
-    load_scales(scales[1], 2 * begin + 1);
+    // Scales of this stage and of the next, [half][row]: they take longer to arrive than the products of a stage.
+    uint32_t scales[2][2], later[2][2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      load_scales(scales[h], 2 * begin + h);
+      load_scales(later[h], 2 * begin + 2 + h);
+    }
     int previous = -1;
     if (Tile::kSplit > 1 && begin == end) clear_sums();
     wgmma_pin(sum_);
-#pragma unroll 1
+    // By twos, so that the sets of scales change their roles instead of being copied, which would wait for them.
+#pragma unroll 2
     for (int i = begin; i < end; ++i) {
       mbarrier_wait(stages_.full(at_.stage), at_.parity);
       uint32_t const codes = stages_.w(at_.stage) + word_;
       uint64_t const x = wgmma_descriptor(stages_.x(at_.stage));
       decode<0>(first, scales[0], codes);
-      load_scales(scales[0], 2 * i + 2);
+      advance_scales(scales[0], later[0], 2 * i + 4);
       start_products(first, x, i > begin);
       if (previous >= 0) release(previous);
       decode<1>(second, scales[1], codes);
-      load_scales(scales[1], 2 * i + 3);
+      advance_scales(scales[1], later[1], 2 * i + 5);
       start_products(second, x + kHalfSteps * (kWgmmaStepBytes / 16), true);
       previous = at_.stage;
       at_.advance();
@@ -261,6 +293,12 @@ class Sm90W4Consumer {
     int64_t const offset = int64_t{min(group, args_.last_group)} * args_.n;
 #pragma unroll
     for (int r = 0; r < 2; ++r) scales[r] = load_byte(scale_rows_[r] + offset);
+  }
+
+  __device__ __forceinline__ void advance_scales(uint32_t (&scales)[2], uint32_t (&later)[2], int half) const {
+    scales[0] = later[0];
+    scales[1] = later[1];
+    load_scales(later, half);
   }
 
   /// The int8 codes of half a stage: 32 bytes of two rows, of which this lane takes the word of every 16 that feeds it.
@@ -449,20 +487,25 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
     mbarrier_init(shared.parts_full(), 1);
     mbarrier_init_fence();
     if constexpr (Tile::kSplit > 1) mbarrier_arrive_expect(shared.parts_full(), Traits::kPartsBytes);
+    prefetch_codes<Tile>(args);
   }
+  if (warp == 2) prefetch_scales<Tile>(args);
   if constexpr (Tile::kSplit > 1) {
     cluster_sync();
   } else {
     __syncthreads();
   }
 
+  wait_for_predecessor();
+  release_successor();
+
   if (warp < kWarpgroup / 32) {
-    release_registers<Traits::kProducerRegisters>();
+    if constexpr (Traits::kMovesRegisters) release_registers<Traits::kProducerRegisters>();
     if (warp == 0 && first_lane) Sm90W4Producer<T, Traits>(args, shared).run();
     if (warp == 1) produce_sx(args, shared);
     __syncwarp();
   } else {
-    claim_registers<Traits::kConsumerRegisters>();
+    if constexpr (Traits::kMovesRegisters) claim_registers<Traits::kConsumerRegisters>();
     Sm90W4Consumer<T, Traits>(args, shared, warp / 4 - 1).run();
   }
 }

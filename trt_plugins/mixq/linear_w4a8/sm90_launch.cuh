@@ -15,7 +15,7 @@ namespace graphopt::mixq {
 /// Tiles of tokens walked before the next rows of W: those that balance what blocks in flight read of X and of W.
 template <class Tile>
 int w4_group(int down, int blocks_in_flight) {
-  double const w_bytes = kSm90W4Rows * 0.5, x_bytes = Tile::kTokens;  // for each column
+  double const w_bytes = Tile::kRows * 0.5, x_bytes = Tile::kTokens;  // for each column
   return std::clamp(static_cast<int>(std::lround(std::sqrt(blocks_in_flight * w_bytes / x_bytes))), 1, down);
 }
 
@@ -27,9 +27,9 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   args.x_rows = static_cast<int32_t>(std::min<int64_t>(p.m, Tile::kTokens));
   int64_t const row_bytes = packed_bytes(p.k);
   GRAPHOPT_TRY(encode_tensor_map(&args.xq, p.xq, DType::kInt8, p.m, p.k, args.x_rows));
-  GRAPHOPT_TRY(encode_tensor_map(&args.wq, p.wq4, DType::kInt8, p.n, row_bytes, kSm90W4Rows, kCodeRowBytes));
+  GRAPHOPT_TRY(encode_tensor_map(&args.wq, p.wq4, DType::kInt8, p.n, row_bytes, Tile::kRows, kCodeRowBytes));
   GRAPHOPT_TRY(encode_tensor_map(&args.xo, p.xo, p.dtype, p.m, p.capacity, args.x_rows, kCodeRowBytes));
-  GRAPHOPT_TRY(encode_tensor_map(&args.wo, p.wo, p.dtype, p.n, p.capacity, kSm90W4Rows, kCodeRowBytes));
+  GRAPHOPT_TRY(encode_tensor_map(&args.wo, p.wo, p.dtype, p.n, p.capacity, Tile::kRows, kCodeRowBytes));
   GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kStoreTokens));
   args.sx = p.sx;
   args.sg = reinterpret_cast<uint8_t const*>(p.sg);
@@ -42,13 +42,16 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   args.group_shift = w4a8_group_shift(p.group, p.k);
   args.last_group = static_cast<int32_t>((p.k - 1) >> args.group_shift);
   args.grid.down = static_cast<int32_t>(ceil_div<int64_t>(p.m, Tile::kTokens));
-  args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, kSm90W4Rows));
+  args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, Tile::kRows));
   int const at_once = multiprocessors / Tile::kSplit;
   args.grid.group = w4_group<Tile>(args.grid.down, at_once);
   // Blocks that split K exchange their sums once, so each has one tile.
   int const clusters = Tile::kSplit > 1 ? args.grid.clusters() : std::min(at_once, args.grid.clusters());
+  int64_t const bytes_per_block = kPrefetchBytes / (int64_t{clusters} * Tile::kSplit);
+  args.prefetched = static_cast<int32_t>(bytes_per_block / Traits::kWBytes);
   return launch_clusters(linear_w4a8_sm90<T, Tile>, args, clusters * Tile::kSplit, Traits::kThreads,
-                         Traits::kSharedBytes, Tile::kSplit, stream);
+                         Traits::kSharedBytes, Tile::kSplit, stream,
+                         p.m <= kEarlyTokens ? Start::kEarly : Start::kInOrder);
 }
 
 template <class T>
@@ -57,16 +60,22 @@ Status launch_linear_w4a8_sm90(LinearW4A8Params const& p, Sm90W4Kernel kernel, i
   switch (kernel) {
     case Sm90W4Kernel::kFewTokens:
       break;
-    case Sm90W4Kernel::kTile64:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 1>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile64Split:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile128:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 1>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile128Split:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 2>>(p, multiprocessors, stream);
-    case Sm90W4Kernel::kTile256:
-      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 1>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile64x64Split:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 64, 2>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile64x128:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 128, 1>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile64x128Split:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<64, 128, 2>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile128x64:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 64, 1>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile128x64Split:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 64, 2>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile128x128:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 128, 1>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile128x128Split:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<128, 128, 2>>(p, multiprocessors, stream);
+    case Sm90W4Kernel::kTile256x128:
+      return launch_sm90_w4_tile<T, Sm90W4Tile<256, 128, 1>>(p, multiprocessors, stream);
   }
   return Status::kBadOperation;
 }

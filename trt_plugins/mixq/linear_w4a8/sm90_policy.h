@@ -9,14 +9,24 @@
 
 namespace graphopt::mixq {
 
-/// kFewTokens: kernel_small.cuh. kTile<tokens>[Split]: of 128 rows of W; Split: two blocks share a tile, each with half
-/// of K.
-enum class Sm90W4Kernel { kFewTokens, kTile64, kTile64Split, kTile128, kTile128Split, kTile256 };
+/// kFewTokens: kernel_small.cuh. kTile<tokens>x<rows of W>[Split]: Split: two blocks share a tile, each with half of K.
+enum class Sm90W4Kernel {
+  kFewTokens,
+  kTile64x64Split,
+  kTile64x128,
+  kTile64x128Split,
+  kTile128x64,
+  kTile128x64Split,
+  kTile128x128,
+  kTile128x128Split,
+  kTile256x128,
+};
 
 /// What a tile costs.
 struct Sm90W4Cost {
   Sm90W4Kernel kernel;
   int64_t tokens;
+  int64_t rows;      // of W
   int64_t blocks;    // that share a tile
   double per_stage;  // microseconds for 128 codes of K or 32 outlier channels
   double per_tile;   // microseconds to exchange sums
@@ -27,15 +37,16 @@ constexpr int64_t kMostFewTokens = 64;      // that it is considered for
 constexpr double kFewTokensTime = 2.86e-7;  // microseconds for each code of W, each time
 
 constexpr Sm90W4Cost kSm90W4Costs[] = {
-    {Sm90W4Kernel::kTile64, 64, 1, 0.44, 0.0},   {Sm90W4Kernel::kTile64Split, 64, 2, 0.53, 1.5},
-    {Sm90W4Kernel::kTile128, 128, 1, 0.48, 0.0}, {Sm90W4Kernel::kTile128Split, 128, 2, 0.55, 2.3},
-    {Sm90W4Kernel::kTile256, 256, 1, 0.71, 0.0},
+    {Sm90W4Kernel::kTile64x64Split, 64, 64, 2, 0.33, 1.0},     {Sm90W4Kernel::kTile64x128, 64, 128, 1, 0.40, 0.0},
+    {Sm90W4Kernel::kTile64x128Split, 64, 128, 2, 0.48, 1.3},   {Sm90W4Kernel::kTile128x64, 128, 64, 1, 0.35, 0.0},
+    {Sm90W4Kernel::kTile128x64Split, 128, 64, 2, 0.375, 1.8},  {Sm90W4Kernel::kTile128x128, 128, 128, 1, 0.48, 0.0},
+    {Sm90W4Kernel::kTile128x128Split, 128, 128, 2, 0.53, 2.2}, {Sm90W4Kernel::kTile256x128, 256, 128, 1, 0.69, 0.0},
 };
 
 /// Estimated microseconds for Y [M, N] and K, without the launch. See pick_sm90_w4.
 constexpr double sm90_w4_time(Sm90W4Cost const& cost, int64_t m, int64_t n, int64_t k, int64_t capacity,
                               int multiprocessors) {
-  int64_t const tiles = (m + cost.tokens - 1) / cost.tokens * ((n + 127) / 128);
+  int64_t const tiles = (m + cost.tokens - 1) / cost.tokens * ((n + cost.rows - 1) / cost.rows);
   int64_t const at_once = multiprocessors / cost.blocks;
   int64_t const waves = (tiles + at_once - 1) / at_once;
   auto const codes = static_cast<double>((k + 127) / 128), outliers = static_cast<double>((capacity + 31) / 32);
@@ -50,7 +61,7 @@ constexpr double sm90_w4_time(Sm90W4Cost const& cost, int64_t m, int64_t n, int6
 ///   multiprocessors: of the device, 2 or more.
 constexpr Sm90W4Kernel pick_sm90_w4(int64_t m, int64_t n, int64_t k, int64_t capacity, int multiprocessors) {
   if (m <= kFewTokens) return Sm90W4Kernel::kFewTokens;
-  Sm90W4Kernel best = Sm90W4Kernel::kTile64;
+  Sm90W4Kernel best = Sm90W4Kernel::kTile64x128;
   double least = 1e300;
   if (m <= kMostFewTokens) {
     best = Sm90W4Kernel::kFewTokens;
