@@ -39,7 +39,7 @@ CAPACITIES = (16, 64, 128)
 FOUR_BITS = ("MixQLinearW4A8", "MixQLinearW4A4")
 GROUPS = (32, 64, 128, 256, 1 << 20)
 #: erf of the evaluator is a Python loop.
-SLOW_EVALUATORS = ("MixQGelu", "MixQGatedGelu")
+SLOW_EVALUATORS = ("MixQGelu", "MixQGatedGelu", "MixQGeGLU")
 SLOW_ELEMENTS = 400_000
 GUARD, POISON = 256, 0xA5
 _gpu = threading.Lock()
@@ -295,9 +295,12 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
     linear = [(0, 8, 64), (1, 40, 64), (12, 4300, 80), (40, 72, 160), (1024, 2176, 64), (3072, 1408, 64), (20, 33, 100)]
     cases += [LinearCase(dtype, *shape, 32, special=True) for dtype in TYPES for shape in linear]
     sizes = [(0, 8, 64), (1, 40, 64), (12, 43, 80), (30, 72, 160), (20, 33, 100), (40, 33, 160), (40, 72, 160)]
-    cases += [LinearCase(t, *size, 48, True, op, 128) for t, op, size in itertools.product(TYPES, FOUR_BITS[:1], sizes)]
+    cases += [LinearCase(t, *size, 48, True, op, 128) for t, op, size in itertools.product(TYPES, FOUR_BITS, sizes)]
     # What an H100 or H200 takes the other wgmma kernels for.
-    sizes = [(40, 72, 4096), (100, 4352, 2048), (128, 16896, 128), (256, 16896, 128)]
+    sizes = [
+        *((100, 72, 1024), (40, 16896, 128), (40, 8448, 2048), (100, 72, 128)),
+        *((100, 2176, 2048), (256, 4352, 128), (100, 4352, 4096), (300, 8448, 128)),
+    ]
     cases += [LinearCase("float16", *size, 48, True, "MixQLinearW4A8", 128) for size in sizes]
     return cases
 

@@ -184,6 +184,7 @@ LINEAR_W4A4 = OpSpec(
     body=_w4a4_body,
     evaluate=_evaluate_w4a4,
     examples=_offline(_w4a4_examples),
+    plugin=True,
 )
 
 

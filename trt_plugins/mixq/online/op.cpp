@@ -18,6 +18,7 @@ std::vector<Linear> const& linears() {
   static std::vector<Linear> const list = {
       {linear_op(), "MixQLinearOnline"},
       {linear_w4a8_op(), "MixQLinearW4A8Online"},
+      {linear_w4a4_op(), "MixQLinearW4A4Online"},
   };
   return list;
 }
