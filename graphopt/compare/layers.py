@@ -20,6 +20,7 @@ from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
 from graphopt.compare.side import Side
 from graphopt.ir import query, weights
 from graphopt.passes import OPS
+from graphopt.passes.mixq.merge import SEPARATOR
 
 #: A model, and what it is fed with.
 Fed = tuple[Side, Sequence[Feed]]
@@ -75,7 +76,7 @@ def find_culprit(layers: Sequence[Difference], ours: Fed, theirs: Fed) -> Culpri
     bad = next((d for d in layers if not d.passed), None)
     if bad is None:
         return None
-    node, reference = (_producer(side.model, bad.name) for side, _ in (ours, theirs))
+    (layer, node), (_, reference) = (_maker(side.model, bad.name) for side, _ in (ours, theirs))
     source = reference.inputs[0]
     evidence = Evidence(
         ours=_value(ours, bad.name),
@@ -85,11 +86,17 @@ def find_culprit(layers: Sequence[Difference], ours: Fed, theirs: Fed) -> Culpri
         outliers=_outliers(node),
         difference=bad,
     )
-    return Culprit(node.name, bad.name, likely_cause(evidence))
+    return Culprit(layer, bad.name, likely_cause(evidence))
 
 
-def _producer(model: ir.Model, value: str) -> gs.Node:
-    return next(n for n in model.graph.nodes if any(t.name == value for t in n.outputs))
+def _maker(model: ir.Model, value: str) -> tuple[str, gs.Node]:
+    """The layer that makes ``value``, and its node; of merged linears the name of the one and the node of all."""
+    node = next(n for n in model.graph.nodes if any(t.name == value for t in n.outputs))
+    whole = query.producer(node.inputs[0]) if query.is_op(node, "Split") else None
+    names = [] if whole is None else str(whole.name).split(SEPARATOR)
+    if whole is None or len(names) != len(node.outputs):
+        return str(node.name), node
+    return names[[t.name for t in node.outputs].index(value)], whole
 
 
 def _value(fed: Fed, name: str) -> np.ndarray:

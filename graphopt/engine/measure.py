@@ -18,6 +18,8 @@ from graphopt.errors import EngineError
 _WARMUP = 5
 #: Losses below this ratio are within the spread of a layer's time.
 _SLOWER = 1.05
+#: Between the names of linears of the model in that of the plugin that they became.
+_MERGED = " + "
 #: In the names of plugins that stand for a linear of the model.
 _LINEAR = "Linear"
 
@@ -120,7 +122,7 @@ def slower(layers: Iterable[LayerTime], baseline: Iterable[LayerTime]) -> list[S
             merged.plugins += group.plugins
         if ours:
             merged.us += layer.us
-            merged.plugins += [layer.name] if _LINEAR in layer.op else []
+            merged.plugins += layer.name.split(_MERGED) if _LINEAR in layer.op else []
         else:
             merged.baseline_us += layer.us
         groups.append(merged)

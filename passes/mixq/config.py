@@ -81,6 +81,9 @@ class MixQConfig(BaseModel):
         False, description="search scales below those of the largest weight. Default true for 4-bit weights"
     )
     damping: float = Field(0.01, gt=0, description="gptq: share of the mean second moment added to each channel's")
+    merge: bool = Field(
+        True, description="make one product of the linears that read one tensor and have the same bits and group"
+    )
     outliers: OutlierConfig = OutlierConfig()
 
     @model_validator(mode="before")

@@ -1,7 +1,7 @@
 """Canonical linears -> MixQ: linears that read one tensor share a quantizing op, fused into the tensor's producer.
 
     RMSNorm(Add(x, r)) -> y;  Linear(y, Wq), Linear(y, Wk), Linear(y, Wv)
-      =>  MixQAddRMSNorm(x, r) -> xq, sx, xo, sum;  MixQLinear(xq, sx, xo, ...) three times
+      =>  MixQAddRMSNorm(x, r) -> xq, sx, xo, sum;  MixQLinear(xq, sx, xo, ...) once, and a Split (merge.py)
 
 The outlier set belongs to the tensor and so to the whole group; every weight of the group is quantized around it. The
 linears of a group agree on the bits of the activation; how their weights are stored is their own affair. With online
@@ -18,15 +18,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
-from graphopt.core.canonical import LinearView, assigned
+from graphopt.core.canonical import LinearView, assigned, bias_of
 from graphopt.core.op import DOMAIN, OpSpec
 from graphopt.core.report import Report
 from graphopt.core.statistics import LinearStatistics, Statistics, require_second_moment
-from graphopt.errors import InternalError
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
 from graphopt.numerics.packing import packed_bytes
-from graphopt.passes.mixq import numerics, ops
+from graphopt.passes.mixq import merge, numerics, ops
 from graphopt.passes.mixq.config import PRESETS, MixQConfig, OutlierConfig
 from graphopt.passes.mixq.rounding import SecondMoment
 from graphopt.passes.mixq.weight import QuantizedWeight, quantize_weight
@@ -37,16 +36,23 @@ _LINEARS = {"w8a8": ops.LINEAR, "w4a8": ops.LINEAR_W4A8, "w4a4": ops.LINEAR_W4A4
 
 @dataclass(frozen=True)
 class _Producer:
-    """How a canonical producer fuses: the op alone, and the op with a preceding residual Add (norms only)."""
+    """How a canonical producer fuses.
+
+    Attributes:
+        plain: the op alone.
+        with_add: with a residual Add before it (norms only).
+        of_halves: where both inputs are halves of one tensor (gated activations only).
+    """
 
     plain: OpSpec
     with_add: OpSpec | None = None
+    of_halves: OpSpec | None = None
 
 
 _PRODUCERS: dict[str, _Producer] = {
     "RMSNorm": _Producer(ops.RMS_NORM, ops.ADD_RMS_NORM),
     "LayerNorm": _Producer(ops.LAYER_NORM, ops.ADD_LAYER_NORM),
-    **{f"Gated{name}": _Producer(spec) for name, spec in ops.GATED.items()},
+    **{f"Gated{name}": _Producer(spec, of_halves=ops.GLUS[name]) for name, spec in ops.GATED.items()},
     **{name: _Producer(spec) for name, spec in ops.GELUS.items()},
 }
 
@@ -115,9 +121,10 @@ class MixQ:
                 known = "outliers are predicted online" if outliers.online else "the outlier set is empty"
                 report.note(STAGE, self.name, group.linears[0][0].name, f"no calibration: {known}")
             if dry_run:
-                for linear, config in group.linears:
-                    reason = _described(config, _entry(statistics, linear), outliers)
-                    report.rewritten(STAGE, self.name, linear.name, reason, **outliers.detail)
+                for product in merge.batches(model, group.linears):
+                    for linear, config in product:
+                        reason = _described(config, _entry(statistics, linear), outliers) + _together(linear, product)
+                        report.rewritten(STAGE, self.name, linear.name, reason, **outliers.detail)
                 continue
             _lower_group(model, group, outliers, statistics, report)
         if not dry_run:
@@ -193,9 +200,11 @@ def _slots(channels: int) -> int:
 def _lower_group(
     model: Model, group: _Group, outliers: _Outliers, statistics: Statistics | None, report: Report
 ) -> None:
+    products, channels = merge.batches(model, group.linears), group.linears[0][0].shape[1]
     codes = _quantize(model, group, outliers)
     moments: dict[float, SecondMoment] = {}
-    for linear, config in group.linears:
+
+    def quantized(linear: LinearView, config: MixQConfig) -> QuantizedWeight:
         report.progress(f"{STAGE}: {linear.name}")
         entry = _entry(statistics, linear)
         moment = None
@@ -205,10 +214,29 @@ def _lower_group(
                 moments[config.damping] = SecondMoment(entry.second_moment, inner, config.damping)
             moment = moments[config.damping]
         importance = None if entry is None else entry.mean_square
-        weight = quantize_weight(linear, outliers.indices, config, importance=importance, moment=moment)
-        detail = _replace_linear(model, linear, config, codes, weight)
-        reason = f"{_described(config, entry, outliers)}, input from {codes.op}"
-        report.rewritten(STAGE, MixQ.name, linear.name, reason, **outliers.detail, **detail)
+        return quantize_weight(linear, outliers.indices, config, importance=importance, moment=moment)
+
+    for product in products:
+        parts = [quantized(linear, config) for linear, config in product]
+        before = [weights.nbytes(linear.weight) for linear, _ in product]
+        _replace_linears(model, [linear for linear, _ in product], product[0][1], codes, parts)
+        for (linear, config), weight, size in zip(product, parts, before, strict=True):
+            reason = f"{_described(config, _entry(statistics, linear), outliers)}, input from {codes.op}"
+            reason += _together(linear, product)
+            sizes = {"N": weight.rows, "K": channels, "bytes_before": size}
+            report.rewritten(STAGE, MixQ.name, linear.name, reason, **outliers.detail, **sizes, **_costs(weight))
+
+
+def _together(linear: LinearView, product: Sequence[merge.Configured]) -> str:
+    """Which others a linear is one product with, for the report."""
+    others = [other.name for other, _ in product if other is not linear]
+    return f", one product with {', '.join(others)}" if others else ""
+
+
+def _costs(weight: QuantizedWeight) -> dict[str, float]:
+    """Size and normalized errors for the report."""
+    costs = {"bytes_after": weight.nbytes, "weight_error": weight.error}
+    return costs if weight.output_error is None else {**costs, "output_error": weight.output_error}
 
 
 def _quantize(model: Model, group: _Group, outliers: _Outliers) -> _Codes:
@@ -268,6 +296,8 @@ def _fuse(model: Model, group: _Group, variable: Callable[[str, Any, int], gs.Va
         return _Fusion(ops.QUANTIZE, [x])
     attrs = {"epsilon": producer.attrs["epsilon"]} if "epsilon" in producer.attrs else {}
     inputs, spec, outputs = list(producer.inputs), fused.plain, []
+    if fused.of_halves is not None and (halves := merge.gate_up_of(producer)) is not None:
+        spec, inputs = fused.of_halves, [halves]
     if fused.with_add is not None and (add := _residual_add(inputs[0])) is not None:
         spec, inputs = fused.with_add, [*add.inputs, *inputs[1:]]
         total = add.outputs[0]
@@ -295,24 +325,28 @@ def _residual_add(total: gs.Tensor) -> gs.Node | None:
     return add if same and not query.is_constant(a) and not query.is_constant(b) else None
 
 
-def _replace_linear(
-    model: Model, linear: LinearView, config: MixQConfig, codes: _Codes, weight: QuantizedWeight
-) -> dict[str, Any]:
-    """Swap a canonical linear for a MixQ one; return sizes and normalized errors for the report."""
-    n, k = linear.shape
-    base, store, bias = linear.weight.name, model.store, linear.bias
-    if bias is None:
-        bias = store.put(model.unique_name(f"{base}_bias"), np.zeros(n, weight.outliers.dtype))
-    elif list(bias.shape or []) != [n]:
-        raise InternalError(f"bias of '{linear.name}' has shape {bias.shape}, canonical form promises [{n}]")
-    arrays = {"wq": weight.codes, "sg": weight.groups, "sw": weight.scale, "wo": weight.outliers}
-    constants = [store.put(model.unique_name(f"{base}_{s}"), a) for s, a in arrays.items() if a is not None]
-    attributes = {} if weight.groups is None else {"group": weight.group}
-    output, before = linear.node.outputs[0], weights.nbytes(linear.weight)
-    linear.node.outputs.clear()
-    linear.node.inputs.clear()
+def _replace_linears(
+    model: Model,
+    linears: Sequence[LinearView],
+    config: MixQConfig,
+    codes: _Codes,
+    parts: Sequence[QuantizedWeight],
+) -> None:
+    """Swap canonical linears for one MixQ linear, and a Split where they are several."""
+    name, base = merge.SEPARATOR.join(linear.name for linear in linears), linears[0].weight.name
+    operands = merge.stack(parts)
+    constants = [model.store.put(model.unique_name(f"{base}_{suffix}"), array) for suffix, array in operands.items()]
+    bias, *more = [bias_of(model, linear) for linear in linears]
+    if more:
+        stacked = np.concatenate([weights.read(b) for b in (bias, *more)])
+        bias = model.store.put(model.unique_name(f"{base}_biases"), stacked)
+    attributes = {} if parts[0].groups is None else {"group": parts[0].group}
+    outputs = [linear.node.outputs[0] for linear in linears]
+    for linear in linears:
+        linear.node.outputs.clear()
+        linear.node.inputs.clear()
+    output = outputs[0]
+    if len(linears) > 1:
+        output = merge.split(model, outputs, [part.rows for part in parts])
     spec = ops.variant(_LINEARS[config.bits], online=bool(codes.after))
-    inputs = [*codes.before, *constants, bias, *codes.after]
-    model.graph.nodes.append(spec.node(linear.name, inputs, [output], **attributes))
-    detail = {"N": n, "K": k, "bytes_before": before, "bytes_after": weight.nbytes, "weight_error": weight.error}
-    return detail if weight.output_error is None else {**detail, "output_error": weight.output_error}
+    model.graph.nodes.append(spec.node(name, [*codes.before, *constants, bias, *codes.after], [output], **attributes))

@@ -42,6 +42,11 @@ class QuantizedWeight:
     output_error: float | None
 
     @property
+    def rows(self) -> int:
+        """N."""
+        return int(self.scale.shape[0])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all of it."""
         arrays = (self.codes, self.groups, self.scale, self.outliers)

@@ -11,10 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.core.op import OpSpec
+from graphopt.core.op import OpSpec, attach_bodies
 from graphopt.engine.build import BuildOptions, build
+from graphopt.ir import save
 from graphopt.numerics.packing import pack_int4
+from graphopt.passes.mixq.config import MixQConfig
 from graphopt.passes.mixq.ops import LINEAR, OPS
+from tests.passes.mixq.test_lower import Block
 
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 K, N, CAPACITY = 64, 48, 16
@@ -62,6 +65,7 @@ class _Model:
             "xq4": (TensorProto.INT8, PACKED),
             "sx": (TensorProto.FLOAT, 1),
             "xo": (self.elem, CAPACITY),
+            "gate_up": (self.elem, 2 * K),
         }
         unique = f"{node}.{name}"
         if name in ("x", "residual", "gate", "up"):
@@ -106,7 +110,7 @@ class _Model:
 
 
 def _shapes(model: _Model, batch: int, length: int) -> tuple[str, ...]:
-    last = {"sx": 1, "xo": CAPACITY, "xq4": PACKED}
+    last = {"sx": 1, "xo": CAPACITY, "xq4": PACKED, "gate_up": 2 * K}
     return (",".join(f"{name}:{batch}x{length}x{last.get(name, K)}" for name in model.inputs),)
 
 
@@ -126,7 +130,7 @@ def test_every_op_builds_as_a_plugin(dtype: str, rng: np.random.Generator, tmp_p
         max_shapes=_shapes(model, 4, 32),
     )
     result = build(model.save(tmp_path / "ops.onnx"), tmp_path / "ops.plan", options)
-    assert result.manifest.plugin_layers == len(model.nodes) == 61
+    assert result.manifest.plugin_layers == len(model.nodes) == 72
     activation = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[dtype]
     for tensor in result.manifest.outputs:
         operand = tensor.name.rsplit(".", 1)[1]
@@ -158,6 +162,24 @@ def test_a_norm_feeds_a_linear(rng: np.random.Generator, tmp_path: Path, library
     result = build(model.save(tmp_path / "chain.onnx"), tmp_path / "chain.plan", options)
     assert result.manifest.plugin_layers == 2
     assert [tuple(t.shape)[-1] for t in result.manifest.outputs] == [N]
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+@pytest.mark.parametrize("calibrated", [True, False], ids=["calibrated", "online"])
+def test_merged_linears_build(bits: str, calibrated: bool, tmp_path: Path, library: Path) -> None:
+    """A Split behind q and k; gate and up as halves of what one product makes."""
+    block = Block(np.float16)
+    block.lower(config=MixQConfig(bits=bits), merge=True, **({} if calibrated else {"statistics": None}))
+    attach_bodies(block.model, OPS)
+    (path,) = save(block.model, tmp_path / "block.onnx", external_data=False)
+    shapes = [tuple(f"{name}:{batch}x{length}x64" for name in "xr") for batch, length in ((1, 1), (2, 8), (4, 32))]
+    least, usual, most = ((",".join(shape),) for shape in shapes)
+    options = BuildOptions(
+        flavour="rtx", plugins=library, native_fallback=True, min_shapes=least, opt_shapes=usual, max_shapes=most
+    )
+    result = build(path, tmp_path / "block.plan", options)
+    assert result.manifest.plugin_layers == sum("plugin_namespace" in n.attrs for n in block.graph.nodes) >= 3
+    assert [tuple(t.shape)[-1] for t in result.manifest.outputs] == [96, 96, 64]
 
 
 def test_the_self_registering_library_registers_with_the_loaded_tensorrt(library: Path) -> None:

@@ -30,6 +30,11 @@ def test_a_fusion_that_joins_groups_joins_them() -> None:
     assert (sorted(found.names), found.us, found.baseline_us) == (["/a", "/b", "/c"], 9.0, 8.0)
 
 
+def test_linears_that_were_merged_are_compared_with_all_that_they_were() -> None:
+    (found,) = slower([plugin("/q + /k", 9.0)], [native("/q", 4.0), native("/k", 3.0)])
+    assert (found.names, found.us, found.baseline_us) == (("/q", "/k"), 9.0, 7.0)
+
+
 def test_copies_belong_to_the_layer_that_needs_them() -> None:
     copy = LayerTime("Reformatting CopyNode for Input Tensor 0 to /a", "Reformat", 2.0)
     (found,) = slower([plugin("/a", 4.0), copy], [native("/a", 5.0)])

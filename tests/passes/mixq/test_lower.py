@@ -102,11 +102,20 @@ class Block:
         down = LinearStatistics(np.ones(F, np.float32), np.full(F, 1.0), 10)
         return Statistics({**dict.fromkeys(("q_proj", "k_proj", "gate_proj", "up_proj"), shared), "down_proj": down})
 
-    def lower(self, names: tuple[str, ...] | None = None, config: MixQConfig | None = None, **kwargs: Any) -> Report:
+    def lower(
+        self,
+        names: tuple[str, ...] | None = None,
+        config: MixQConfig | None = None,
+        *,
+        merge: bool = False,
+        **kwargs: Any,
+    ) -> Report:
+        """Lower ``names``, each linear to an op of its own; how they are merged is for test_merge.py."""
         report = Report()
+        config = (config or MixQConfig()).model_copy(update={"merge": merge})
         names = names or ("q_proj", "k_proj", "gate_proj", "up_proj", "down_proj")
         options = {"statistics": self.statistics(), "dry_run": False} | kwargs
-        SCHEME.lower(self.model, dict.fromkeys(names, config or MixQConfig()), report=report, **options)
+        SCHEME.lower(self.model, dict.fromkeys(names, config), report=report, **options)
         return report
 
     def ops(self) -> dict[str, gs.Node]:
@@ -342,8 +351,8 @@ def test_linears_of_one_tensor_share_its_codes_whatever_their_weights_are() -> N
 def test_each_width_of_activations_has_its_own_quantizing_op() -> None:
     block = Block()
     block.ops()["norm"].outputs[0].shape = block.shape
-    configs = dict.fromkeys(("q_proj", "gate_proj", "up_proj"), MixQConfig(bits="w4a4"))
-    configs |= dict.fromkeys(("k_proj", "down_proj"), MixQConfig())
+    configs = dict.fromkeys(("q_proj", "gate_proj", "up_proj"), MixQConfig(bits="w4a4", merge=False))
+    configs |= dict.fromkeys(("k_proj", "down_proj"), MixQConfig(merge=False))
     SCHEME.lower(block.model, configs, block.statistics(), Report(), dry_run=False)
     nodes = block.ops()
     assert nodes["q_proj"].inputs[0] is nodes["up_proj"].inputs[0]
