@@ -24,19 +24,23 @@ def speed(row: dict, peer: str) -> str:
     return f"{row['peers'][peer] / row['us']:.2f}×" if peer in row["peers"] else ""
 
 
+def is_bfloat16(row: dict) -> bool:
+    return row.get("dtype") == "bfloat16"
+
+
 def linear_table(rows: Sequence[dict]) -> Iterator[str]:
     """The whole linear beside its peers, and the product alone beside its own."""
-    cases = {(r["case"], r["scheme"], r["N"], r["K"], r["M"]): r for r in rows}
-    head = ("scheme", "N × K", "M", "linear, us", "torch fp16", "torch int4", "bitsandbytes int8", "of the floor",
+    cases = {(r["case"], r["scheme"], is_bfloat16(r), r["N"], r["K"], r["M"]): r for r in rows}
+    head = ("scheme", "N × K", "M", "linear, us", "torch 16-bit", "torch int4", "bitsandbytes int8", "of the floor",
             "product alone, us", "TOPS", "torch._int_mm", "of the floor")  # fmt: skip
     lines = []
-    for (case, scheme, n, k, m), whole in cases.items():
+    for (case, scheme, bfloat16, n, k, m), whole in cases.items():
         if case != "linear":
             continue
-        gemm = cases["gemm", scheme, n, k, m]
+        gemm = cases["gemm", scheme, bfloat16, n, k, m]
         lines.append((
-            scheme.removeprefix("mixq-"), f"{n} × {k}", str(m), f"{whole['us']:.1f}",
-            speed(whole, "torch_fp16"), speed(whole, "torch_int4"),
+            scheme.removeprefix("mixq-") + (", bf16" if bfloat16 else ""), f"{n} × {k}", str(m), f"{whole['us']:.1f}",
+            speed(whole, "torch_bf16" if bfloat16 else "torch_fp16"), speed(whole, "torch_int4"),
             speed(whole, "bitsandbytes_int8"), f"{whole['floor_us'] / whole['us']:.0%}", f"{gemm['us']:.1f}",
             f"{2 * m * n * k / gemm['us'] * 1e-6:.0f}", speed(gemm, "torch_int_mm"),
             f"{gemm['floor_us'] / gemm['us']:.0%}",
@@ -46,14 +50,18 @@ def linear_table(rows: Sequence[dict]) -> Iterator[str]:
 
 def quantize_table(rows: Sequence[dict]) -> Iterator[str]:
     """Time at few tokens; time and share of copy bandwidth at many."""
+    (bfloat16,) = {(r["M"], r["K"]) for r in rows if is_bfloat16(r)} or {None}
+    in_bfloat16 = {r["case"]: r for r in rows if is_bfloat16(r)}
+    rows = [r for r in rows if not is_bfloat16(r)]
     few, many = min(r["M"] for r in rows), max(r["M"] for r in rows)
     columns = sorted({r["K"] for r in rows})
     by_size = {(r["case"], r["K"], r["M"]): r for r in rows}
     head = ["op", *(f"M={few}, K={k}, us" for k in columns), *(f"M={many}, K={k}" for k in columns)]
+    head += [f"bf16, M={bfloat16[0]}, K={bfloat16[1]}"] if bfloat16 else []
     lines = []
     for op in dict.fromkeys(r["case"] for r in rows):
         small = [f"{by_size[op, k, few]['us']:.1f}" for k in columns]
-        large = [by_size[op, k, many] for k in columns]
+        large = [by_size[op, k, many] for k in columns] + ([in_bfloat16[op]] if bfloat16 else [])
         lines.append([op, *small, *(f"{r['us']:.0f} us, {r['floor_us'] / r['us']:.0%}" for r in large)])
     yield from table(head, lines)
 

@@ -1,6 +1,6 @@
-"""Suite "mixq": the linear of MixQ, float16 outliers, one row for each scheme.
+"""Suite "mixq": the linear of MixQ, one row for each scheme; float16, and some sizes in bfloat16.
 
-Case "linear" is everything from the float16 input of the quantizing op to the float16 output, two launches; case "gemm"
+Case "linear" is everything from the 16-bit input of the quantizing op to the 16-bit output, two launches; case "gemm"
 is the second of them.
 """
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SUITE = "mixq"
 SIZES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))  # N, K
 ROWS = (1, 16, 128, 512, 2048, 4096)
+BFLOAT16_CASES = ((1, 8192, 8192), (16, 8192, 8192), (512, 8192, 8192), (4096, 8192, 8192), (16, 4096, 4096))  # M, N, K
 SCHEMES = ("w8a8", "w4a8", "w4a4")
 GROUP = 128  # columns that share an integer scale of 4-bit weights
 CAPACITY = 128
@@ -36,8 +37,8 @@ _CHECKED_ROWS = 64
 #: ||y - x W^T|| / ||x W^T|| of normal data in 8 bits is 0.009, in 4 bits 0.16, for the weights as they were quantized;
 #: more says that something does not fit together.
 _PRODUCT_TOLERANCE = {"a8": 0.02, "a4": 0.3}
-#: Rounding to float16 (2^-11 of each element at most) plus float32 sums, as the norm of a row.
-_ROW_TOLERANCE = 1e-3
+#: Rounding to T (2^-11 or 2^-8 of each element at most) plus float32 sums, as the norm of a row.
+_ROW_TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class LinearCase:
     k: int
     capacity: int = CAPACITY
     scheme: str = "w8a8"
+    dtype: str = "float16"
 
     @property
     def weight_bytes(self) -> int:
@@ -64,13 +66,13 @@ class LinearCase:
 
     @property
     def gemm_bytes(self) -> int:
-        """Bytes that the product must move: codes, scales, outliers, bias, float16 output."""
+        """Bytes that the product must move: codes, scales, outliers, bias, 16-bit output."""
         m, n, c = self.m, self.n, self.capacity
         return self.activation_bytes + self.weight_bytes + 2 * c * (m + n) + 4 * (m + n) + 2 * n + 2 * m * n
 
     @property
     def linear_bytes(self) -> int:
-        """The same with float16 activations in place of their codes, scales and outliers, which need not move."""
+        """The same with 16-bit activations in place of their codes, scales and outliers, which need not move."""
         m, k, c = self.m, self.k, self.capacity
         return self.gemm_bytes - self.activation_bytes - 2 * c * m - 4 * m + 2 * m * k
 
@@ -90,6 +92,8 @@ def linear_cases() -> Iterator[LinearCase]:
     for n, k in SIZES:
         for m in ROWS:
             yield LinearCase(m, n, k)
+    for m, n, k in BFLOAT16_CASES:
+        yield LinearCase(m, n, k, dtype="bfloat16")
 
 
 class _Operands:
@@ -99,32 +103,33 @@ class _Operands:
         self.torch = torch = torch_with_cuda()
         torch.manual_seed(case.m + case.n + case.k)
         m, n, k, c = case.m, case.n, case.k, case.capacity
-        self.scheme = case.scheme
+        self.scheme, self.dtype = case.scheme, getattr(torch, case.dtype)
+        self.row_tolerance = _ROW_TOLERANCE[case.dtype]
         channels = torch.randperm(k, device="cuda")[:OUTLIERS].sort().values
         self.channels = channels
         self.idx = torch.full((c,), -1, dtype=torch.int32, device="cuda")
         self.idx[:OUTLIERS] = channels.int()
-        self.x = torch.randn(m, k, dtype=torch.float16, device="cuda")
+        self.x = torch.randn(m, k, dtype=self.dtype, device="cuda")
         self.x[:, channels] *= _OUTLIER_SCALE
         self.weights = [self._weight(n, k, c) for _ in range(copies_for(case.weight_bytes))]
         x_codes = {"xq4": (m, k // 2)} if case.scheme == "w4a4" else {"xq": (m, k)}
         self.codes = {
             **{name: torch.empty(shape, dtype=torch.int8, device="cuda") for name, shape in x_codes.items()},
             "sx": torch.empty(m, 1, device="cuda"),
-            "xo": torch.empty(m, c, dtype=torch.float16, device="cuda"),
+            "xo": torch.empty(m, c, dtype=self.dtype, device="cuda"),
         }
-        self.y = torch.empty(m, n, dtype=torch.float16, device="cuda")
+        self.y = torch.empty(m, n, dtype=self.dtype, device="cuda")
         scratch = library.workspace_bytes(m, k) if case.scheme == "w4a4" else 0
         self.workspace = torch.empty(scratch, dtype=torch.int8, device="cuda")
 
     def _weight(self, n: int, k: int, c: int) -> dict[str, Any]:
         torch = self.torch
-        w = torch.randn(n, k, dtype=torch.float16, device="cuda").mul_(k**-0.5)
-        wo = torch.zeros(n, c, dtype=torch.float16, device="cuda")
+        w = torch.randn(n, k, dtype=self.dtype, device="cuda").mul_(k**-0.5)
+        wo = torch.zeros(n, c, dtype=self.dtype, device="cuda")
         wo[:, :OUTLIERS] = w[:, self.channels]
         w[:, self.channels] = 0
         codes = _eight_bits(w) if self.scheme == "w8a8" else _four_bits(w)
-        return {**codes, "wo": wo, "bias": torch.randn(n, dtype=torch.float16, device="cuda")}
+        return {**codes, "wo": wo, "bias": torch.randn(n, dtype=self.dtype, device="cuda")}
 
     def quantize(self, library: Library) -> None:
         library.quantize("MixQQuantize", self.x, self.idx, self.codes)
@@ -162,7 +167,7 @@ class _Operands:
         full[:, self.channels] = w["wo"][:, :OUTLIERS]
         product = self.x[rows].double() @ full.T + w["bias"]
         loss = float((y - product).norm() / product.norm())
-        if not error <= _ROW_TOLERANCE or not loss <= _PRODUCT_TOLERANCE[self.scheme[2:]]:
+        if not error <= self.row_tolerance or not loss <= _PRODUCT_TOLERANCE[self.scheme[2:]]:
             raise InternalError(f"the linear is wrong: row error {error:.2e}, error of the product {loss:.3f}")
 
 
@@ -216,7 +221,8 @@ def measure_linear(case: LinearCase, library: Library, ceilings: Ceilings) -> It
     for scheme in SCHEMES:
         of_scheme = replace(case, scheme=scheme)
         *own[of_scheme], x = _own_times(of_scheme, library)
-    peers = {"linear": peer_times(LINEAR_PEERS, x, case.n), "gemm": peer_times(GEMM_PEERS, x, case.n)}
+    others = {"linear": LINEAR_PEERS[case.dtype], "gemm": GEMM_PEERS[case.dtype]}
+    peers = {name: peer_times(of_name, x, case.n) for name, of_name in others.items()}
     for of_scheme, timings in own.items():
         for name, timing in zip(("linear", "gemm"), timings, strict=True):
             moved = of_scheme.linear_bytes if name == "linear" else of_scheme.gemm_bytes
@@ -230,6 +236,7 @@ def measure_linear(case: LinearCase, library: Library, ceilings: Ceilings) -> It
                 shape=(case.m, case.n, case.k, case.capacity),
                 moved=moved,
                 ops=case.int8_ops + case.fp16_ops,
+                dtype=case.dtype,
                 peers=times,
                 missing=missing,
             )

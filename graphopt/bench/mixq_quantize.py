@@ -18,17 +18,19 @@ COLS = (4096, 8192, 11008, 28672)
 ROWS = (16, 4096)
 CAPACITY = 128
 EPSILON = 1e-5
-_ROW_TOLERANCE = 1e-3
+BFLOAT16_SIZE = (4096, 8192)  # M, K
+_ROW_TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}
 
 
 @dataclass(frozen=True)
 class QuantizeCase:
-    """A producer on [M, K] float16 with C outlier channels."""
+    """A producer on [M, K] with C outlier channels."""
 
     producer: str
     m: int
     k: int
     capacity: int = CAPACITY
+    dtype: str = "float16"
 
     @property
     def adds(self) -> bool:
@@ -38,7 +40,12 @@ class QuantizeCase:
     @property
     def inputs(self) -> int:
         """How many [M, K] inputs it reads."""
-        return 2 if self.adds or "Gated" in self.producer else 1
+        return 2 if self.adds or "Gated" in self.producer or self.glu else 1
+
+    @property
+    def glu(self) -> bool:
+        """Whether its two inputs are side by side in one."""
+        return "GLU" in self.producer
 
     @property
     def bytes(self) -> int:
@@ -52,6 +59,7 @@ def quantize_cases() -> Iterator[QuantizeCase]:
         for k in COLS:
             for m in ROWS:
                 yield QuantizeCase(producer, m, k)
+        yield QuantizeCase(producer, *BFLOAT16_SIZE, dtype="bfloat16")
 
 
 class _Operands:
@@ -61,12 +69,13 @@ class _Operands:
         torch = torch_with_cuda()
         m, k, c = case.m, case.k, case.capacity
         self.case, self.idx, self.parameters = case, idx, parameters
-        self.x = torch.randn(m, k, dtype=torch.float16, device="cuda")
-        self.other = {"other": torch.randn_like(self.x)} if case.inputs == 2 else {}
+        self.dtype = getattr(torch, case.dtype)
+        self.x = torch.randn(m, 2 * k if case.glu else k, dtype=self.dtype, device="cuda")
+        self.other = {"other": torch.randn_like(self.x)} if case.inputs == 2 and not case.glu else {}
         self.outputs = {
             "xq": torch.empty(m, k, dtype=torch.int8, device="cuda"),
             "sx": torch.empty(m, 1, device="cuda"),
-            "xo": torch.empty(m, c, dtype=torch.float16, device="cuda"),
+            "xo": torch.empty(m, c, dtype=self.dtype, device="cuda"),
         }
         if case.adds:
             self.outputs["sum"] = torch.empty_like(self.x)
@@ -94,6 +103,9 @@ class _Operands:
             "Gelu": functional.gelu,
             "GeluTanh": lambda t: functional.gelu(t, approximate="tanh"),
         }
+        if self.case.glu:
+            gate, up = x.chunk(2, dim=1)
+            return activations[{"SwiGLU": "Silu", "GeGLU": "Gelu", "GeGLUTanh": "GeluTanh"}[kind]](gate) * up
         y = activations[kind.removeprefix("Gated")](x)
         return y * self.other["other"].double() if "Gated" in kind else y
 
@@ -106,7 +118,7 @@ class _Operands:
         torch = torch_with_cuda()
         for buffer in self.outputs.values():
             buffer.view(torch.uint8).fill_(0xA5)
-        y = torch.empty_like(self.x)
+        y = torch.empty(self.case.m, self.case.k, dtype=self.x.dtype, device="cuda")
         self.run(library, {**self.outputs, "y": y})
         with_y = {name: t.clone() for name, t in self.outputs.items()}
         self.run(library)
@@ -126,7 +138,7 @@ class _Operands:
                 raise InternalError(f"{self.case.producer} K={self.case.k}: {name} does not follow from y")
         exact = self.produced()
         error = float(((y.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
-        if not error <= _ROW_TOLERANCE:
+        if not error <= _ROW_TOLERANCE[self.case.dtype]:
             raise InternalError(f"{self.case.producer} K={self.case.k}: y has a row error of {error:.2e}")
 
 
@@ -136,9 +148,17 @@ def measure_quantize(case: QuantizeCase, library: Library, ceilings: Ceilings) -
     torch.manual_seed(case.m + case.k)
     idx = torch.randperm(case.k, device="cuda")[: case.capacity].sort().values.int()
     names = [*(["gamma"] if "Norm" in case.producer else []), *(["beta"] if "LayerNorm" in case.producer else [])]
-    parameters = {name: torch.randn(case.k, dtype=torch.float16, device="cuda") for name in names}
+    parameters = {name: torch.randn(case.k, dtype=getattr(torch, case.dtype), device="cuda") for name in names}
     copies = [_Operands(case, idx, parameters) for _ in range(copies_for(case.bytes))]
     copies[0].check(library)
     timing = median_us([partial(o.run, library) for o in copies])
     shape = (case.m, None, case.k, case.capacity)
-    yield Row.of(timing, ceilings.floor_us(case.bytes), suite=SUITE, case=case.producer, shape=shape, moved=case.bytes)
+    yield Row.of(
+        timing,
+        ceilings.floor_us(case.bytes),
+        suite=SUITE,
+        case=case.producer,
+        shape=shape,
+        moved=case.bytes,
+        dtype=case.dtype,
+    )

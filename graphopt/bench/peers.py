@@ -14,7 +14,7 @@ from graphopt.bench.timer import copies_for, median_us
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: One call per copy of the weight, from the activations x [M, K] float16 and the size N.
+#: One call per copy of the weight, from the activations x [M, K] of 16 bits and the size N.
 Calls = Sequence[Callable[[], object]]
 
 _INT4_GROUP = 128
@@ -63,7 +63,7 @@ class Peer:
         return median_us(self.calls(x, n, copies_for(weight_bytes)), graph=self.graph).us
 
 
-def _fp16(x: "Tensor", n: int, copies: int) -> Calls:
+def _matmul(x: "Tensor", n: int, copies: int) -> Calls:
     torch = torch_with_cuda()
     y = torch.empty(len(x), n, dtype=x.dtype, device="cuda")
     weights = [torch.randn(n, x.shape[1], dtype=x.dtype, device="cuda") for _ in range(copies)]
@@ -139,12 +139,14 @@ def random_codes(rows: int, cols: int) -> "Tensor":
     return values.mul_(30).clamp_(-127, 127).to(torch.int8)
 
 
-_FP16 = Peer("torch_fp16", _fp16, 16)
-#: Do what the whole linear does: 16-bit activations in, 16-bit activations out.
-LINEAR_PEERS = (
-    _FP16,
-    Peer("torch_int4", _int4, 4, rows=(1, _INT4_MAX_ROWS)),
-    Peer("bitsandbytes_int8", _bitsandbytes, 8, graph=False, package="bitsandbytes"),
-)
+_FP16 = Peer("torch_fp16", _matmul, 16)
+_BF16 = Peer("torch_bf16", _matmul, 16)
+_INT4 = Peer("torch_int4", _int4, 4, rows=(1, _INT4_MAX_ROWS))
+_INT_MM = Peer("torch_int_mm", _int_mm, 8, rows=(_INT_MM_MIN_ROWS, 1 << 30))
+#: Do what the whole linear does: 16-bit activations in, 16-bit activations out. By the type of these.
+LINEAR_PEERS = {
+    "float16": (_FP16, _INT4, Peer("bitsandbytes_int8", _bitsandbytes, 8, graph=False, package="bitsandbytes")),
+    "bfloat16": (_BF16, _INT4),
+}
 #: Do what the product of codes does.
-GEMM_PEERS = (_FP16, Peer("torch_int_mm", _int_mm, 8, rows=(_INT_MM_MIN_ROWS, 1 << 30)))
+GEMM_PEERS = {"float16": (_FP16, _INT_MM), "bfloat16": (_BF16, _INT_MM)}

@@ -18,6 +18,7 @@ class Row:
 
     Attributes:
         suite, case, scheme: what was measured.
+        dtype: T, of activations and outliers.
         M, N, K, C: tokens, output channels, input channels, capacity of the outlier set; N is None without a product.
         us, spread: median in microseconds, interquartile range over it.
         floor_us: the least time that the device's ceilings allow.
@@ -38,6 +39,7 @@ class Row:
     floor_us: float
     bytes: int
     ops: int
+    dtype: str = "float16"
     peers: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -53,6 +55,7 @@ class Row:
         shape: tuple[int, int | None, int, int],
         moved: int,
         ops: int = 0,
+        dtype: str = "float16",
         peers: Mapping[str, float] | None = None,
         missing: Mapping[str, str] | None = None,
     ) -> "Row":
@@ -60,7 +63,7 @@ class Row:
         rounded = {name: round(us, 2) for name, us in (peers or {}).items()}
         us, spread = round(timing.us, 2), round(timing.spread, 3)
         floor = round(floor_us, 2)
-        return cls(suite, case, scheme, *shape, us, spread, floor, moved, ops, rounded, dict(missing or {}))
+        return cls(suite, case, scheme, *shape, us, spread, floor, moved, ops, dtype, rounded, dict(missing or {}))
 
     @property
     def share(self) -> float:

@@ -12,7 +12,7 @@ def _fails(*_: object) -> Sequence[object]:
 
 
 def test_absence() -> None:
-    by_name = {peer.name: peer for peer in (*LINEAR_PEERS, *GEMM_PEERS)}
+    by_name = {peer.name: peer for peer in (*LINEAR_PEERS["float16"], *GEMM_PEERS["float16"])}
     assert by_name["torch_int_mm"].absence(16) == "needs M >= 17"
     assert by_name["torch_int_mm"].absence(17) is None
     assert by_name["torch_int4"].absence(4096) == "is for 1 <= M <= 512"
@@ -22,8 +22,10 @@ def test_absence() -> None:
 
 
 def test_names_are_those_of_result_files() -> None:
-    assert [p.name for p in LINEAR_PEERS] == ["torch_fp16", "torch_int4", "bitsandbytes_int8"]
-    assert [p.name for p in GEMM_PEERS] == ["torch_fp16", "torch_int_mm"]
+    assert [p.name for p in LINEAR_PEERS["float16"]] == ["torch_fp16", "torch_int4", "bitsandbytes_int8"]
+    assert [p.name for p in LINEAR_PEERS["bfloat16"]] == ["torch_bf16", "torch_int4"]
+    assert [p.name for p in GEMM_PEERS["float16"]] == ["torch_fp16", "torch_int_mm"]
+    assert [p.name for p in GEMM_PEERS["bfloat16"]] == ["torch_bf16", "torch_int_mm"]
 
 
 def test_a_peer_that_fails_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

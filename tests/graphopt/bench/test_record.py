@@ -9,7 +9,23 @@ from graphopt.bench.record import Row, write
 from graphopt.bench.timer import Timing
 
 #: Those of performance results; a run adds gpu, driver, cuda, commit and date.
-FIELDS = ["suite", "case", "scheme", "M", "N", "K", "C", "us", "spread", "floor_us", "bytes", "ops", "peers", "missing"]
+FIELDS = [
+    "suite",
+    "case",
+    "scheme",
+    "M",
+    "N",
+    "K",
+    "C",
+    "us",
+    "spread",
+    "floor_us",
+    "bytes",
+    "ops",
+    "dtype",
+    "peers",
+    "missing",
+]
 SHARED = {"gpu": "H", "driver": "1", "cuda": "13.0", "commit": "abc", "date": "2026-01-01"}
 
 

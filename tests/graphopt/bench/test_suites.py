@@ -19,6 +19,7 @@ def test_the_linear_is_measured_where_the_targets_are() -> None:
     for n, k in ((8192, 8192), (28672, 8192), (8192, 28672)):
         for m in (1, 16, 512, 2048, 4096):
             assert LinearCase(m, n, k, 128) in cases
+    assert LinearCase(16, 8192, 8192, 128, dtype="bfloat16") in cases
 
 
 def test_bytes_and_operations_of_a_linear() -> None:
@@ -41,7 +42,14 @@ def test_bytes_of_4_bit_weights() -> None:
 
 @pytest.mark.parametrize(
     ("producer", "per_element"),
-    [("MixQQuantize", 3), ("MixQRMSNorm", 3), ("MixQGelu", 3), ("MixQGatedSilu", 5), ("MixQAddLayerNorm", 7)],
+    [
+        ("MixQQuantize", 3),
+        ("MixQRMSNorm", 3),
+        ("MixQGelu", 3),
+        ("MixQGatedSilu", 5),
+        ("MixQSwiGLU", 5),
+        ("MixQAddLayerNorm", 7),
+    ],
 )
 def test_bytes_of_a_quantizing_op(producer: str, per_element: int) -> None:
     assert QuantizeCase(producer, 10, 64, 16).bytes == 10 * (64 * per_element + 4 + 2 * 16)
@@ -49,5 +57,6 @@ def test_bytes_of_a_quantizing_op(producer: str, per_element: int) -> None:
 
 def test_every_quantizing_op_is_measured_at_few_and_many_rows() -> None:
     cases = list(quantize_cases())
-    assert len({case.producer for case in cases}) == 10
+    assert len({case.producer for case in cases}) == 13
+    assert {case.producer for case in cases if case.dtype == "bfloat16"} == {case.producer for case in cases}
     assert {case.m for case in cases} == {16, 4096}
