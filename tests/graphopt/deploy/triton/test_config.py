@@ -1,20 +1,35 @@
 """Configurations of engine models, compared with the manifest of their plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from graphopt import compile, ir
+from graphopt.core.recipe import Recipe
 from graphopt.deploy.triton.check import check_engine
-from graphopt.deploy.triton.config import EngineShape, engine_config, generate_config, parse, plan_file, to_text
+from graphopt.deploy.triton.config import (
+    EngineShape,
+    engine_config,
+    generate_config,
+    kind_name,
+    parse,
+    plan_file,
+    to_text,
+)
 from graphopt.deploy.triton.request import FIELDS
 from graphopt.deploy.triton.settings import GenerateSettings
 from graphopt.engine import manifest as manifests
 from graphopt.engine.manifest import Manifest, Tensor
 from graphopt.errors import DeployError
-from tests.support.decoders import static_profiles
+from graphopt.models.llama import build_llama
+from graphopt.models.weights import RandomWeights
+from graphopt.passes import CACHES, SCHEMES
+from tests.support.decoders import CONFIG, static_profiles
 from tests.support.language import write_bigram
 from tests.support.plans import write_server_plan
 
@@ -63,6 +78,41 @@ def test_state_of_a_decoder(cached: Manifest, tmp_path: Path) -> None:
     assert cached.cache is not None
     assert {name: s.output_name for name, s in states.items()} == dict(cached.cache.pairs)
     assert all(list(s.dims) == [2, CAPACITY, 16] and s.use_same_buffer_for_input_output for s in states.values())
+
+
+def test_caches_of_four_bits_cross_as_bytes(tmp_path: Path) -> None:
+    """Triton knows no 4-bit types: codes are INT8, two to a byte, and all parts of the cache are state."""
+    wide = replace(CONFIG, head_dim=64)
+    build_llama(wide, RandomWeights(wide, seed=3), tmp_path / "growing.onnx")
+    model = ir.load(tmp_path / "growing.onnx")
+    compile.optimize(model, Recipe.preset("none", SCHEMES).with_cache("kv-mant4", {}, CACHES))
+    ir.save(model, tmp_path / "m.onnx")
+    sizes = {"batch_size": (1, 1, 4), "sequence_length": (1, 16, 32), "cache_capacity": (CAPACITY,) * 3}
+    profile = {
+        tensor.name: tuple(tuple(sizes[d][i] if isinstance(d, str) else int(d) for d in tensor.shape) for i in range(3))
+        for tensor in model.graph.inputs
+    }
+    manifest = manifests.read(write_server_plan(tmp_path / "m.plan", tmp_path / "m.onnx", [profile]))
+    config = engine_config("e", manifest, EngineShape(4, streams=8))
+    check_engine(placed(tmp_path, "e", config), manifest)
+    states = {s.input_name: s for s in parse(to_text(config), "it").sequence_batching.state}
+    assert manifest.cache is not None and states.keys() == dict(manifest.cache.pairs).keys()
+    keys = states["past_key_values.0.key"]
+    assert kind_name(config, keys.data_type) == "TYPE_INT8"
+    assert list(keys.dims) == [2, CAPACITY, 64 // 2], "a head of 64 channels in 32 bytes"
+    assert {kind_name(config, s.data_type) for s in states.values()} == {"TYPE_INT8", "TYPE_FP16", "TYPE_FP32"}
+    assert all(s.use_same_buffer_for_input_output for s in states.values())
+
+
+def test_cuda_graphs_where_only_the_batch_varies(tmp_path: Path) -> None:
+    model = write_bigram(tmp_path / "b.onnx", np.eye(32, k=1, dtype=np.float32), output="scores")
+    fixed = onnx.load(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_value = 8
+    onnx.save(fixed, tmp_path / "f.onnx")
+    profile = {"input_ids": ((1, 8), (2, 8), (8, 8))}
+    manifest = manifests.read(write_server_plan(tmp_path / "f.plan", tmp_path / "f.onnx", [profile]))
+    assert engine_config("f", manifest, EngineShape(8)).optimization.cuda.graphs
 
 
 def test_an_engine_without_state(plain: Manifest, tmp_path: Path) -> None:
