@@ -1,6 +1,7 @@
 #include "capi.h"
 
 #include "attention/cached/params.h"
+#include "attention/mant/params.h"
 #include "attention/vq/params.h"
 #include "common/export.h"
 #include "common/tensor.h"
@@ -14,6 +15,47 @@
 #include "vq/linear/plan.h"
 
 using graphopt::DType;
+
+namespace {
+
+graphopt::attention::CachedParams cached_sizes(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,
+                                               int64_t kv_heads, int64_t head_size, int64_t capacity, int64_t tables) {
+  graphopt::attention::CachedParams params{};
+  params.dtype = static_cast<DType>(dtype);
+  params.batch = batch;
+  params.seq = seq;
+  params.heads = heads;
+  params.kv_heads = kv_heads;
+  params.head_size = head_size;
+  params.capacity = capacity;
+  params.tables = tables;
+  return params;
+}
+
+void set_new_tokens(graphopt::attention::CachedParams* params, int32_t rotary, float scale, void const* q,
+                    void const* k, void const* v, void const* cos, void const* sin, int32_t const* start, void* y,
+                    void* workspace) {
+  params->rotary = rotary != 0;
+  params->scale = scale;
+  params->q = q;
+  params->k = k;
+  params->v = v;
+  params->cos = cos;
+  params->sin = sin;
+  params->start = start;
+  params->y = y;
+  params->workspace = workspace;
+}
+
+void set_cache(graphopt::attention::CachedParams* params, void const* past_k, void const* past_v, void* present_k,
+               void* present_v) {
+  params->past_k = past_k;
+  params->past_v = past_v;
+  params->present_k = present_k;
+  params->present_v = present_v;
+}
+
+}  // namespace
 
 namespace {
 
@@ -143,9 +185,10 @@ GRAPHOPT_EXPORT int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, 
                                                   void const* k, void const* v, void const* cos, void const* sin,
                                                   void const* past_k, void const* past_v, int32_t const* start, void* y,
                                                   void* present_k, void* present_v, void* workspace, void* stream) {
-  graphopt::attention::CachedParams const params{
-      static_cast<DType>(dtype), batch, seq,    heads,  kv_heads, head_size, capacity, tables,    rotary != 0, scale, q, k,
-      v,                         cos,   sin,    past_k, past_v,   start,     y,        present_k, present_v,   workspace};
+  graphopt::attention::CachedParams params =
+      cached_sizes(dtype, batch, seq, heads, kv_heads, head_size, capacity, tables);
+  set_new_tokens(&params, rotary, scale, q, k, v, cos, sin, start, y, workspace);
+  set_cache(&params, past_k, past_v, present_k, present_v);
   return static_cast<int32_t>(graphopt::attention::launch_cached(params, static_cast<cudaStream_t>(stream)));
 }
 
@@ -156,24 +199,47 @@ GRAPHOPT_EXPORT int32_t graphopt_vq_attention(int32_t dtype, int64_t batch, int6
                                               void const* codebook_v, int8_t const* past_k, int8_t const* past_v,
                                               int32_t const* start, void* y, int8_t* present_k, int8_t* present_v,
                                               void* workspace, void* stream) {
-  graphopt::attention::CachedParams const cache{
-      static_cast<DType>(dtype), batch, seq,    heads,  kv_heads, head_size, capacity, tables,    rotary != 0, scale, q, k,
-      v,                         cos,   sin,    past_k, past_v,   start,     y,        present_k, present_v,   workspace};
+  graphopt::attention::CachedParams cache =
+      cached_sizes(dtype, batch, seq, heads, kv_heads, head_size, capacity, tables);
+  set_new_tokens(&cache, rotary, scale, q, k, v, cos, sin, start, y, workspace);
+  set_cache(&cache, past_k, past_v, present_k, present_v);
   graphopt::attention::VqParams const params{cache, vector, codebook_k, codebook_v};
   return static_cast<int32_t>(graphopt::attention::launch_vq(params, static_cast<cudaStream_t>(stream)));
 }
 
+GRAPHOPT_EXPORT int32_t graphopt_mant_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,
+                                                int64_t kv_heads, int64_t head_size, int64_t capacity, int64_t group,
+                                                int64_t tables, int32_t rotary, int32_t selector, float scale,
+                                                void const* q, void const* k, void const* v, void const* cos,
+                                                void const* sin, void const* k_center, void const* const* past,
+                                                int32_t const* start, void* y, void* const* present, void* workspace,
+                                                void* stream) {
+  if (past == nullptr || present == nullptr) return static_cast<int32_t>(graphopt::Status::kNullPointer);
+  graphopt::attention::CachedParams cache =
+      cached_sizes(dtype, batch, seq, heads, kv_heads, head_size, capacity, tables);
+  set_new_tokens(&cache, rotary, scale, q, k, v, cos, sin, start, y, workspace);
+  graphopt::attention::MantParams const params{
+      cache,
+      group,
+      static_cast<graphopt::attention::MantSelector>(selector),
+      k_center,
+      {past[0], past[1], past[2], past[3], past[4], past[5], past[6]},
+      {present[0], present[1], present[2], present[3], present[4], present[5], present[6]}};
+  return static_cast<int32_t>(graphopt::attention::launch_mant(params, static_cast<cudaStream_t>(stream)));
+}
+
 GRAPHOPT_EXPORT int64_t graphopt_cached_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,
                                                             int64_t kv_heads, int64_t head_size, int64_t capacity) {
-  graphopt::attention::CachedParams params{};
-  params.dtype = static_cast<DType>(dtype);
-  params.batch = batch;
-  params.seq = seq;
-  params.heads = heads;
-  params.kv_heads = kv_heads;
-  params.head_size = head_size;
-  params.capacity = capacity;
-  return static_cast<int64_t>(graphopt::attention::cached_workspace_bytes(params));
+  return static_cast<int64_t>(graphopt::attention::cached_workspace_bytes(
+      cached_sizes(dtype, batch, seq, heads, kv_heads, head_size, capacity, /*tables=*/1),
+      graphopt::attention::CacheKind::kPlain));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_coded_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,
+                                                           int64_t kv_heads, int64_t head_size, int64_t capacity) {
+  return static_cast<int64_t>(graphopt::attention::cached_workspace_bytes(
+      cached_sizes(dtype, batch, seq, heads, kv_heads, head_size, capacity, /*tables=*/1),
+      graphopt::attention::CacheKind::kCodes));
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_vq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t vector,

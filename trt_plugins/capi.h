@@ -117,9 +117,12 @@ int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, int64_t seq, int
                                   void const* past_k, void const* past_v, int32_t const* start, void* y,
                                   void* present_k, void* present_v, void* workspace, void* stream);
 
-// For both ops.
 int64_t graphopt_cached_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
                                             int64_t head_size, int64_t capacity);
+
+// For the ops below, whose caches hold codes.
+int64_t graphopt_coded_attention_workspace(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
+                                           int64_t head_size, int64_t capacity);
 
 // The same over a cache of codes: vectors of `vector` (2, 4, 8 or 16) channels of k' and v are replaced by the nearest of 256
 // centroids.
@@ -164,6 +167,23 @@ int64_t graphopt_vq_plan(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t
 //   x [rows, k] T, signs [channels] int8 of 1 and -1, y [rows, channels] T; block a power of two up to 65536
 int32_t graphopt_vq_hadamard(int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block, void const* x,
                              int8_t const* signs, void* y, void* stream);
+
+// The same over a M-ANT cache: keys in 4-bit groups of `group` (32 or 64) channels, values in 4-bit groups of as many tokens
+// once they are complete, and int8 until then. capacity is a multiple of group, head_size of 32 and of group.
+//   selector       how a group gets its type: 0 trial, 1 and 2 by its variance
+//   k_center       [kv_heads, head_size] T: subtracted from rotated keys
+//   past, present  the addresses of the seven tensors of the state, in this order; each present may be its past:
+//     k          [batch, kv_heads, capacity, head_size / 2] bytes
+//     k_meta     [batch, kv_heads, capacity, 2 head_size / group] bytes
+//     v, v_meta  the same sizes
+//     v_window   [batch, kv_heads, group, head_size] int8
+//     v_scale    [batch, kv_heads, group] float16
+//     sink       [batch, kv_heads, 2, head_size] T
+int32_t graphopt_mant_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads, int64_t kv_heads,
+                                int64_t head_size, int64_t capacity, int64_t group, int64_t tables, int32_t rotary,
+                                int32_t selector, float scale, void const* q, void const* k, void const* v,
+                                void const* cos, void const* sin, void const* k_center, void const* const* past,
+                                int32_t const* start, void* y, void* const* present, void* workspace, void* stream);
 
 // One sentence; never null, owned by the library.
 char const* graphopt_status_string(int32_t status);

@@ -19,6 +19,7 @@ inline std::vector<OpClass> all_ops() {
   for (OpClass& op : mixq::online_linear_ops()) ops.push_back(std::move(op));
   ops.push_back(attention::cached_op());
   ops.push_back(attention::vq_cached_op());
+  ops.push_back(attention::mant_cached_op());
   ops.push_back(vq::linear_op());
   ops.push_back(vq::linear_e8_op());
   ops.push_back(vq::hadamard_op());

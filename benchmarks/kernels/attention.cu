@@ -1,5 +1,6 @@
 // C functions for benchmarks/kernels/attention.py.
 #include "attention/cached/params.h"
+#include "attention/mant/params.h"
 #include "attention/vq/params.h"
 
 using namespace graphopt;
@@ -36,9 +37,10 @@ CachedParams cached_params(int64_t const* sizes, float scale, void* const* point
           pointers[11]};
 }
 
-int64_t attention_cached_workspace(int64_t const* sizes) {
+int64_t attention_workspace(int64_t const* sizes, int codes) {
   void* none[12] = {};
-  return static_cast<int64_t>(cached_workspace_bytes(cached_params(sizes, 1.0f, none)));
+  return static_cast<int64_t>(
+      cached_workspace_bytes(cached_params(sizes, 1.0f, none), codes != 0 ? CacheKind::kCodes : CacheKind::kPlain));
 }
 
 int attention_cached(int64_t const* sizes, float scale, void* const* pointers, void* stream) {
@@ -50,5 +52,17 @@ int attention_vq(int64_t const* sizes, int64_t vector, float scale, void* const*
                  void* stream) {
   VqParams const params{cached_params(sizes, scale, pointers), vector, books[0], books[1]};
   return static_cast<int>(launch_vq(params, static_cast<cudaStream_t>(stream)));
+}
+
+/// Of pointers, past and present are not used. past, present: k, k_meta, v, v_meta, v_window, v_scale, sink.
+int attention_mant(int64_t const* sizes, int64_t group, int selector, float scale, void* const* pointers,
+                   void const* center, void* const* past, void* const* present, void* stream) {
+  MantParams const params{cached_params(sizes, scale, pointers),
+                          group,
+                          static_cast<MantSelector>(selector),
+                          center,
+                          {past[0], past[1], past[2], past[3], past[4], past[5], past[6]},
+                          {present[0], present[1], present[2], present[3], present[4], present[5], present[6]}};
+  return static_cast<int>(launch_mant(params, static_cast<cudaStream_t>(stream)));
 }
 }

@@ -15,7 +15,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ class Library:
     def __init__(self, path: Path):
         self.c = ctypes.CDLL(str(path))
         self.c.attention_status.restype = ctypes.c_char_p
-        self.c.attention_cached_workspace.restype = ctypes.c_int64
+        self.c.attention_workspace.restype = ctypes.c_int64
 
     def require(self, status: int, what: object) -> None:
         if status:
@@ -53,6 +53,32 @@ def sizes_of(case: Case) -> ctypes.Array:
         int(case.rotary),
     )  # fmt: skip
     return (ctypes.c_int64 * len(values))(*values)
+
+
+def addresses(tensors: Sequence[torch.Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+#: Tokens of a page of the M-ANT cache.
+MANT_GROUP = 64
+
+
+def mant_state(c: Case) -> list[torch.Tensor]:
+    """Random codes under random types, scales near 1/8."""
+    lead, g = (c.batch, c.kv_heads), MANT_GROUP
+
+    def codes(*shape: int) -> torch.Tensor:
+        return torch.randint(-128, 128, (*lead, *shape), dtype=torch.int8, device="cuda")
+
+    def words() -> torch.Tensor:
+        half = torch.rand(*lead, c.capacity, c.head_size // g, device="cuda").mul_(0.1).add_(0.1).half()
+        return half.view(torch.int16) & ~15 | torch.randint(0, 16, half.shape, dtype=torch.int16, device="cuda")
+
+    scale = torch.rand(*lead, g, device="cuda").mul_(0.01).add_(0.01).half()
+    sink = torch.randn(*lead, 2, c.head_size, device="cuda").to(c.dtype)
+    half = c.head_size // 2
+    rows = [codes(c.capacity, half), words(), codes(c.capacity, half), words()]
+    return [*rows, codes(g, c.head_size), scale, sink]
 
 
 @dataclass
@@ -74,7 +100,10 @@ class Operands:
         angle = torch.rand(1, c.seq, c.head_size, device="cuda") * 6 - 3
         self.cos, self.sin = angle.cos().to(c.dtype), angle.sin().to(c.dtype)
         shape = (c.batch, c.kv_heads, c.capacity, c.head_size // max(1, c.vector))
-        if c.vector:
+        if c.mant:
+            self.past = mant_state(c)
+            self.center = torch.zeros(c.kv_heads, c.head_size, device="cuda", dtype=c.dtype)
+        elif c.vector:
             self.past = [torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda") for _ in range(2)]
             self.books = [normal(c.kv_heads, c.head_size // c.vector, 256, c.vector) for _ in range(2)]
         else:
@@ -94,11 +123,17 @@ class Operands:
     def call(self, library: Library, present: list[torch.Tensor]) -> Callable[[], None]:
         """Return a call that enqueues the op; it owns a workspace full of NaN bits."""
         sizes, case = sizes_of(self.case), self.case
-        workspace = torch.full((library.c.attention_cached_workspace(sizes),), 255, dtype=torch.uint8, device="cuda")
-        tensors = (self.q, self.k, self.v, self.cos, self.sin, *self.past, self.start, self.y, *present, workspace)
-        pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+        codes = case.vector > 0 or case.mant
+        size = library.c.attention_workspace(sizes, int(codes))
+        workspace = torch.full((size,), 255, dtype=torch.uint8, device="cuda")
+        new = (self.q, self.k, self.v, self.cos, self.sin)
+        tensors = (*new, *self.past[:2], self.start, self.y, *present[:2], workspace)
+        pointers = addresses(tensors)
         scale = ctypes.c_float(case.scale)
         function, extra, books = library.c.attention_cached, (), ()
+        if case.mant:
+            function, extra = library.c.attention_mant, (ctypes.c_int64(MANT_GROUP), ctypes.c_int(0))
+            books = (ctypes.c_void_p(self.center.data_ptr()), addresses(self.past), addresses(present))
         if case.vector:
             function, extra = library.c.attention_vq, (ctypes.c_int64(case.vector),)
             books = ((ctypes.c_void_p * 2)(*(t.data_ptr() for t in self.books)),)
@@ -107,7 +142,7 @@ class Operands:
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
             library.require(function(sizes, *extra, scale, pointers, *books, stream), case)
 
-        enqueue.tensors = tensors  # the pointers are theirs
+        enqueue.tensors = (*tensors, *self.past, *present)  # the pointers are theirs
         return enqueue
 
 
@@ -150,11 +185,6 @@ def expected_present(o: Operands) -> list[torch.Tensor]:
     return present
 
 
-#: Grouped heads over codes in float16: scores are sums of products that are rounded to float16 and added up by fours,
-#: outputs are added up by sixteens.
-VQ_SCORE_ROUNDINGS, VQ_WEIGHT_ROUNDINGS = 3, 17
-
-
 def excess(o: Operands, present: list[torch.Tensor], y: torch.Tensor) -> float:
     """Largest error of y as a multiple of its bound; NaN counts as infinite.
 
@@ -162,9 +192,8 @@ def excess(o: Operands, present: list[torch.Tensor], y: torch.Tensor) -> float:
     that went the other way.
     """
     c, worst, rounding = o.case, 0.0, UNIT_ROUNDOFF[o.case.dtype]
-    in_halves = c.vector > 0 and c.seq * c.group > 1
-    weight_rounding = rounding * (VQ_WEIGHT_ROUNDINGS if in_halves else 1)
-    score_rounding = VQ_SCORE_ROUNDINGS * UNIT_ROUNDOFF[torch.float16] if in_halves else 0.0
+    # Over codes, scores of several rows are sums of products that are rounded to float16.
+    score_rounding = UNIT_ROUNDOFF[torch.float16] if c.vector > 0 and c.seq * c.group > 1 else 0.0
     query = rotated(o.q, o)
     for b, start in enumerate(o.start.tolist()):
         first = min(max(start, 0), c.capacity)
@@ -178,7 +207,7 @@ def excess(o: Operands, present: list[torch.Tensor], y: torch.Tensor) -> float:
         flip = 2 * UNIT_ROUNDOFF[c.dtype] * c.scale * q.abs().amax(-1, keepdim=True) * k.abs().amax()
         product = c.scale * (q.abs() @ k.abs().transpose(1, 2)).amax(-1, keepdim=True)
         off = (FLOAT32_ERROR * c.head_size / 8 + score_rounding) * product + flip * c.rotary
-        bound = rounding * exact.abs() + (weight_rounding + off) * magnitude + 2.0**-24
+        bound = rounding * exact.abs() + (rounding + off) * magnitude + 2.0**-24
         error = (y[b].transpose(0, 1).double() - exact).abs() / bound
         worst = max(worst, error.nan_to_num(nan=math.inf).max().item())
     return worst
@@ -243,7 +272,11 @@ def torch_us(q: torch.Tensor, caches: list, *, causal: bool) -> tuple[float, str
     return best
 
 
-SCHEMES = {0: "fp16", 2: "kv-cq4", 4: "kv-cq2"}
+#: What the cache holds, by scheme.
+SCHEMES = {"fp16": {}, "kv-cq4": {"vector": 2}, "kv-cq2": {"vector": 4}, "kv-mant4": {"mant": True}}
+NOTHING = {"vector": 0, "mant": False}
+#: Schemes that one process times.
+TIMED = {"cached": ["fp16"], "vq": ["kv-cq4", "kv-cq2"], "mant": ["kv-mant4"]}
 
 
 def copies_of(library: Library, case: Case) -> tuple[list[Operands], list[Callable[[], None]]]:
@@ -253,9 +286,13 @@ def copies_of(library: Library, case: Case) -> tuple[list[Operands], list[Callab
     return operands, [o.call(library, o.past) for o in operands]
 
 
+def scheme_of(case: Case) -> str:
+    return next(n for n, held in SCHEMES.items() if {"vector": case.vector, "mant": case.mant} == NOTHING | held)
+
+
 def row_of(case: Case, name: str, timing: Timing, **more: object) -> dict:
     return {
-        "suite": "attention", "case": name, "scheme": SCHEMES[case.vector], "B": case.batch, "H": case.heads,
+        "suite": "attention", "case": name, "scheme": scheme_of(case), "B": case.batch, "H": case.heads,
         "Hkv": case.kv_heads, "D": case.head_size, "S": case.capacity, "us": round(timing.us, 2),
         "spread": round(timing.spread, 3), **more,
     }  # fmt: skip
@@ -267,7 +304,7 @@ def peer_fields(us: float, name: str, ours: float) -> dict:
 
 def torch_decode(case: Case) -> tuple[float, str]:
     """Time torch over a float16 cache; the heads of a group are like new tokens, so that keys need not be repeated."""
-    plain = replace(case, vector=0)
+    plain = replace(case, vector=0, mant=False)
     each = 2 * case.batch * case.kv_heads * case.capacity * case.head_size * 2  # bytes of K and V
     operands = [Operands(plain) for _ in range(copies_for(each))]
     packed = operands[0].q.view(case.batch, case.kv_heads, case.group, case.head_size)
@@ -275,7 +312,7 @@ def torch_decode(case: Case) -> tuple[float, str]:
 
 
 def torch_prefill(case: Case) -> tuple[float, str]:
-    o = Operands(replace(case, vector=0))
+    o = Operands(replace(case, vector=0, mant=False))
     return torch_us(o.q.transpose(1, 2).contiguous(), [tuple(o.past)], causal=True)
 
 
@@ -295,17 +332,19 @@ def time_prefill(library: Library, case: Case, peer: tuple[float, str]) -> dict:
     return row_of(case, "prefill", ours, ops=ops, tflop_s=rate, **peer_fields(*peer, ours.us))
 
 
-def timings(library: Library, group: str) -> Iterator[dict]:
-    """Time the schemes of one group, and torch over float16 beside them."""
-    schemes = [vector for vector in SCHEMES if (vector > 0) == (group == "vq")]
+def timings(library: Library, schemes: Sequence[str]) -> Iterator[dict]:
+    """Time the schemes, and torch over float16 beside them."""
     for sizes, torch_time, measure in ((DECODE, torch_decode, time_decode), (PREFILL, torch_prefill, time_prefill)):
         for batch, kv_heads, heads, length in sizes:
-            seq, start = (1, length - 1) if measure is time_decode else (length, 0)
-            case = Case(batch, seq, kv_heads, heads, HEAD_SIZE, length, (start,))
-            peer = torch_time(case)
+            decodes = measure is time_decode
+            case = Case(batch, 1 if decodes else length, kv_heads, heads, HEAD_SIZE, length, (0,))
+            peer = torch_time(replace(case, starts=(length - 1 if decodes else 0,)))
             torch.cuda.empty_cache()
-            for vector in schemes:
-                yield measure(library, replace(case, vector=vector), peer)
+            for scheme in schemes:
+                # A page of the M-ANT cache is half full, as it is on average.
+                missing = MANT_GROUP // 2 if scheme == "kv-mant4" else 1
+                starts = (length - missing if decodes else 0,)
+                yield measure(library, replace(case, starts=starts, **SCHEMES[scheme]), peer)
                 torch.cuda.empty_cache()
 
 
@@ -313,13 +352,15 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
-CHECKS = {"cached": cached_checks, "vq": vq_checks}
+CHECKS = {"cached": cached_checks, "vq": vq_checks, "mant": tuple}
 
 
 def run_group(group: str, arguments: argparse.Namespace) -> int:
     """Check, then time one group in this process; returns how many checks failed."""
     library, rows, failed, begin = Library(LIBRARY), [], 0, time.perf_counter()
-    cases = [c for c in quick_checks() if (c.vector > 0) == (group == "vq")] if arguments.quick else [*CHECKS[group]()]
+    cases = [*CHECKS[group]()]
+    if arguments.quick:
+        cases = [c for c in quick_checks() if group == ("vq" if c.vector else "cached")]
     for case in cases:
         row = check(library, case)
         rows.append(row)
@@ -331,7 +372,7 @@ def run_group(group: str, arguments: argparse.Namespace) -> int:
     if arguments.check_only:
         return failed
     rows = []
-    for row in timings(library, group):
+    for row in timings(library, TIMED[group]):
         rows.append(row)
         write(arguments.output / f"attention_time_{group}.json", rows)
         sizes = " ".join(f"{key}{row[key]}" for key in ("B", "H", "Hkv", "S"))

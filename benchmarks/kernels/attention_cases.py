@@ -23,6 +23,7 @@ class Case:
     in_place: bool = True
     dtype: torch.dtype = torch.float16
     vector: int = 0  # channels of a code; 0: the cache holds elements
+    mant: bool = False  # the cache holds 4-bit groups; only timed here, attention_mant.py checks it
 
     @property
     def heads(self) -> int:

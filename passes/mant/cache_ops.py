@@ -84,6 +84,7 @@ CACHED_ATTENTION = OpSpec(
         *inputs, scale=scale, rotary=rotary, selector=selector
     ),
     examples=_examples,
+    plugin=True,
 )
 
 OPS: tuple[OpSpec, ...] = (CACHED_ATTENTION,)

@@ -35,7 +35,8 @@ struct AppendArgs {
 };
 
 /// kSize elements at column `column` of x [D], rotated by the tables of the row's position:
-/// x cos + rotate_half(x) sin, rotate_half(x) = (-x[D/2:], x[:D/2]). All kSize lie in the same half.
+/// x cos + rotate_half(x) sin, rotate_half(x) = (-x[D/2:], x[:D/2]). All kSize lie in the same half. Every operation is
+/// rounded, as in the definition: codes of keys could differ otherwise.
 template <class T, int kSize>
 __device__ __forceinline__ void rotate(T const* x, T const* cos, T const* sin, int32_t column, int32_t head_size,
                                        float (&out)[kSize]) {
@@ -44,24 +45,36 @@ __device__ __forceinline__ void rotate(T const* x, T const* cos, T const* sin, i
   T const* partner = x + (low ? column + half : column - half);
   if constexpr (kSize == 1) {
     float const turned = to_float(*partner);
-    out[0] = to_float(x[column]) * to_float(cos[column]) + (low ? -turned : turned) * to_float(sin[column]);
+    out[0] = __fadd_rn(__fmul_rn(to_float(x[column]), to_float(cos[column])),
+                       __fmul_rn(low ? -turned : turned, to_float(sin[column])));
   } else {
     Vec<T> const own = load_cached(x + column), other = load_cached(partner), c = load_cached(cos + column),
                  s = load_cached(sin + column);
 #pragma unroll
     for (int e = 0; e < kSize; ++e) {
       float const turned = low ? -other.get(e) : other.get(e);
-      out[e] = own.get(e) * c.get(e) + turned * s.get(e);
+      out[e] = __fadd_rn(__fmul_rn(own.get(e), c.get(e)), __fmul_rn(turned, s.get(e)));
     }
   }
 }
 
-/// A thread takes kSize neighbouring elements of a row; rows are those of q, then k, then v. kSize is 1, or a vector
-/// where D is a multiple of two vectors (one without rotary) and everything is aligned.
+/// Element `column` of row `row` of keys or queries x [B, S, heads, D], rotated if wanted and rounded to T.
+template <class T>
+__device__ __forceinline__ T rotated_element(AppendArgs<T> const& args, T const* x, int64_t row, int32_t heads,
+                                             int32_t column) {
+  T const* const source = x + row * args.head_size;
+  if (!args.rotary) return source[column];
+  int64_t const token = row / heads;
+  int64_t const table = (args.tables == 1 ? token % args.seq : token) * args.head_size;
+  float out[1];
+  rotate<T, 1>(source, args.cos + table, args.sin + table, column, args.head_size, out);
+  return from_float<T>(out[0]);
+}
+
+/// Work of one of the threads: kSize neighbouring elements of a row; rows are those of q, then k, then v. kSize is 1, or a
+/// vector where D is a multiple of two vectors (one without rotary) and everything is aligned.
 template <class T, int kSize>
-__global__ void __launch_bounds__(256) attention_append(AppendArgs<T> const args) {
-  release_successor();
-  int64_t const thread = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+__device__ __forceinline__ void append_elements(AppendArgs<T> const& args, int64_t thread) {
   if (thread < args.counters) args.counter[thread] = 0;
   int32_t const per_row = args.head_size / kSize;
   int64_t row = thread / per_row;
@@ -102,6 +115,13 @@ __global__ void __launch_bounds__(256) attention_append(AppendArgs<T> const args
     rounded.set(out);
     store(target + column, rounded);
   }
+}
+
+template <class T, int kSize>
+__global__ void __launch_bounds__(256) attention_append(AppendArgs<T> const args) {
+  wait_for_predecessor();
+  release_successor();
+  append_elements<T, kSize>(args, int64_t{blockIdx.x} * blockDim.x + threadIdx.x);
 }
 
 }  // namespace graphopt::attention

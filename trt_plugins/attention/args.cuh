@@ -13,15 +13,15 @@ template <class T>
 struct AttentionArgs {
   int32_t batch;                   // B
   int32_t seq;                     // S
-  int32_t heads;                   // Hq
-  int32_t kv_heads;                // Hkv
-  int32_t group;                   // Hq / Hkv
+  int32_t heads;                   // Hq: rows of a token in q and y
+  int32_t kv_heads;                // Hkv, or fewer: those of this launch, and of the cache that it is given
+  int32_t group;                   // query heads of a key/value head
   int32_t head_size;               // D
   int32_t capacity;                // C
   float scale_log2;                // scale log2(e): exponentials are powers of two
   T const* __restrict__ q;         // [B, S, Hq, D], rotated
-  void const* __restrict__ k;      // [B, Hkv, C, .] rows of the cache's format
-  void const* __restrict__ v;      // [B, Hkv, C, .]
+  void const* __restrict__ k;      // [B, kv_heads, C, .] rows of the cache's format
+  void const* __restrict__ v;      // [B, kv_heads, C, .]
   int32_t const* __restrict__ start;  // [B]
   T* __restrict__ y;               // [B, S, Hq, D]
   float* __restrict__ partial;     // parts of outputs, see PartialMemory

@@ -267,7 +267,8 @@ class DecodeKernel {
         *target = make_float2(o_[n][half * 2], o_[n][half * 2 + 1]);
       }
       __syncthreads();
-      write_rows(half * 8, parts, memory);
+      write_block<Shape::kWarps, 8>(args_, memory, parts, rows_, half * 8, min(8, rows_.count - half * 8), sums_,
+                                    [&](int w, int row, int column) { return merged_[merged_index(w, row, column)]; });
       __syncthreads();
     }
     if (parts.whole()) return;
@@ -280,33 +281,6 @@ class DecodeKernel {
   /// Column of an output in the merge memory; rows stand in the same banks, so columns are exchanged by row.
   __device__ __forceinline__ static int merged_index(int warp, int row, int column) {
     return (warp * 8 + row) * kD + (column ^ (row % 4 * 8));
-  }
-
-  __device__ __forceinline__ void write_rows(int32_t first, Parts const& parts, PartialMemory const& memory) const {
-    int32_t const values = min(8, rows_.count - first) * args_.head_size;
-    int64_t const slot = parts.slot(static_cast<int32_t>(blockIdx.x));
-    for (int32_t item = static_cast<int32_t>(threadIdx.x); item < values; item += Shape::kThreads) {
-      int32_t const row = item / args_.head_size, column = item % args_.head_size;
-      float m = -INFINITY, sum = 0.0f, output = 0.0f;
-#pragma unroll
-      for (int w = 0; w < Shape::kWarps; ++w) m = fmaxf(m, sums_[(w * 8 + row) * 2]);
-      float const origin = usable_max(m);
-#pragma unroll
-      for (int w = 0; w < Shape::kWarps; ++w) {
-        float const weight = exp2f(sums_[(w * 8 + row) * 2] - origin);
-        sum += sums_[(w * 8 + row) * 2 + 1] * weight;
-        output += merged_[merged_index(w, row, column)] * weight;
-      }
-      if (parts.whole()) {
-        args_.y[row_offset(args_, rows_.b, rows_.h, rows_.first + first + row) + column] = from_float<T>(output / sum);
-        continue;
-      }
-      memory.outputs(slot, first + row)[column] = output;
-      if (column == 0) {
-        memory.sums(slot, first + row)[0] = m;
-        memory.sums(slot, first + row)[1] = sum;
-      }
-    }
   }
 
   AttentionArgs<T> const& args_;

@@ -27,6 +27,42 @@ struct Maximum {
   __device__ __forceinline__ static float apply(float a, float b) { return fmaxf(a, b); }
 };
 
+/// Add up the warps of a block for `count` rows of a segment from row `first` on, and write y, or this block's part of it.
+/// Called by all threads of a block.
+///
+/// Args:
+///   sums: [kWarps, kRows, 2], maxima and sums of each warp.
+///   output: (warp, row, column) to the warp's output.
+template <int kWarps, int kRows, class T, class Output>
+__device__ __forceinline__ void write_block(AttentionArgs<T> const& args, PartialMemory const& memory,
+                                            Parts const& parts, SegmentRows const& rows, int32_t first, int32_t count,
+                                            float const* sums, Output const& output) {
+  int64_t const slot = parts.slot(static_cast<int32_t>(blockIdx.x));
+  for (int32_t item = static_cast<int32_t>(threadIdx.x); item < count * args.head_size;
+       item += static_cast<int32_t>(blockDim.x)) {
+    int32_t const row = item / args.head_size, column = item % args.head_size;
+    float m = -INFINITY, sum = 0.0f, value = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, sums[(w * kRows + row) * 2]);
+    float const origin = usable_max(m);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      float const weight = exp2f(sums[(w * kRows + row) * 2] - origin);
+      sum += sums[(w * kRows + row) * 2 + 1] * weight;
+      value += output(w, row, column) * weight;
+    }
+    if (parts.whole()) {
+      args.y[row_offset(args, rows.b, rows.h, rows.first + first + row) + column] = from_float<T>(value / sum);
+      continue;
+    }
+    memory.outputs(slot, first + row)[column] = value;
+    if (column == 0) {
+      memory.sums(slot, first + row)[0] = m;
+      memory.sums(slot, first + row)[1] = sum;
+    }
+  }
+}
+
 /// Floats that combine_blocks needs of shared memory.
 constexpr int combine_floats(int threads, int rows) { return 4 * threads + 2 * rows; }
 

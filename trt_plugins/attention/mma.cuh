@@ -19,6 +19,13 @@ __device__ __forceinline__ void mma_16bit(float (&c)[4], uint32_t const (&a)[4],
   }
 }
 
+/// Transpose an 8 x 8 matrix of 16-bit elements that a warp holds, row lane / 4, columns 2 (lane % 4)...
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t row) {
+  uint32_t column;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
+  return column;
+}
+
 /// 2^x to 2 ulp, 0 for -infinity.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;

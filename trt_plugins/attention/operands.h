@@ -46,15 +46,8 @@ inline Status cache_sizes(TensorView const* inputs, CachedParams* p) {
   return Status::kOk;
 }
 
-/// kBadShape unless every operand has the shape that the sizes say; rows of past have `row` elements.
-inline Status check_cache_shapes(TensorView const* inputs, CachedParams const& p, int64_t row) {
-  for (Input i : {kK, kV}) {
-    if (!has_shape(inputs[i], p.batch, p.seq, p.kv_heads, p.head_size)) return Status::kBadShape;
-  }
-  for (Input i : {kPastK, kPastV}) {
-    if (!has_shape(inputs[i], p.batch, p.kv_heads, p.capacity, row)) return Status::kBadShape;
-  }
-  if (inputs[kStart].dims[0] != p.batch) return Status::kBadShape;
+/// kBadShape unless cos and sin, where they are read, have the shape that the sizes say.
+inline Status check_tables(TensorView const* inputs, CachedParams const& p) {
   if (!p.rotary) return Status::kOk;
   for (Input i : {kCos, kSin}) {
     TensorView const& table = inputs[i];
@@ -63,6 +56,37 @@ inline Status check_cache_shapes(TensorView const* inputs, CachedParams const& p
     if (!fits) return Status::kBadShape;
   }
   return Status::kOk;
+}
+
+/// kBadShape unless every operand has the shape that the sizes say; rows of past have `row` elements.
+inline Status check_cache_shapes(TensorView const* inputs, CachedParams const& p, int64_t row) {
+  for (Input i : {kK, kV}) {
+    if (!has_shape(inputs[i], p.batch, p.seq, p.kv_heads, p.head_size)) return Status::kBadShape;
+  }
+  for (Input i : {kPastK, kPastV}) {
+    if (!has_shape(inputs[i], p.batch, p.kv_heads, p.capacity, row)) return Status::kBadShape;
+  }
+  return inputs[kStart].dims[0] == p.batch ? check_tables(inputs, p) : Status::kBadShape;
+}
+
+/// Scratch bytes for operands of at most these shapes; of codes the same, whatever the format is.
+template <CacheKind kKind>
+size_t cache_workspace(OpClass const&, TensorView const* inputs) {
+  CachedParams p{};
+  return cache_sizes(inputs, &p) == Status::kOk ? cached_workspace_bytes(p, kKind) : 0;
+}
+
+/// An op whose attributes are `scale` and `rotary`; more may follow.
+template <class SignatureFunction, class Launch>
+OpClass cache_op(char const* name, SignatureFunction signature, size_t (*workspace)(OpClass const&, TensorView const*),
+                 Launch launch) {
+  OpClass op;
+  op.name = name;
+  op.fields = {{kScale, FieldType::kFloat32}, {kRotary, FieldType::kInt32}};
+  op.signature = signature;
+  op.workspace_bytes = workspace;
+  op.launch = launch;
+  return op;
 }
 
 /// Everything but sizes.

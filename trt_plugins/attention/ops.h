@@ -7,5 +7,6 @@ namespace graphopt::attention {
 
 OpClass cached_op();
 OpClass vq_cached_op();
+OpClass mant_cached_op();
 
 }  // namespace graphopt::attention

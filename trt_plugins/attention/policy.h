@@ -67,6 +67,14 @@ constexpr int kMaxDecodeBlocks = 512;
 /// Query rows from which tiles of 128 queries win over decode, which reads the cache again for every 16.
 constexpr int64_t kMaxDecodeTiles = 4;
 
+/// Memory for keys and values that were codes; where it does not hold those of all sequences and heads, they take turns.
+constexpr int64_t kMaxExpandedBytes = int64_t{64} << 20;
+
+/// Of keys and values of one sequence and head.
+constexpr int64_t expanded_head_bytes(int64_t capacity, int64_t head_size, size_t element) {
+  return 2 * capacity * head_size * static_cast<int64_t>(element);
+}
+
 constexpr int64_t kMaxVectorHeadSize = 256;  // beyond it, one element at a time
 
 enum class AttentionKernel { kGeneric, kDecode, kPrefill };

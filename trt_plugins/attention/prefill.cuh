@@ -7,24 +7,19 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "attention/args.cuh"
 #include "attention/merge.cuh"
 #include "attention/mma.cuh"
 #include "attention/policy.h"
-#include "attention/vq/args.cuh"
 #include "common/ptx.cuh"
 
 namespace graphopt::attention {
 
-/// kVector_: 0 for a cache of T, else channels of a code, which are decoded on their way to shared memory.
-template <class T_, int kD_, int kVector_ = 0>
+template <class T_, int kD_>
 struct PrefillTraits {
   using T = T_;
-  using Args = std::conditional_t<kVector_ == 0, AttentionArgs<T>, VqArgs<T>>;
   static constexpr int kD = kD_;
-  static constexpr int kVector = kVector_;
   using Shape = PrefillShape<kD>;
   using Rows = StagedRows<kD>;
   static constexpr int kSteps = kD / 16;                    // mma along D
@@ -48,9 +43,8 @@ class PrefillKernel {
   static constexpr float kSlack = 8.0f;
 
  public:
-  __device__ __forceinline__ PrefillKernel(typename Traits::Args const& all, char* shared)
-      : all_(all),
-        args_(cache_args(all)),
+  __device__ __forceinline__ PrefillKernel(AttentionArgs<T> const& args, char* shared)
+      : args_(args),
         shared_(shared),
         base_(shared_address(shared)),
         lane_(static_cast<int>(threadIdx.x) % 32),
@@ -83,9 +77,6 @@ class PrefillKernel {
   }
 
  private:
-  __device__ __forceinline__ static AttentionArgs<T> const& cache_args(AttentionArgs<T> const& args) { return args; }
-  __device__ __forceinline__ static AttentionArgs<T> const& cache_args(VqArgs<T> const& args) { return args.cache; }
-
   /// Where new token i of this head is in q and y.
   __device__ __forceinline__ int64_t token_offset(int32_t i) const {
     return ((int64_t{b_} * args_.seq + i) * args_.heads + head_) * args_.head_size;
@@ -104,32 +95,6 @@ class PrefillKernel {
     }
   }
 
-  /// Look up the centroids of a tile's codes from row `first` of the cache on, of which `rows` exist.
-  __device__ __forceinline__ void decode(uint32_t shared, void const* cache, T const* codebook, int64_t first,
-                                         int32_t rows) const {
-    constexpr int kCodes = 8 / Traits::kVector, kWords = Traits::kVector / 2;  // of a chunk; of a centroid
-    int32_t const groups = args_.head_size / Traits::kVector;
-    T const* const book = codebook + int64_t{head_ / args_.group} * groups * kEntries * Traits::kVector;
-    uint8_t const* const codes = static_cast<uint8_t const*>(cache) + first * groups;
-#pragma unroll 4
-    for (int i = 0; i < Shape::kTileTokens * Rows::kChunks / Shape::kThreads; ++i) {
-      int const item = i * Shape::kThreads + static_cast<int>(threadIdx.x);
-      int const row = item / Rows::kChunks, chunk = item % Rows::kChunks;
-      Vec<T> decoded;
-      if (row < rows && chunk * 8 < args_.head_size) {
-#pragma unroll
-        for (int c = 0; c < kCodes; ++c) {
-          int32_t const group = chunk * kCodes + c;
-          int32_t const entry = group * kEntries + __ldg(codes + row * groups + group);
-          uint32_t const* const centroid = reinterpret_cast<uint32_t const*>(book) + entry * kWords;
-#pragma unroll
-          for (int w = 0; w < kWords; ++w) decoded.word[c * kWords + w] = __ldg(centroid + w);
-        }
-      }
-      store(reinterpret_cast<T*>(shared_ + (shared - base_) + Rows::offset(row, chunk)), decoded);
-    }
-  }
-
   __device__ __forceinline__ uint32_t stage(int32_t tile) const {
     return base_ + static_cast<uint32_t>(Traits::kQueryBytes + tile % 2 * (2 * Traits::kTileBytes));
   }
@@ -137,14 +102,9 @@ class PrefillKernel {
   __device__ __forceinline__ void fetch_tile(int32_t tile) const {
     int32_t const token = tile * Shape::kTileTokens, rows = visible_ - token;
     uint32_t const keys = stage(tile), values = keys + Traits::kTileBytes;
-    if constexpr (Traits::kVector == 0) {
-      int64_t const first = (cache_ + token) * args_.head_size;
-      fetch<Shape::kTileTokens>(keys, static_cast<T const*>(args_.k) + first, args_.head_size, rows);
-      fetch<Shape::kTileTokens>(values, static_cast<T const*>(args_.v) + first, args_.head_size, rows);
-    } else {
-      decode(keys, args_.k, all_.codebook_k, cache_ + token, rows);
-      decode(values, args_.v, all_.codebook_v, cache_ + token, rows);
-    }
+    int64_t const first = (cache_ + token) * args_.head_size;
+    fetch<Shape::kTileTokens>(keys, static_cast<T const*>(args_.k) + first, args_.head_size, rows);
+    fetch<Shape::kTileTokens>(values, static_cast<T const*>(args_.v) + first, args_.head_size, rows);
     cp_async_commit();
   }
 
@@ -287,7 +247,6 @@ class PrefillKernel {
 
   __device__ __forceinline__ bool vector_y() const { return (reinterpret_cast<uintptr_t>(args_.y) & 15) == 0; }
 
-  typename Traits::Args const& all_;
   AttentionArgs<T> const& args_;
   char* shared_;
   uint32_t base_;  // shared_ in the shared address space
@@ -304,7 +263,7 @@ class PrefillKernel {
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::Shape::kThreads)
-    attention_prefill(typename Traits::Args const args) {
+    attention_prefill(AttentionArgs<typename Traits::T> const args) {
   extern __shared__ __align__(128) char shared[];
   PrefillKernel<Traits>(args, shared).run();
 }

@@ -2,6 +2,7 @@
 
 namespace graphopt::attention {
 
-template Status launch_decode<__nv_bfloat16>(AttentionArgs<__nv_bfloat16> const&, DeviceLimits const&, cudaStream_t);
+template Status launch_decode<__nv_bfloat16>(AttentionArgs<__nv_bfloat16> const&, DeviceLimits const&, Start,
+                                            cudaStream_t);
 
 }  // namespace graphopt::attention

@@ -2,6 +2,6 @@
 
 namespace graphopt::attention {
 
-template Status launch_decode<__half>(AttentionArgs<__half> const&, DeviceLimits const&, cudaStream_t);
+template Status launch_decode<__half>(AttentionArgs<__half> const&, DeviceLimits const&, Start, cudaStream_t);
 
 }  // namespace graphopt::attention

@@ -83,42 +83,31 @@ namespace {
 
 template <class T>
 Status launch_typed(CachedParams const& p, cudaStream_t stream) {
-  Workspace const workspace(p);
-  GRAPHOPT_TRY(launch_append<T>(p, workspace, true, stream));
+  Workspace const workspace(p, CacheKind::kPlain);
+  GRAPHOPT_TRY(launch_append<T>(p, workspace, stream));
   // Fast kernels look for the largest product, which is the largest score where the scale is positive.
   bool const vectors =
       p.scale > 0.0f && vector_aligned(p) && is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16);
-  AttentionArgs<T> const args = attention_args<T>(p, workspace);
-  if constexpr (sizeof(T) == 2) {
-    switch (pick_attention(p.seq * args.group, vectors && p.head_size <= kMaxVectorHeadSize)) {
-      case AttentionKernel::kDecode: {
-        DeviceLimits device{};
-        GRAPHOPT_TRY(device_limits(&device));
-        return launch_decode<T>(args, device, stream);
-      }
-      case AttentionKernel::kPrefill:
-        return launch_prefill<T>(args, stream);
-      case AttentionKernel::kGeneric:
-        break;
-    }
-  }
-  return launch_generic<T>(args, stream);
+  return launch_attention<T>(attention_args<T>(p, workspace), vectors, Start::kEarly, stream);
 }
 
 }  // namespace
 
-Workspace::Workspace(CachedParams const& p) {
+Workspace::Workspace(CachedParams const& p, CacheKind kind) {
   size_t const group = static_cast<size_t>(p.heads / p.kv_heads);
   size_t const rows = std::min(static_cast<size_t>(p.seq) * group, size_t{kDecodeRows});
   rotated = 0;
   counters = aligned(static_cast<size_t>(p.batch * p.seq * p.heads * p.head_size) * element_size(p.dtype));
   partial = counters + aligned(static_cast<size_t>(kMaxDecodeTiles * p.kv_heads * p.batch) * sizeof(int32_t));
   int64_t const floats = PartialMemory::floats(static_cast<int64_t>(rows), p.head_size);
-  bytes = partial + size_t{2 * kMaxDecodeBlocks} * static_cast<size_t>(floats) * sizeof(float);
+  expanded = partial + aligned(size_t{2 * kMaxDecodeBlocks} * static_cast<size_t>(floats) * sizeof(float));
+  int64_t const head = expanded_head_bytes(p.capacity, p.head_size, element_size(p.dtype));
+  int64_t const all = std::max(head, std::min(kMaxExpandedBytes, p.batch * p.kv_heads * head));
+  bytes = expanded + (kind == CacheKind::kCodes ? static_cast<size_t>(all) : 0);
 }
 
-size_t cached_workspace_bytes(CachedParams const& params) {
-  return check_sizes(params) == Status::kOk ? Workspace(params).bytes : 0;
+size_t cached_workspace_bytes(CachedParams const& params, CacheKind kind) {
+  return check_sizes(params) == Status::kOk ? Workspace(params, kind).bytes : 0;
 }
 
 Status launch_cached(CachedParams const& params, cudaStream_t stream) {

@@ -16,9 +16,10 @@ struct Workspace {
   size_t rotated;   // [B, S, Hq, D] T
   size_t counters;  // [kMaxDecodeTiles Hkv B] int32
   size_t partial;   // PartialMemory of two slots for every block
+  size_t expanded;  // keys and values of T of some sequences and heads, where the cache holds codes
   size_t bytes;
 
-  explicit Workspace(CachedParams const& p);
+  Workspace(CachedParams const& p, CacheKind kind);
 };
 
 Status check_sizes(CachedParams const& p);
@@ -34,18 +35,41 @@ Status copy_cache(CachedParams const& p, int64_t row_bytes, cudaStream_t stream)
 
 Status device_limits(DeviceLimits* limits);
 
-/// Rotate q into the workspace and, where `store`, write k and v to present; sets the counters of decode to 0.
+/// Rotate q into the workspace and write k and v to present; sets the counters of decode to 0.
 template <class T>
-Status launch_append(CachedParams const& p, Workspace const& workspace, bool store, cudaStream_t stream);
+Status launch_append(CachedParams const& p, Workspace const& workspace, cudaStream_t stream);
 
 template <class T>
-Status launch_decode(AttentionArgs<T> const& args, DeviceLimits const& device, cudaStream_t stream);
+Status launch_decode(AttentionArgs<T> const& args, DeviceLimits const& device, Start start, cudaStream_t stream);
 
 template <class T>
 Status launch_prefill(AttentionArgs<T> const& args, cudaStream_t stream);
 
 template <class T>
 Status launch_generic(AttentionArgs<T> const& args, cudaStream_t stream);
+
+/// Attention over keys and values of T.
+///
+/// Args:
+///   vectors: see pick_attention; the scale is positive besides.
+///   start: kEarly where rows before `start[b]` were in the cache before the launch before this one.
+template <class T>
+Status launch_attention(AttentionArgs<T> const& args, bool vectors, Start start, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2) {
+    switch (pick_attention(int64_t{args.seq} * args.group, vectors && args.head_size <= kMaxVectorHeadSize)) {
+      case AttentionKernel::kDecode: {
+        DeviceLimits device{};
+        GRAPHOPT_TRY(device_limits(&device));
+        return launch_decode<T>(args, device, start, stream);
+      }
+      case AttentionKernel::kPrefill:
+        return launch_prefill<T>(args, stream);
+      case AttentionKernel::kGeneric:
+        break;
+    }
+  }
+  return launch_generic<T>(args, stream);
+}
 
 template <class T>
 AttentionArgs<T> attention_args(CachedParams const& p, Workspace const& workspace) {

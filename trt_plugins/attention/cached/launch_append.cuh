@@ -34,11 +34,10 @@ AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace, boo
 }
 
 template <class T>
-Status launch_append(CachedParams const& p, Workspace const& workspace, bool store, cudaStream_t stream) {
+Status launch_append(CachedParams const& p, Workspace const& workspace, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  AppendArgs<T> const args = append_args<T>(p, workspace, store);
-  bool const aligned = !store || (is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16));
-  bool const vectors = aligned && vector_aligned(p);
+  AppendArgs<T> const args = append_args<T>(p, workspace, true);
+  bool const vectors = is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16) && vector_aligned(p);
   int64_t const size = vectors ? Vec<T>::kSize : 1;
   int64_t const rows = args.query_rows + 2 * args.cache_rows;
   int64_t const threads = rows * (p.head_size / size);
@@ -46,16 +45,14 @@ Status launch_append(CachedParams const& p, Workspace const& workspace, bool sto
   if (blocks > 2147483647) return Status::kTooLarge;
   dim3 const grid(static_cast<unsigned>(blocks));
   auto const kernel = vectors ? attention_append<T, Vec<T>::kSize> : attention_append<T, 1>;
-  return launch(kernel, grid, dim3(kThreads), 0, stream, args);
+  return launch_at(Start::kEarly, kernel, grid, dim3(kThreads), 0, stream, args);
 }
 
 template <class T>
 Status launch_generic(AttentionArgs<T> const& args, cudaStream_t stream) {
-  dim3 const grid(static_cast<unsigned>(int64_t{args.batch} * args.seq * args.heads));
+  dim3 const grid(static_cast<unsigned>(int64_t{args.batch} * args.seq * args.kv_heads * args.group));
   size_t const shared = size_t{1 + kGenericWarps} * static_cast<size_t>(args.head_size) * sizeof(float);
-  Plain<T> const plain{args.head_size};
-  return launch(attention_generic<T, Plain<T>, Plain<T>>, grid, dim3(32 * kGenericWarps), shared, stream, args, plain,
-                plain);
+  return launch(attention_generic<T>, grid, dim3(32 * kGenericWarps), shared, stream, args);
 }
 
 }  // namespace graphopt::attention

@@ -7,11 +7,6 @@ namespace {
 
 Signature signature(OpClass const&, Attributes const&) { return cache_signature(Element::kActivation); }
 
-size_t workspace_bytes(OpClass const&, TensorView const* inputs) {
-  CachedParams p{};
-  return cache_sizes(inputs, &p) == Status::kOk ? cached_workspace_bytes(p) : 0;
-}
-
 Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
               void* workspace, cudaStream_t stream) {
   CachedParams p{};
@@ -24,13 +19,7 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
 }  // namespace
 
 OpClass cached_op() {
-  OpClass op;
-  op.name = "CachedAttention";
-  op.fields = {{kScale, FieldType::kFloat32}, {kRotary, FieldType::kInt32}};
-  op.signature = signature;
-  op.workspace_bytes = workspace_bytes;
-  op.launch = launch;
-  return op;
+  return cache_op("CachedAttention", signature, cache_workspace<CacheKind::kPlain>, launch);
 }
 
 }  // namespace graphopt::attention

@@ -44,8 +44,11 @@ struct CachedParams {
   void* workspace;       // cached_workspace_bytes of these sizes, or of larger ones; aligned to 16 bytes
 };
 
+/// Whether a cache holds keys and values of T, or codes, which some kernels expand to T first.
+enum class CacheKind { kPlain, kCodes };
+
 /// Scratch bytes for problems of at most these sizes; pointers are not looked at.
-size_t cached_workspace_bytes(CachedParams const& params);
+size_t cached_workspace_bytes(CachedParams const& params, CacheKind kind);
 
 Status launch_cached(CachedParams const& params, cudaStream_t stream);
 

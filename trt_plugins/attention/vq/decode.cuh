@@ -1,4 +1,4 @@
-// Attention of few query rows over a cache of 8-bit codes, without decoding it.
+// Attention of one query row over a cache of 8-bit codes, without decoding it; grouped.cuh takes several.
 //
 // Keys: before a segment, every centroid is multiplied by the part of the query that it meets; a key's score is then a sum
 // of table entries, one per code. Values: a code selects the centroid that its weight is multiplied by. Per code that is
@@ -9,7 +9,7 @@
 // A row of 256 bytes also makes an address out of a code by one byte permutation: byte 1 the code, byte 0 the column.
 //
 // Shared-memory cycles for 32 tokens of 64 + 64 codes: 64 look-ups and 32 to bring codes in for keys, 64 and 48 for values:
-// 20 bytes of cache a cycle, where an H100's memory delivers 13. Instructions, one head: 3.4 a code for keys, 6.6 for values.
+// 20 bytes of cache a cycle, where an H100's memory delivers 13. Instructions: 3.4 a code for keys, 6.6 for values.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -51,27 +51,22 @@ class VqDecodeKernel {
   using T = typename Traits::T;
   using Shape = typename Traits::Shape;
   using List = TileList<Shape::kTileTokens>;
-  static constexpr int kHeads = Shape::kHeads;
   static constexpr int kGroups = Shape::kGroups;
   static constexpr int kPlanes = Shape::kPlanes;
   static constexpr int kPerLane = Shape::kPerLane;
-  static_assert(4 * combine_floats(Shape::kThreads, kHeads) <= Shape::kScoreBytes, "parts meet where warps do");
-  static constexpr bool kPairs = kHeads > 1;  // tables and weights of two heads to a word, in float16
-  static constexpr bool kHalfSums = kPairs && std::is_same_v<T, __half>;
-  /// Weights of float16 sums: sixteen of them times the largest value must fit.
-  static constexpr float kWeightScale = kHalfSums ? 1.0f / 16 : 1.0f;
+  static_assert(4 * combine_floats(Shape::kThreads, 1) <= Shape::kScoreBytes, "parts meet where warps do");
 
  public:
   __device__ __forceinline__ VqDecodeKernel(VqArgs<T> const& args, char* shared)
       : vq_(args),
         args_(args.cache),
-        list_(args_, args_.kv_heads * ((args_.seq * args_.group + kHeads - 1) / kHeads)),
+        list_(args_, args_.kv_heads * args_.seq * args_.group),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32),
         scores_(shared),
         values_(shared + Shape::kScoreBytes),
         codes_(values_ + Shape::kValueBytes + warp_ * Shape::kWarpBytes),
-        weights_(codes_ + 2 * Shape::kCodeBytes),
+        weights_(reinterpret_cast<float*>(codes_ + 2 * Shape::kCodeBytes)),
         flag_(reinterpret_cast<int32_t*>(values_ + Shape::kValueBytes + Shape::kWarps * Shape::kWarpBytes)) {
     Turn<kGroups> const turn(lane_);
     turn_ = turn.word;
@@ -106,7 +101,7 @@ class VqDecodeKernel {
         bool const more = tile + 1 < at.tile + tiles;
         cp_async_wait<1>();
         __syncwarp();
-        float x[kPerLane][kHeads];
+        float x[kPerLane];
         score(x, tile);
         __syncwarp();
         fetch(args_.k, codes_, more ? tile + 1 : -1);
@@ -127,17 +122,14 @@ class VqDecodeKernel {
   __device__ __forceinline__ void begin_segment(Cursor const& at) {
     rows_.b = at.b;
     rows_.h = at.outer % args_.kv_heads;
-    rows_.first = at.outer / args_.kv_heads * kHeads;
-    rows_.count = min(kHeads, args_.seq * args_.group - rows_.first);
+    rows_.first = at.outer / args_.kv_heads;
+    rows_.count = 1;
     past_ = at.past;
     length_ = at.length;
+    max_ = -INFINITY;
+    sum_ = 0.0f;
 #pragma unroll
-    for (int r = 0; r < kHeads; ++r) {
-      max_[r] = -INFINITY;
-      sum_[r] = 0.0f;
-#pragma unroll
-      for (int p = 0; p < kPlanes; ++p) o_[r][p][0] = o_[r][p][1] = 0.0f;
-    }
+    for (int p = 0; p < kPlanes; ++p) o_[p][0] = o_[p][1] = 0.0f;
   }
 
   __device__ __forceinline__ int32_t first_token(int32_t tile) const {
@@ -172,13 +164,10 @@ class VqDecodeKernel {
 #pragma unroll
     for (int part = 0; part < kGroups / 32; ++part) {
       int const group = part * 32 + lane_;
-      float q[kHeads][kVector];
+      T const* row = args_.q + row_offset(args_, rows_.b, rows_.h, rows_.first);
+      float q[kVector];
 #pragma unroll
-      for (int r = 0; r < kHeads; ++r) {
-        T const* row = args_.q + row_offset(args_, rows_.b, rows_.h, rows_.first + min(r, rows_.count - 1));
-#pragma unroll
-        for (int e = 0; e < kVector; ++e) q[r][e] = to_float(row[group * kVector + e]) * args_.scale_log2;
-      }
+      for (int e = 0; e < kVector; ++e) q[e] = to_float(row[group * kVector + e]) * args_.scale_log2;
       constexpr int kPerLoad = Vec<T>::kSize / kVector;
 #pragma unroll 4
       for (int c = 0; c < kCodes; c += kPerLoad) {
@@ -186,23 +175,10 @@ class VqDecodeKernel {
         Vec<T> const v = load_cached(book + (int64_t{group} * kEntries + code) * kVector);
 #pragma unroll
         for (int i = 0; i < kPerLoad; ++i) {
-          float dot[kHeads];
+          float dot = 0.0f;
 #pragma unroll
-          for (int r = 0; r < kHeads; ++r) {
-            dot[r] = 0.0f;
-#pragma unroll
-            for (int e = 0; e < kVector; ++e) dot[r] += q[r][e] * v.get(i * kVector + e);
-          }
-          char* entry = scores_ + (code + i) * 256 + part * 128 + lane_ * 4;
-          if constexpr (kPairs) {
-#pragma unroll
-            for (int r = 0; r < kHeads; r += 2) {
-              *reinterpret_cast<uint32_t*>(entry + r / 2 * Shape::kPairStride) =
-                  round_pair<__half>(dot[r], dot[r + 1]);
-            }
-          } else {
-            *reinterpret_cast<float*>(entry) = dot[0];
-          }
+          for (int e = 0; e < kVector; ++e) dot += q[e] * v.get(i * kVector + e);
+          *reinterpret_cast<float*>(scores_ + (code + i) * 256 + part * 128 + lane_ * 4) = dot;
         }
       }
     }
@@ -236,13 +212,10 @@ class VqDecodeKernel {
     return *reinterpret_cast<uint32_t const*>(table + offset);
   }
 
-  /// Scores of the lane's tokens; -infinity where a query row does not see them.
-  __device__ __forceinline__ void score(float (&x)[kPerLane][kHeads], int32_t tile) const {
+  /// Scores of the lane's tokens; -infinity where the query does not see them.
+  __device__ __forceinline__ void score(float (&x)[kPerLane], int32_t tile) const {
 #pragma unroll
-    for (int u = 0; u < kPerLane; ++u) {
-#pragma unroll
-      for (int r = 0; r < kHeads; ++r) x[u][r] = 0.0f;
-    }
+    for (int u = 0; u < kPerLane; ++u) x[u] = 0.0f;
     char const* row = codes_ + lane_ * kGroups;
 #pragma unroll
     for (int part = 0; part < kGroups / 32; ++part) {
@@ -253,80 +226,54 @@ class VqDecodeKernel {
         uint32_t const columns = word * 0x10101010u + 0x0c080400u;  // of its four bytes, times 4
 #pragma unroll
         for (int u = 0; u < kPerLane; ++u) {
-          look_up(x[u], word_at(words + u * 32 * kGroups, word * 4), columns, scores_ + part * 128);
+          uint32_t const codes = word_at(words + u * 32 * kGroups, word * 4);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            uint32_t const offset = permute_bytes(codes, columns, select_[j]);
+            x[u] += __uint_as_float(word_at(scores_ + part * 128, offset));
+          }
         }
       }
     }
     int32_t const token = first_token(tile) + lane_;
+    int32_t const visible = visible_rows(past_, rows_.first / args_.group, args_.capacity);
 #pragma unroll
-    for (int r = 0; r < kHeads; ++r) {
-      int32_t const i = (rows_.first + min(r, rows_.count - 1)) / args_.group;
-      int32_t const visible = visible_rows(past_, i, args_.capacity);
-#pragma unroll
-      for (int u = 0; u < kPerLane; ++u) {
-        if (token + u * 32 >= visible) x[u][r] = -INFINITY;
-      }
+    for (int u = 0; u < kPerLane; ++u) {
+      if (token + u * 32 >= visible) x[u] = -INFINITY;
     }
   }
 
-  /// Add the entries of four codes.
-  __device__ __forceinline__ void look_up(float (&x)[kHeads], uint32_t codes, uint32_t columns,
-                                          char const* table) const {
-    uint32_t offset[4];
+  /// Scores to weights; rescales outputs and sums where the maximum grows.
+  __device__ __forceinline__ void weigh(float (&x)[kPerLane]) {
+    float m = x[0];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) offset[j] = permute_bytes(codes, columns, select_[j]);
-    if constexpr (kPairs) {
+    for (int u = 1; u < kPerLane; ++u) m = fmaxf(m, x[u]);
 #pragma unroll
-      for (int pair = 0; pair < kHeads / 2; ++pair) {
-        __half2 entry[4];
+    for (int offset = 16; offset > 0; offset /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, offset));
+    m = fmaxf(m, max_);
+    float const origin = usable_max(m);
+    if (m > max_) {
+      float const scale = exp2_approx(max_ - origin);
+      sum_ *= scale;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          entry[j] = *reinterpret_cast<__half2 const*>(table + pair * Shape::kPairStride + offset[j]);
-        }
-        float2 const sum = __half22float2(__hadd2(__hadd2(entry[0], entry[1]), __hadd2(entry[2], entry[3])));
-        x[2 * pair] += sum.x;
-        x[2 * pair + 1] += sum.y;
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) x[0] += __uint_as_float(word_at(table, offset[j]));
+      for (int p = 0; p < kPlanes; ++p) o_[p][0] *= scale, o_[p][1] *= scale;
     }
-  }
-
-  /// Scores to weights; rescales outputs and sums where a maximum grows.
-  __device__ __forceinline__ void weigh(float (&x)[kPerLane][kHeads]) {
+    max_ = m;
 #pragma unroll
-    for (int r = 0; r < kHeads; ++r) {
-      float m = x[0][r];
-#pragma unroll
-      for (int u = 1; u < kPerLane; ++u) m = fmaxf(m, x[u][r]);
-#pragma unroll
-      for (int offset = 16; offset > 0; offset /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, offset));
-      m = fmaxf(m, max_[r]);
-      float const origin = usable_max(m);
-      if (m > max_[r]) {
-        float const scale = exp2_approx(max_[r] - origin);
-        sum_[r] *= scale;
-#pragma unroll
-        for (int p = 0; p < kPlanes; ++p) o_[r][p][0] *= scale, o_[r][p][1] *= scale;
-      }
-      max_[r] = m;
-#pragma unroll
-      for (int u = 0; u < kPerLane; ++u) {
-        x[u][r] = exp2_approx(x[u][r] - origin);
-        sum_[r] += x[u][r];
-      }
+    for (int u = 0; u < kPerLane; ++u) {
+      x[u] = exp2_approx(x[u] - origin);
+      sum_ += x[u];
     }
   }
 
   /// Add weight times value of the tile's tokens, sixteen at a time.
-  __device__ __forceinline__ void mix(float const (&x)[kPerLane][kHeads]) {
+  __device__ __forceinline__ void mix(float const (&x)[kPerLane]) {
     char const* codes = codes_ + Shape::kCodeBytes;
 #pragma unroll
     for (int u = 0; u < kPerLane; ++u) {
 #pragma unroll 1
       for (int upper = 0; upper < 2; ++upper) {
-        if (lane_ / 16 == upper) store_weights(x[u]);
+        if (lane_ / 16 == upper) weights_[lane_ % 16] = x[u];
         __syncwarp();
         int const row = u * 32 + upper * 16;
         mix_rows(codes + row * kGroups, row);
@@ -335,28 +282,8 @@ class VqDecodeKernel {
     }
   }
 
-  __device__ __forceinline__ void store_weights(float const (&p)[kHeads]) const {
-    if constexpr (kHalfSums) {
-      uint32_t* target = reinterpret_cast<uint32_t*>(weights_) + lane_ % 16 * kHeads;
-#pragma unroll
-      for (int r = 0; r < kHeads; ++r) {
-        target[r] = round_pair<__half>(p[r] * kWeightScale, p[r] * kWeightScale);
-      }
-    } else {
-      float* target = reinterpret_cast<float*>(weights_) + lane_ % 16 * kHeads;
-#pragma unroll
-      for (int r = 0; r < kHeads; ++r) target[r] = p[r];
-    }
-  }
-
   /// Sixteen rows of codes, from row `first` of the tile on.
   __device__ __forceinline__ void mix_rows(char const* codes, int first) {
-    __half2 half_sum[kHeads][kPlanes];
-#pragma unroll
-    for (int r = 0; r < kHeads; ++r) {
-#pragma unroll
-      for (int p = 0; p < kPlanes; ++p) half_sum[r][p] = __float2half2_rn(0.0f);
-    }
     // Byte 0 the column, byte 1 the lane's first or second code, above them the sign of the column: zero.
     uint32_t const column = static_cast<uint32_t>(lane_) * 4u;
     constexpr int kOwn = kGroups / 32;
@@ -375,88 +302,37 @@ class VqDecodeKernel {
         uint32_t const offset = permute_bytes(word, column, kOwn == 2 && p == 1 ? 0xcc14u : 0xcc04u);
         value[p] = word_at(values_ + p * 128, offset);
       }
-      uint32_t weight[kHeads];
-#pragma unroll
-      for (int r = 0; r < kHeads; ++r) weight[r] = reinterpret_cast<uint32_t const*>(weights_)[t * kHeads + r];
+      float const weight = weights_[t];
 #pragma unroll
       for (int p = 0; p < kPlanes; ++p) {
-#pragma unroll
-        for (int r = 0; r < kHeads; ++r) {
-          if constexpr (kHalfSums) {
-            half_sum[r][p] = __hfma2(as_half2(weight[r]), as_half2(value[p]), half_sum[r][p]);
-          } else {
-            Vec<T> pair;
-            pair.word[0] = value[p];
-            o_[r][p][0] += __uint_as_float(weight[r]) * pair.get(0);
-            o_[r][p][1] += __uint_as_float(weight[r]) * pair.get(1);
-          }
-        }
+        Vec<T> pair;
+        pair.word[0] = value[p];
+        o_[p][0] += weight * pair.get(0);
+        o_[p][1] += weight * pair.get(1);
       }
     }
-    if constexpr (kHalfSums) {
-#pragma unroll
-      for (int r = 0; r < kHeads; ++r) {
-#pragma unroll
-        for (int p = 0; p < kPlanes; ++p) {
-          float2 const sum = __half22float2(half_sum[r][p]);
-          o_[r][p][0] += sum.x * (1.0f / kWeightScale);
-          o_[r][p][1] += sum.y * (1.0f / kWeightScale);
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ static __half2 as_half2(uint32_t word) {
-    __half2 pair;
-    memcpy(&pair, &word, sizeof(pair));
-    return pair;
   }
 
   /// Add up the warps in the memory of the scores' table and write y, or this block's part of it.
   __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
     constexpr int kColumns = kPlanes * 64;
-    float* outputs = reinterpret_cast<float*>(scores_);               // [kWarps, kHeads, D]
-    float* sums = outputs + Shape::kWarps * kHeads * kColumns;        // [kWarps, kHeads, 2]
+    float* outputs = reinterpret_cast<float*>(scores_);   // [kWarps, D]
+    float* sums = outputs + Shape::kWarps * kColumns;     // [kWarps, 2]
     __syncthreads();  // nobody reads the table any more
+    float const sum = warp_reduce<Add>(sum_);
+    if (lane_ == 0) {
+      sums[warp_ * 2] = max_;
+      sums[warp_ * 2 + 1] = sum;
+    }
 #pragma unroll
-    for (int r = 0; r < kHeads; ++r) {
-      float const sum = warp_reduce<Add>(sum_[r]);
-      if (lane_ == 0) {
-        sums[(warp_ * kHeads + r) * 2] = max_[r];
-        sums[(warp_ * kHeads + r) * 2 + 1] = sum;
-      }
-#pragma unroll
-      for (int p = 0; p < kPlanes; ++p) {
-        int const column = lane_ * kPlanes * 2 + p * 2;
-        float2* target = reinterpret_cast<float2*>(outputs + (warp_ * kHeads + r) * kColumns + column);
-        *target = make_float2(o_[r][p][0], o_[r][p][1]);
-      }
+    for (int p = 0; p < kPlanes; ++p) {
+      float2* target = reinterpret_cast<float2*>(outputs + warp_ * kColumns + lane_ * kPlanes * 2 + p * 2);
+      *target = make_float2(o_[p][0], o_[p][1]);
     }
     __syncthreads();
-    PartialMemory const memory{args_.partial, min(kHeads, args_.seq * args_.group), args_.head_size};
-    int64_t const slot = parts.slot(static_cast<int32_t>(blockIdx.x));
-    for (int item = static_cast<int>(threadIdx.x); item < rows_.count * kColumns; item += Shape::kThreads) {
-      int const row = item / kColumns, column = item % kColumns;
-      float m = -INFINITY, sum = 0.0f, output = 0.0f;
-#pragma unroll
-      for (int w = 0; w < Shape::kWarps; ++w) m = fmaxf(m, sums[(w * kHeads + row) * 2]);
-      float const origin = usable_max(m);
-#pragma unroll
-      for (int w = 0; w < Shape::kWarps; ++w) {
-        float const weight = exp2f(sums[(w * kHeads + row) * 2] - origin);
-        sum += sums[(w * kHeads + row) * 2 + 1] * weight;
-        output += outputs[(w * kHeads + row) * kColumns + column] * weight;
-      }
-      if (parts.whole()) {
-        args_.y[row_offset(args_, rows_.b, rows_.h, rows_.first + row) + column] = from_float<T>(output / sum);
-        continue;
-      }
-      memory.outputs(slot, row)[column] = output;
-      if (column == 0) {
-        memory.sums(slot, row)[0] = m;
-        memory.sums(slot, row)[1] = sum;
-      }
-    }
+    PartialMemory const memory{args_.partial, 1, args_.head_size};
+    write_block<Shape::kWarps, 1>(args_, memory, parts, rows_, 0, 1, sums,
+                                  [&](int w, int, int column) { return outputs[w * kColumns + column]; });
     if (parts.whole()) return;
     int32_t const segment = at.outer * args_.batch + at.b;
     if (count_part(args_.counters + segment, parts, flag_)) combine_blocks(args_, memory, parts, rows_, outputs);
@@ -469,14 +345,14 @@ class VqDecodeKernel {
   char* scores_;   // table of products, rows of 256 bytes by code; then memory to merge in
   char* values_;   // table of the values' centroids
   char* codes_;    // this warp's codes: of keys, then of values
-  char* weights_;  // this warp's weights of 16 tokens
+  float* weights_;  // this warp's weights of 16 tokens
   int32_t* flag_;  // whether this block finished a segment
   int turn_;
   uint32_t select_[4];  // byte permutations: code and column to an offset in a table
   SegmentRows rows_;
   int32_t past_, length_;
-  float o_[kHeads][kPlanes][2];
-  float max_[kHeads], sum_[kHeads];
+  float o_[kPlanes][2];
+  float max_, sum_;
 };
 
 template <class Traits>

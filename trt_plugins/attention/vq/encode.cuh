@@ -18,6 +18,8 @@ constexpr int kEncodeWarps = 8;
 template <class T>
 struct EncodeArgs {
   AppendArgs<T> append;
+  bool vectors;    // see append_elements
+  int32_t blocks;  // that encode; those after them rotate queries
   int64_t tokens;  // B S
   T const* __restrict__ codebook_k;
   T const* __restrict__ codebook_v;
@@ -67,11 +69,25 @@ __device__ __forceinline__ void load_vector(EncodeArgs<T> const& args, bool valu
   }
 }
 
-/// Grid: (ceil(2 Hkv D / kVector / kEncodeWarps), parts of the tokens).
+/// Rotates queries into the workspace, and sets the counters to 0.
+template <class T>
+__device__ __forceinline__ void append_queries(EncodeArgs<T> const& args) {
+  wait_for_predecessor();
+  release_successor();
+  if (blockIdx.y > 0) return;
+  int64_t const thread = (int64_t{blockIdx.x} - args.blocks) * blockDim.x + threadIdx.x;
+  if (args.vectors) {
+    append_elements<T, Vec<T>::kSize>(args.append, thread);
+  } else {
+    append_elements<T, 1>(args.append, thread);
+  }
+}
+
+/// Grid: (ceil(2 Hkv D / kVector / kEncodeWarps) and blocks for queries, parts of the tokens).
 template <class T, int kVector>
 __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs<T> const args) {
-  release_successor();
   AppendArgs<T> const& a = args.append;
+  if (static_cast<int32_t>(blockIdx.x) >= args.blocks) return append_queries(args);
   int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32, groups = a.head_size / kVector;
   int32_t unit = static_cast<int32_t>(blockIdx.x) * kEncodeWarps + static_cast<int32_t>(threadIdx.x) / 32;
   if (unit >= 2 * a.kv_heads * groups) return;
@@ -85,7 +101,8 @@ __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs
 #pragma unroll
     for (int i = 0; i < kVector; ++i) centroid[e][i] = to_float(book[(e * 32 + lane) * kVector + i]);
   }
-  wait_for_predecessor();  // so that who waits for this kernel waits for append too
+  wait_for_predecessor();
+  release_successor();
   for (int64_t first = int64_t{blockIdx.y} * 32; first < args.tokens; first += int64_t{gridDim.y} * 32) {
     int64_t const own = first + lane;
     float mine[kVector] = {};

@@ -25,8 +25,7 @@ bool vectors(VqParams const& p) {
 
 template <class T>
 Status launch_typed(VqParams const& p, cudaStream_t stream) {
-  Workspace const workspace(p.cache);
-  GRAPHOPT_TRY(launch_append<T>(p.cache, workspace, false, stream));
+  Workspace const workspace(p.cache, CacheKind::kCodes);
   GRAPHOPT_TRY(launch_encode<T>(p, workspace, stream));
   VqArgs<T> const args{attention_args<T>(p.cache, workspace), static_cast<int32_t>(p.vector),
                        static_cast<T const*>(p.codebook_k), static_cast<T const*>(p.codebook_v)};
@@ -37,12 +36,10 @@ Status launch_typed(VqParams const& p, cudaStream_t stream) {
       DeviceLimits device{};
       GRAPHOPT_TRY(device_limits(&device));
       GRAPHOPT_TRY(launch_vq_decode<T>(args, device, &done, stream));
-    } else if (fast) {
-      GRAPHOPT_TRY(launch_vq_prefill<T>(args, &done, stream));
     }
     if (done) return Status::kOk;
   }
-  return launch_vq_generic<T>(args, stream);
+  return launch_vq_expanded<T>(args, p, workspace, p.cache.scale > 0.0f && vector_aligned(p.cache), stream);
 }
 
 }  // namespace

@@ -13,15 +13,16 @@ constexpr int64_t kMaxVqDecodeRows = 16;
 template <class T>
 Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t stream);
 
+/// Attention by way of keys and values of T.
+///
+/// Args:
+///   vectors: see launch_attention.
 template <class T>
-Status launch_vq_generic(VqArgs<T> const& args, cudaStream_t stream);
+Status launch_vq_expanded(VqArgs<T> const& args, VqParams const& p, Workspace const& workspace, bool vectors,
+                          cudaStream_t stream);
 
 /// Sets `*done` unless there is no kernel for the sizes or the device.
 template <class T>
 Status launch_vq_decode(VqArgs<T> const& args, DeviceLimits const& device, bool* done, cudaStream_t stream);
-
-/// The same.
-template <class T>
-Status launch_vq_prefill(VqArgs<T> const& args, bool* done, cudaStream_t stream);
 
 }  // namespace graphopt::attention

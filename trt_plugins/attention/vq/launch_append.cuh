@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "attention/cached/launch_append.cuh"
-#include "attention/generic.cuh"
 #include "attention/vq/encode.cuh"
+#include "attention/vq/expand.cuh"
 #include "attention/vq/launch.cuh"
 
 namespace graphopt::attention {
@@ -13,16 +13,22 @@ namespace graphopt::attention {
 template <class T>
 Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t stream) {
   CachedParams const& cache = p.cache;
-  EncodeArgs<T> const args{append_args<T>(cache, workspace, false),
-                           cache.batch * cache.seq,
-                           static_cast<T const*>(p.codebook_k),
-                           static_cast<T const*>(p.codebook_v),
-                           static_cast<uint8_t*>(cache.present_k),
-                           static_cast<uint8_t*>(cache.present_v)};
+  EncodeArgs<T> args{append_args<T>(cache, workspace, false)};
+  args.vectors = vector_aligned(cache);
+  args.tokens = cache.batch * cache.seq;
+  args.codebook_k = static_cast<T const*>(p.codebook_k);
+  args.codebook_v = static_cast<T const*>(p.codebook_v);
+  args.codes_k = static_cast<uint8_t*>(cache.present_k);
+  args.codes_v = static_cast<uint8_t*>(cache.present_v);
   constexpr int64_t kMostParts = 64;  // each reads the codebooks again
   int64_t const units = 2 * cache.kv_heads * (cache.head_size / p.vector);
   int64_t const parts = std::min(kMostParts, ceil_div<int64_t>(args.tokens, 32));
-  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(units, kEncodeWarps)), static_cast<unsigned>(parts));
+  int64_t const size = args.vectors ? Vec<T>::kSize : 1;
+  int64_t const queries = std::max<int64_t>(args.append.query_rows * (cache.head_size / size), args.append.counters);
+  args.blocks = static_cast<int32_t>(ceil_div<int64_t>(units, kEncodeWarps));
+  int64_t const blocks = args.blocks + ceil_div<int64_t>(queries, 32 * kEncodeWarps);
+  if (blocks > 2147483647) return Status::kTooLarge;
+  dim3 const grid(static_cast<unsigned>(blocks), static_cast<unsigned>(parts));
   dim3 const block(32 * kEncodeWarps);
   switch (p.vector) {
     case 2:
@@ -38,14 +44,24 @@ Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t
 }
 
 template <class T>
-Status launch_vq_generic(VqArgs<T> const& args, cudaStream_t stream) {
-  AttentionArgs<T> const& cache = args.cache;
-  dim3 const grid(static_cast<unsigned>(int64_t{cache.batch} * cache.seq * cache.heads));
-  size_t const shared = size_t{1 + kGenericWarps} * static_cast<size_t>(cache.head_size) * sizeof(float);
-  Coded<T> const keys{cache.head_size, args.vector, args.codebook_k};
-  Coded<T> const values{cache.head_size, args.vector, args.codebook_v};
-  return launch(attention_generic<T, Coded<T>, Coded<T>>, grid, dim3(32 * kGenericWarps), shared, stream, cache, keys,
-                values);
+Status launch_vq_expanded(VqArgs<T> const& args, VqParams const& p, Workspace const& workspace, bool vectors,
+                          cudaStream_t stream) {
+  auto const expand = [&](Slice const& slice, T* k, T* v, cudaStream_t on) {
+    int64_t const pieces = ceil_div(args.cache.capacity, kVqExpandTokens);
+    dim3 const grid(static_cast<unsigned>(pieces * slice.batch * slice.kv_heads), 2);
+    dim3 const block(kVqExpandThreads);
+    switch (args.vector) {
+      case 2:
+        return launch(attention_vq_expand<T, 2>, grid, block, 0, on, args, slice, k, v);
+      case 4:
+        return launch(attention_vq_expand<T, 4>, grid, block, 0, on, args, slice, k, v);
+      case 8:
+        return launch(attention_vq_expand<T, 8>, grid, block, 0, on, args, slice, k, v);
+      default:
+        return launch(attention_vq_expand<T, 16>, grid, block, 0, on, args, slice, k, v);
+    }
+  };
+  return launch_expanded(args.cache, workspace, p.cache.workspace, vectors, expand, stream);
 }
 
 }  // namespace graphopt::attention

@@ -15,12 +15,6 @@ Signature signature(OpClass const&, Attributes const&) {
   return signature;
 }
 
-/// The same for sizes of at most these, whatever the vector is.
-size_t workspace_bytes(OpClass const&, TensorView const* inputs) {
-  CachedParams p{};
-  return cache_sizes(inputs, &p) == Status::kOk ? cached_workspace_bytes(p) : 0;
-}
-
 Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
               void* workspace, cudaStream_t stream) {
   VqParams p{};
@@ -42,13 +36,7 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
 }  // namespace
 
 OpClass vq_cached_op() {
-  OpClass op;
-  op.name = "VQCachedAttention";
-  op.fields = {{kScale, FieldType::kFloat32}, {kRotary, FieldType::kInt32}};
-  op.signature = signature;
-  op.workspace_bytes = workspace_bytes;
-  op.launch = launch;
-  return op;
+  return cache_op("VQCachedAttention", signature, cache_workspace<CacheKind::kCodes>, launch);
 }
 
 }  // namespace graphopt::attention

@@ -1,0 +1,538 @@
+// Attention of few query rows over a M-ANT cache: 4-bit codes become float16 in registers, right where an mma takes them.
+//
+// Both products are computed transposed, so that what is decoded is the mma's first operand, 16 rows of codes at a time,
+// and eight query rows are its second:
+//   scores  S^T = K Q^T      a row is a token, its codes lie along channels, word by group of 64 channels
+//   outputs O^T = V^T P^T    a row is a channel, its codes lie along tokens, one word
+// A word gives a row's magnitudes and its scale. Magnitudes, two bytes each, are looked up by byte permutations, four codes
+// at once; the scale multiplies the products' sums. About 2 instructions a code, whatever the type is.
+//
+// Which channel or token is which place of an mma is free, as long as both operands agree. Lane (g, t) of a warp, g = lane / 4
+// and t = lane % 4, decodes 8 bytes of a row for four mma: step s takes bytes 2 s and 2 s + 1, which hold codes
+//   place(t) + 2 s + {0, 1} and, in their upper halves, 16 more           place(t) = 32 (t / 2) + 8 (t % 2)
+// Rows of keys are taken in the order in which the transposed scores are the weights that step s of the values needs.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "attention/mant/args.cuh"
+#include "attention/mant/codes.cuh"
+#include "attention/mant/policy.h"
+#include "attention/merge.cuh"
+#include "attention/mma.cuh"
+#include "attention/work.cuh"
+#include "common/ptx.cuh"
+
+namespace graphopt::attention {
+
+template <class T_, int kD_, int kStages_>
+struct MantDecodeTraits {
+  using T = T_;
+  using Shape = MantDecodeShape<kD_, kStages_>;
+  static constexpr int kD = kD_;
+};
+
+template <class Traits>
+class MantDecodeKernel {
+  using T = typename Traits::T;
+  using Shape = typename Traits::Shape;
+  using List = TileList<Shape::kTileTokens>;
+  static constexpr int kD = Traits::kD;
+  static constexpr int kGroups = Shape::kGroups;
+  static constexpr int kPerLane = Shape::kPerLane;
+  static constexpr int kTiles = kPerLane / 2;  // mma rows of 16 channels
+  using KeyWords = std::conditional_t<kGroups == 2, uint32_t, uint16_t>;
+  static_assert(kGroups <= 2, "a token's words are read at once");
+  static constexpr int kAhead = 2 * (Shape::kStages - 1);  // cp.async groups of later pages
+  static_assert(4 * kMantRows * kD <= Shape::kStageBytes, "warps meet in stages");
+  static_assert(4 * combine_floats(Shape::kThreads, kMantRows) <= Shape::kStageBytes, "parts do too");
+
+ public:
+  __device__ __forceinline__ MantDecodeKernel(MantArgs<T> const& all, char* shared)
+      : all_(all),
+        args_(all.cache),
+        list_(args_, args_.kv_heads * ((args_.seq * args_.group + kMantRows - 1) / kMantRows)),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        warp_(static_cast<int>(threadIdx.x) / 32),
+        g_(lane_ / 4),
+        t_(lane_ % 4),
+        tables_(shared),
+        ring_(shared + kMantTypeBytes + warp_ * Shape::kWarpBytes),
+        sums_(reinterpret_cast<float*>(shared + kMantTypeBytes + Shape::kWarps * Shape::kWarpBytes)),
+        flag_(reinterpret_cast<int32_t*>(sums_ + Shape::kWarps * kMantRows * 2)) {}
+
+  __device__ __forceinline__ void run() {
+    int32_t const block = static_cast<int32_t>(blockIdx.x);
+    if (block >= list_.blocks()) return;
+    int64_t position = list_.first(block);
+    int32_t left = static_cast<int32_t>(list_.first(block + 1) - position);
+    ahead_ = list_.at(position);
+    ahead_left_ = left;
+    Cursor at = ahead_;
+    fill_mant_tables(tables_);
+#pragma unroll
+    for (int s = 0; s < Shape::kStages - 1; ++s) {
+      if (ahead_left_ > 0 && (ahead_.tile + 1) * Shape::kTileTokens > ahead_.past) wait_for_predecessor();
+      fetch();
+    }
+    wait_for_predecessor();  // append has written the queries, the new state and the counters
+    __syncthreads();         // the tables are filled
+    while (left > 0) {
+      int32_t const tiles = min(left, at.tiles - at.tile);
+      Parts const parts(list_, position - at.tile, at.tiles);
+      begin_segment(at);
+      for (int32_t i = 0; i < tiles; ++i) attend((at.tile + i) * Shape::kWarps + warp_, at.length);
+      end_segment(at, parts);
+      position += tiles;
+      left -= tiles;
+      if (left > 0) list_.next_segment(at);
+    }
+  }
+
+ private:
+  /// First code of step 0 that lane t decodes.
+  __device__ __forceinline__ static int place(int t) { return t / 2 * 32 + t % 2 * 8; }
+
+  /// Where the 32 bytes of a token's group stand in a stage: eight rows that are read together lie in different banks.
+  __device__ __forceinline__ static int key_offset(int token, int group) {
+    int const exchanged = token >> 3 & 1;
+    return kGroups == 1 ? (token ^ exchanged << 1) * 32 : (token * kGroups + (group ^ exchanged)) * 32;
+  }
+
+  /// Where chunk 32 i + lane of a page's keys goes, 16 bytes: key_offset, with i known to the compiler.
+  __device__ __forceinline__ static uint32_t key_chunk(uint32_t i, uint32_t lane) {
+    uint32_t const row = kGroups == 1 ? lane / 2 ^ lane / 16 * 2 : lane / 4 * 2 + (lane / 2 % 2 ^ i % 2);
+    return i * 512 + row * 32 + lane % 2 * 16;
+  }
+
+  /// The same of its values: a lane's channels are neighbours, the first of all lanes come first.
+  __device__ __forceinline__ static uint32_t value_chunk(uint32_t i, uint32_t lane) {
+    uint32_t const channel = lane / 2;
+    return channel % kPerLane * Shape::kValuePitch + (i * 16 / kPerLane + channel / kPerLane) * 32 + lane % 2 * 16;
+  }
+
+  /// Start copying the warp's page of the next tile: a group of copies for keys, one for values; empty ones past the end.
+  __device__ __forceinline__ void fetch() {
+    int32_t const page = ahead_.tile * Shape::kWarps + warp_;
+    bool const exists = ahead_left_ > 0 && page * kMantPage < ahead_.length;
+    int64_t const head = int64_t{ahead_.b} * args_.kv_heads + ahead_.outer % args_.kv_heads;
+    int64_t const place = exists ? head * (args_.capacity / kMantPage) + page : 0;
+    uint32_t const stage = shared_address(ring_ + fill_ * Shape::kStageBytes);
+    if (exists) {
+      copy<Shape::kKeyBytes>(static_cast<char const*>(args_.k) + place * Shape::kKeyBytes,
+                             [&](uint32_t i, uint32_t lane) { return stage + key_chunk(i, lane); });
+      copy<Shape::kMetaBytes>(
+          reinterpret_cast<char const*>(all_.k_meta) + place * Shape::kMetaBytes,
+          [&](uint32_t i, uint32_t lane) { return stage + Shape::kKeyBytes + i * 512 + lane * 16; });
+    }
+    cp_async_commit();
+    if (exists && (page + 1) * kMantPage <= ahead_.length) {
+      uint32_t const values = stage + Shape::kValueOffset, words = values + kPerLane * Shape::kValuePitch;
+      copy<Shape::kKeyBytes>(static_cast<char const*>(args_.v) + place * Shape::kKeyBytes,
+                             [&](uint32_t i, uint32_t lane) { return values + value_chunk(i, lane); });
+      copy<Shape::kMetaBytes>(reinterpret_cast<char const*>(all_.v_meta) + place * Shape::kMetaBytes,
+                              [&](uint32_t i, uint32_t lane) { return words + i * 512 + lane * 16; });
+    } else if (exists && lane_ == 0) {
+      prefetch_bytes(all_.v_window + head * kMantPage * kD, kMantPage * kD);
+      prefetch_bytes(all_.v_scale + head * kMantPage, kMantPage * sizeof(__half));
+    }
+    cp_async_commit();
+    fill_ = fill_ + 1 == Shape::kStages ? 0 : fill_ + 1;
+    if (ahead_left_ > 0) {
+      --ahead_left_;
+      list_.advance(ahead_);
+    }
+  }
+
+  /// Copy kBytes to where `target` says that chunk 32 i + lane of 16 bytes goes.
+  template <int kBytes, class Target>
+  __device__ __forceinline__ void copy(char const* source, Target const& target) const {
+    uint32_t const lane = static_cast<uint32_t>(lane_);
+#pragma unroll
+    for (int i = 0; i < (kBytes + 511) / 512; ++i) {
+      if (kBytes % 512 == 0 || i * 32 + lane_ < kBytes / 16) {
+        cp_async_16(target(static_cast<uint32_t>(i), lane), source + (i * 32 + lane_) * 16, true);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void begin_segment(Cursor const& at) {
+    rows_.b = at.b;
+    rows_.h = at.outer % args_.kv_heads;
+    rows_.first = at.outer / args_.kv_heads * kMantRows;
+    rows_.count = min(kMantRows, args_.seq * args_.group - rows_.first);
+    head_ = int64_t{rows_.b} * args_.kv_heads + rows_.h;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      int const r = min(t_ * 2 + e, rows_.count - 1);
+      visible_[e] = visible_rows(at.past, (rows_.first + r) / args_.group, args_.capacity);
+      max_[e] = -INFINITY;
+      sum_[e] = 0.0f;
+      scale_[e] = args_.scale_log2;
+    }
+    all_visible_ = visible_rows(at.past, rows_.first / args_.group, args_.capacity);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) o_[n][r] = 0.0f;
+    }
+    load_queries();
+    if (at.tile == 0 && warp_ == 0) attend_sink();
+  }
+
+  /// Query row g to registers, in the layout of an mma's B; 0 where there is none.
+  __device__ __forceinline__ void load_queries() {
+    bool const exists = g_ < rows_.count;
+    T const* q = args_.q + (exists ? row_offset(args_, rows_.b, rows_.h, rows_.first + g_) : 0);
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int s = 0; s < 4; ++s) {
+#pragma unroll
+        for (int upper = 0; upper < 2; ++upper) {
+          int const column = group * kMantPage + place(t_) + 2 * s + upper * 16;
+          q_[group * 4 + s][upper] = exists ? *reinterpret_cast<uint32_t const*>(q + column) : 0u;
+        }
+      }
+    }
+    if constexpr (!std::is_same_v<T, __half>) halve_range();
+  }
+
+  /// Queries of bfloat16 become float16, divided by a power of two that the scale makes up for: codes are exact there.
+  __device__ __forceinline__ void halve_range() {
+    uint32_t largest = 0;
+#pragma unroll
+    for (int i = 0; i < 4 * kGroups; ++i) {
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        largest = max(largest, max(q_[i][upper] << 16 & 0x7fffffffu, q_[i][upper] & 0x7fff0000u));
+      }
+    }
+    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    int const exponent = min(max(static_cast<int>(largest >> 23), 16), 240) - 127;
+    float const divisor = __uint_as_float(static_cast<uint32_t>(127 - exponent) << 23);
+#pragma unroll
+    for (int i = 0; i < 4 * kGroups; ++i) {
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        uint32_t const pair = q_[i][upper];
+        q_[i][upper] = round_pair<__half>(__uint_as_float(pair << 16) * divisor,
+                                          __uint_as_float(pair & 0xffff0000u) * divisor);
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      int const power = __shfl_sync(0xffffffffu, exponent, (t_ * 2 + e) * 4);
+      scale_[e] = args_.scale_log2 * __uint_as_float(static_cast<uint32_t>(127 + power) << 23);
+    }
+  }
+
+  /// Begin with token 0, exact: its score is the maximum, its weight 1.
+  __device__ __forceinline__ void attend_sink() {
+    T const* key = all_.sink + head_ * 2 * kD;
+    T const* center = all_.center + rows_.h * kD;
+    float dot = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4 * kGroups; ++i) {
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        int const column = i / 4 * kMantPage + place(t_) + 2 * (i % 4) + upper * 16;
+        __half2 pair;
+        memcpy(&pair, &q_[i][upper], sizeof(pair));
+        float2 const q = __half22float2(pair);
+        dot += q.x * (to_float(key[column]) - to_float(center[column]));
+        dot += q.y * (to_float(key[column + 1]) - to_float(center[column + 1]));
+      }
+    }
+    dot += __shfl_xor_sync(0xffffffffu, dot, 1);
+    dot += __shfl_xor_sync(0xffffffffu, dot, 2);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      max_[e] = __shfl_sync(0xffffffffu, dot, (t_ * 2 + e) * 4) * scale_[e];
+      // NaN is no maximum; it must show in the sum.
+      sum_[e] = g_ == 0 ? exp2_approx(max_[e] - max_[e]) : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      T const* value = key + kD + g_ * kPerLane + 2 * n;
+      o_[n][0] = o_[n][1] = to_float(value[0]);
+      o_[n][2] = o_[n][3] = to_float(value[1]);
+    }
+  }
+
+  /// Add one page's tokens to (o, max, sum).
+  __device__ __forceinline__ void attend(int32_t page, int32_t length) {
+    cp_async_wait<kAhead - 1>();
+    __syncwarp();  // the warp's keys have landed, and all its lanes have left the stage to be refilled
+    fetch();
+    char const* const stage = ring_ + take_ * Shape::kStageBytes;
+    take_ = take_ + 1 == Shape::kStages ? 0 : take_ + 1;
+    if (page * kMantPage >= length) return;
+    float s[4][4];
+    score(stage, s);
+    weigh(s, page * kMantPage);
+    if ((page + 1) * kMantPage > length) return mix_window(s, page * kMantPage, length);
+    cp_async_wait<kAhead>();
+    __syncwarp();
+    mix(stage + Shape::kValueOffset, s);
+  }
+
+  /// Products of 64 tokens and eight query rows: tile m has tokens place(g / 2) + 2 m + g % 2 and, in its lower half, 16 on.
+  __device__ __forceinline__ void score(char const* stage, float (&s)[4][4]) const {
+    int const first = place(g_ / 2) + g_ % 2;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      int const token = first + 2 * m;
+      KeyWords const* const words = reinterpret_cast<KeyWords const*>(stage + Shape::kKeyBytes);
+      uint32_t const all[2] = {words[token], words[token + 16]};
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        uint32_t const word[2] = {all[0] >> (16 * group), all[1] >> (16 * group)};
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        multiply(stage + key_offset(token, group) + t_ * 8, stage + key_offset(token + 16, group) + t_ * 8, word,
+                 &q_[group * 4], sum);
+        float const scale[2] = {scale_of(word[0]), scale_of(word[1])};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[m][e] = group == 0 ? sum[e] * scale[e / 2] : s[m][e] + sum[e] * scale[e / 2];
+      }
+    }
+  }
+
+  __device__ __forceinline__ static float scale_of(uint32_t word) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xfff0u)));
+  }
+
+  /// x >> 16 by a product: the units of shifts are those of byte permutations, and have enough to do.
+  __device__ __forceinline__ uint32_t upper_half(uint32_t x) const {
+    uint64_t shifted;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(shifted) : "r"(x), "r"(two_16_));
+    return static_cast<uint32_t>(shifted >> 32);
+  }
+
+  /// Add the products of two rows of 64 codes, of which this lane has 8 bytes each, with four steps of the other operand.
+  __device__ __forceinline__ void multiply(char const* row, char const* row_8, uint32_t const (&word)[2],
+                                           uint32_t const (*other)[2], float (&sum)[4]) const {
+    MantTable const table[2] = {{tables_, word[0]}, {tables_, word[1]}};
+    uint2 const codes[2] = {*reinterpret_cast<uint2 const*>(row), *reinterpret_cast<uint2 const*>(row_8)};
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t const own[2] = {pair == 0 ? codes[0].x : codes[0].y, pair == 0 ? codes[1].x : codes[1].y};
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        uint32_t a[4];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t const codes = upper == 0 ? own[half] : upper_half(own[half]);
+          uint32_t const bare = upper == 0 ? codes & 0x77777777u : upper_half(own[half] & 0x77777777u);
+          table[half].decode(codes, bare, a[half], a[2 + half]);
+        }
+        mma_f16(sum, a, other[pair * 2 + upper][0], other[pair * 2 + upper][1]);
+      }
+    }
+  }
+
+  /// -infinity for tokens that a query row does not see, and for token 0, which has been counted.
+  __device__ __forceinline__ void mask(float (&s)[4][4], int32_t first) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      int32_t const token = first + place(g_ / 2) + g_ % 2 + i / 2 * 2 + i % 2 * 16;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (token >= visible_[e] || token == 0) s[i / 2][i % 2 * 2 + e] = -INFINITY;
+      }
+    }
+  }
+
+  /// Products to weights; rescales o where a maximum grows.
+  __device__ __forceinline__ void weigh(float (&s)[4][4], int32_t first) {
+    if (first == 0 || first + kMantPage > all_visible_) mask(s, first);
+    float scale[2];
+    bool grows = false;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float m = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) m = fmaxf(m, s[i / 2][i % 2 * 2 + e]);
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, offset));
+      m = fmaxf(max_[e], m * scale_[e]);  // the scale is positive
+      float const origin = usable_max(m);
+      grows |= m > max_[e];
+      scale[e] = exp2_approx(max_[e] - origin);
+      max_[e] = m;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float& x = s[i / 2][i % 2 * 2 + e];
+        x = exp2_approx(x * scale_[e] - origin);
+        sum += x;
+      }
+      sum_[e] = sum_[e] * scale[e] + sum;
+    }
+    if (!__any_sync(0xffffffffu, grows)) return;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) o_[n][e] *= scale[e % 2];
+    }
+  }
+
+  /// Weights of step m, in the layout of an mma's B.
+  __device__ __forceinline__ static void transpose(float const (&s)[4], uint32_t (&p)[2]) {
+    p[0] = transpose_8x8(round_pair<__half>(s[0], s[1]));
+    p[1] = transpose_8x8(round_pair<__half>(s[2], s[3]));
+  }
+
+  /// Add weights times the values of a complete page.
+  __device__ __forceinline__ void mix(char const* values, float const (&s)[4][4]) {
+    uint32_t p[4][2];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) transpose(s[m], p[m]);
+    uint32_t const* const words =
+        reinterpret_cast<uint32_t const*>(values + kPerLane * Shape::kValuePitch + g_ * kPerLane * 2);
+    char const* const own = values + g_ * 32 + t_ * 8;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      uint32_t const word[2] = {words[n] & 0xffffu, words[n] >> 16};
+      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      multiply(own + 2 * n * Shape::kValuePitch, own + (2 * n + 1) * Shape::kValuePitch, word, p, sum);
+      float const scale[2] = {scale_of(word[0]), scale_of(word[1])};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) o_[n][e] += sum[e] * scale[e / 2];
+    }
+  }
+
+  /// Add weights times the values of the open page, which wait in the window. Their scales go to the weights, relative to
+  /// the largest one.
+  __device__ __forceinline__ void mix_window(float (&s)[4][4], int32_t first, int32_t length) {
+    __half const* const scales = all_.v_scale + head_ * kMantPage;
+    float scale[8], largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      int const row = place(g_ / 2) + g_ % 2 + i / 2 * 2 + i % 2 * 16;
+      // What is behind the last token means nothing, and token 0 is not read from here.
+      bool const used = first + row < length && first + row > 0;
+      scale[i] = used ? __half2float(scales[row]) : 0.0f;
+      largest = fmaxf(largest, scale[i]);
+    }
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+    }
+    float const unit = largest > 0.0f ? largest : 1.0f, inverse = 1.0f / unit;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) o_[n][e] *= inverse;
+    }
+    int8_t const* const window = all_.v_window + head_ * kMantPage * kD + g_ * kPerLane;
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      float weighted[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) weighted[e] = s[m][e] * (scale[m * 2 + e / 2] * inverse);
+      uint32_t p[2];
+      transpose(weighted, p);
+      uint32_t codes[4][kPerLane / 4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        int8_t const* row = window + (place(t_) + 2 * m + i % 2 + i / 2 * 16) * kD;
+#pragma unroll
+        for (int w = 0; w < kPerLane / 8; ++w) {
+          uint2 const eight = __ldcg(reinterpret_cast<uint2 const*>(row) + w);
+          codes[i][2 * w] = eight.x ^ 0x80808080u, codes[i][2 * w + 1] = eight.y ^ 0x80808080u;
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        uint32_t a[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          int const byte = 2 * (n % 2) + i % 2;  // channel 2 n + i % 2 of the lane
+          uint32_t const select = static_cast<uint32_t>(byte | (byte + 4) << 8);
+          a[i] = biased_pair(permute_bytes(codes[i / 2 * 2][n / 2], codes[i / 2 * 2 + 1][n / 2], select));
+        }
+        mma_f16(o_[n], a, p[0], p[1]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) o_[n][e] *= unit;
+    }
+  }
+
+  /// Add up the warps and write y, or this block's part of it. They meet in the stages that they have just left: the
+  /// same in all warps, and not yet refilled.
+  __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
+    int const stage = (take_ == 0 ? Shape::kStages : take_) - 1;
+    char* const merged = ring_ + (stage * Shape::kStageBytes - warp_ * Shape::kWarpBytes);
+    auto const output = [&](int warp, int row, int column) {
+      // Rows stand in the same banks, so columns are exchanged by row.
+      int const place = row * kD + (column ^ (row / 2 % 4 * 2));
+      return reinterpret_cast<float*>(merged + warp * Shape::kWarpBytes) + place;
+    };
+    __syncwarp();
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float sum = sum_[e];
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      if (g_ == 0) {
+        sums_[(warp_ * kMantRows + t_ * 2 + e) * 2] = max_[e];
+        sums_[(warp_ * kMantRows + t_ * 2 + e) * 2 + 1] = sum;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float* const target = output(warp_, t_ * 2 + e, g_ * kPerLane + 2 * n);
+        *reinterpret_cast<float2*>(target) = make_float2(o_[n][e], o_[n][2 + e]);
+      }
+    }
+    __syncthreads();
+    PartialMemory const memory{args_.partial, min(kMantRows, args_.seq * args_.group), args_.head_size};
+    write_block<Shape::kWarps, kMantRows>(args_, memory, parts, rows_, 0, rows_.count, sums_,
+                                          [&](int w, int row, int column) { return *output(w, row, column); });
+    __syncthreads();
+    if (parts.whole()) return;
+    int32_t const segment = at.outer * args_.batch + at.b;
+    if (!count_part(args_.counters + segment, parts, flag_)) return;
+    combine_blocks(args_, memory, parts, rows_, reinterpret_cast<float*>(merged));
+  }
+
+  MantArgs<T> const& all_;
+  AttentionArgs<T> const& args_;
+  List list_;
+  int lane_, warp_, g_, t_;
+  char* tables_;
+  char* ring_;      // this warp's stages
+  float* sums_;     // [kWarps, 8, 2]: maxima and sums
+  int32_t* flag_;   // whether this block finished a segment
+  Cursor ahead_;    // the next tile to fetch
+  int32_t ahead_left_;
+  int fill_ = 0, take_ = 0;  // stages
+  SegmentRows rows_;
+  int64_t head_;               // b Hkv + h
+  uint32_t q_[4 * kGroups][2];
+  float o_[kTiles][4];         // channels g kPerLane + 2 n + {0, 1}, query rows 2 t + {0, 1}
+  float max_[2], sum_[2], scale_[2];
+  int32_t visible_[2];         // tokens that query rows 2 t + {0, 1} see
+  int32_t all_visible_;        // tokens that all query rows see
+  uint32_t two_16_ = static_cast<uint32_t>(opaque(1 << 16));
+};
+
+template <class Traits>
+__global__ void __launch_bounds__(Traits::Shape::kThreads, kMantResident)
+    attention_mant_decode(MantArgs<typename Traits::T> const args) {
+  extern __shared__ __align__(128) char shared[];
+  MantDecodeKernel<Traits>(args, shared).run();
+}
+
+}  // namespace graphopt::attention

@@ -1,0 +1,7 @@
+#include "attention/mant/launch_decode.cuh"
+
+namespace graphopt::attention {
+
+template Status launch_mant_decode<__half>(MantArgs<__half> const&, DeviceLimits const&, bool*, cudaStream_t);
+
+}  // namespace graphopt::attention
