@@ -6,9 +6,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import torch
+from mant_cases import MantCase
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, row_error
 
-Case = QuantizeCase | LinearCase
+Case = QuantizeCase | LinearCase | MantCase
 
 _NAMES = {
     np.dtype(np.float32): "f32",
@@ -27,6 +28,7 @@ _TORCH = {
     np.dtype(np.int8): torch.int8,
     np.dtype(np.int32): torch.int32,
 }
+_WEIGHTS = ("wq", "wq4", "sg", "wo", "codes", "types", "scale", "table")
 _QUANTIZE_INPUTS = ("x", "other", "gamma", "beta", "idx")
 
 
@@ -45,14 +47,14 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 def _operands(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs of the plugin, in its order."""
-    if isinstance(case, LinearCase):
+    if not isinstance(case, QuantizeCase):
         return case.inputs(rng)
     every = case.inputs(rng)
     return {name: every[name] for name in _QUANTIZE_INPUTS if name in every}
 
 
 def _fields(case: Case) -> list[str]:
-    if isinstance(case, LinearCase):
+    if not isinstance(case, QuantizeCase):
         return [] if case.op == "MixQLinear" else [f"field group i {case.group}"]
     if case.producer == "MixQQuantize":
         return []
@@ -74,7 +76,7 @@ def write(folder: Path, cases: Sequence[Case], rng_for: Callable[[Case], np.rand
         for operand, value in _operands(case, rng_for(case)).items():
             file = f"{name}.{operand}.in"
             (folder / file).write_bytes(value.tobytes())
-            weight = value.ndim != 2 or operand in ("wq", "wq4", "sg", "wo")
+            weight = value.ndim != 2 or operand in _WEIGHTS
             shape = value.shape if weight else (1, *value.shape)
             lines.append(f"input {_NAMES[value.dtype]} {file} {' '.join(map(str, shape))}")
         lines.append("end")
@@ -101,7 +103,7 @@ def compare(case: Case, outputs: Sequence[np.ndarray], rng: np.random.Generator)
         AssertionError: the outputs do not belong together, or their shapes are wrong.
     """
     operands = _operands(case, rng)
-    if isinstance(case, LinearCase):
+    if not isinstance(case, QuantizeCase):
         (y,) = outputs
         assert y.shape == (1, case.m, case.n), f"y has the shape {y.shape}"
         return row_error(y[0], case.expected(operands))

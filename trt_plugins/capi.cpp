@@ -5,6 +5,7 @@
 #include "attention/vq/params.h"
 #include "common/export.h"
 #include "common/tensor.h"
+#include "mant/linear/params.h"
 #include "mixq/linear/params.h"
 #include "mixq/linear_w4a4/params.h"
 #include "mixq/linear_w4a8/params.h"
@@ -177,6 +178,28 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a4(int32_t dtype, int64_t m, int6
 
 GRAPHOPT_EXPORT int64_t graphopt_mixq_linear_w4a4_workspace_bytes(int64_t m, int64_t k) {
   return graphopt::mixq::w4a4_workspace_bytes(m, k);
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mant_linear(int32_t decode, int32_t dtype, int64_t m, int64_t n, int64_t k,
+                                             int64_t group, int64_t scales, void const* x, float const* sx,
+                                             int8_t const* codes, int8_t const* types, void const* scale,
+                                             void const* table, void const* bias, void* y, void* stream) {
+  graphopt::mant::LinearParams const params{static_cast<graphopt::mant::Decode>(decode),
+                                            static_cast<DType>(dtype),
+                                            m,
+                                            n,
+                                            k,
+                                            group,
+                                            scales,
+                                            x,
+                                            sx,
+                                            codes,
+                                            types,
+                                            scale,
+                                            table,
+                                            bias,
+                                            y};
+  return static_cast<int32_t>(graphopt::mant::launch_linear(params, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,

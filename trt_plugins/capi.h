@@ -103,6 +103,22 @@ int32_t graphopt_mixq_linear_w4a4(int32_t dtype, int64_t m, int64_t n, int64_t k
 
 int64_t graphopt_mixq_linear_w4a4_workspace_bytes(int64_t m, int64_t k);
 
+// How 4-bit codes of a M-ANT weight become numbers.
+enum graphopt_mant_decode {
+  GRAPHOPT_MANT_FLOAT = 0,  // table [16, 16] float16; x is T
+  GRAPHOPT_MANT_SPLIT = 1,  // the sixteen types of M-ANT, exact; x is int8
+  GRAPHOPT_MANT_BYTES = 2   // table [16, 16] int8, of 128ths; x is int8
+};
+
+// y = T(x w^T + bias), w[n, k] = scale[g, n] table[type[g, n], code[n, k]], g = k / group; x times sx where it is int8. G =
+// ceil(K / group) groups of a multiple of 32 columns; codes and types packed two to a byte as above.
+//   x      [M, K] T or int8     sx     [M, scales] float, scales 1 or G; null for float
+//   codes  [N, 16 ceil(K / 32)] int8               types  [G, 16 ceil(N / 32)] int8
+//   scale  [G, N] float16       table  see above; null for split      bias [N] T       y [M, N] T
+int32_t graphopt_mant_linear(int32_t decode, int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t group,
+                             int64_t scales, void const* x, float const* sx, int8_t const* codes, int8_t const* types,
+                             void const* scale, void const* table, void const* bias, void* y, void* stream);
+
 // Appends k' = rotary(k) and v to a cache at rows start[b].. and attends to it: y[b, i] = softmax over j <= start[b] + i of
 // scale rotary(q)[b, i] . present_k[b, j], times present_v. Query head h reads head h / (heads / kv_heads).
 //   q, y                  [batch, seq, heads, head_size] T

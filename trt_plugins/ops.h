@@ -6,6 +6,7 @@
 
 #include "attention/ops.h"
 #include "common/op.h"
+#include "mant/ops.h"
 #include "mixq/ops.h"
 #include "vq/ops.h"
 
@@ -17,6 +18,7 @@ inline std::vector<OpClass> all_ops() {
   ops.push_back(mixq::linear_w4a8_op());
   ops.push_back(mixq::linear_w4a4_op());
   for (OpClass& op : mixq::online_linear_ops()) ops.push_back(std::move(op));
+  for (OpClass& op : mant::linear_ops()) ops.push_back(std::move(op));
   ops.push_back(attention::cached_op());
   ops.push_back(attention::vq_cached_op());
   ops.push_back(attention::mant_cached_op());

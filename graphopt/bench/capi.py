@@ -59,6 +59,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._torch = torch_with_cuda()
+        self.path = path
         pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         try:
             self._lib = ctypes.CDLL(str(path))

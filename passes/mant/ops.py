@@ -214,6 +214,7 @@ def _damage(constants: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) 
 LINEAR = OpSpec(
     name="MANTLinear",
     family="Linear",
+    plugin=True,
     doc="y = T(x @ w^T + bias), w[n, k] = scale[k // group, n] * table[types[k // group, n], codes[n, k]]: products "
     "and sums in float32, one rounding to T at the end (M-ANT, HPCA'25).",
     inputs=(
@@ -235,6 +236,7 @@ LINEAR = OpSpec(
 LINEAR_W4A8 = OpSpec(
     name="MANTLinearW4A8",
     family="Linear",
+    plugin=True,
     doc="y = T(sum over groups of sx * scale * f * ((a + 1) * sum(xq * s * i) + sum(xq * s * (2^i - i))) + bias), "
     "where s and i are sign and magnitude index of a code, a belongs to its type, and f is 1 over the power of two not "
     "below 7a + 128: exact int32 sums within a group, float32 outside, one rounding to T at the end. Type 15, INT4, is "
@@ -251,6 +253,7 @@ LINEAR_W4A8 = OpSpec(
 LINEAR_INT8 = OpSpec(
     name="MANTLinearInt8",
     family="Linear",
+    plugin=True,
     doc="y = T(sum over groups of sx * scale / 128 * sum(xq * table[type, code]) + bias): exact int32 sums within a "
     "group, float32 outside, one rounding to T at the end. The types were rounded to int8 before the weight was "
     "quantized, so that one product is all.",

@@ -1,4 +1,4 @@
-"""TensorRT-RTX builds the bodies of the M-ANT ops, which have no plugin yet, as plain layers."""
+"""TensorRT-RTX builds the bodies of the M-ANT ops as plain layers where plugins are not wanted."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,129 @@
+"""Hold the linears of M-ANT to their numpy evaluators on a GPU, through the C API and through the TensorRT plugins.
+
+    python3 benchmarks/mant.py --library LIB --host HOST_V3 --json FILE
+    python3 benchmarks/mant.py --write-cases FOLDER      only write the reduced cases for compute-sanitizer
+
+Outputs are poisoned and guarded, every run is made twice and must give the same bits. Exit code 1 if anything failed.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import v3_cases
+from correctness import Output, Tally, rng_for, same_bits, sweep, upload
+from mant_cases import MantCase
+from mixq_cases import row_error
+from v3_cases import TYPES
+
+from graphopt.bench.capi_mant import DECODERS, MantLibrary
+from graphopt.bench.record import environment
+
+_gpu = threading.Lock()
+
+
+def check(lib: MantLibrary, case: MantCase, offset: int = 0) -> float:
+    """Return the worst row error.
+
+    Raises:
+        AssertionError: two runs differ or something was written outside y.
+    """
+    operands = case.inputs(rng_for(case))
+    with _gpu:
+        device = {name: upload(a, offset if name in ("x", "xq", "scale") else 0) for name, a in operands.items()}
+        runs = []
+        for _ in range(2):
+            y = Output((case.m, case.n), TYPES[case.dtype], offset)
+            lib.mant_linear(case.op, device, y.tensor, group=case.group)
+            torch.cuda.synchronize()
+            runs.append(y.read())
+    assert same_bits(*runs), "two runs differ"
+    return row_error(runs[0], case.expected(operands))
+
+
+def cases() -> Iterator[MantCase]:
+    """Every kernel, ragged edges, groups of all kinds, no token, one, and very many."""
+    sizes = [(8, 64), (64, 272), (72, 160), (104, 1040), (136, 464), (33, 100), (1000, 2064), (40, 1)]
+    rows = (0, 1, 5, 8, 9, 16, 17, 40, 130, 300)
+    groups = itertools.cycle((32, 64, 128, 96, 64, 1 << 13, 64))
+    for op, dtype, (n, k), m in itertools.product(DECODERS, TYPES, sizes, rows):
+        yield MantCase(op, dtype, m, n, k, next(groups))
+    for op, dtype, m, group in itertools.product(DECODERS, TYPES, (1, 12, 50), (32, 64, 128)):
+        if op != "MANTLinear":
+            yield MantCase(op, dtype, m, 72, 1040, group, by_group=True)
+        if op != "MANTLinearW4A8":
+            yield MantCase(op, dtype, m, 72, 1040, group, nf4=True)
+    for op in DECODERS:
+        yield MantCase(op, "float16", 65536, 40, 64, special=False)
+        yield MantCase(op, "float16", 2000, 1400, 272, special=False)
+        yield MantCase(op, "float16", 8, 512, 28672, special=False)
+
+
+def plugin_cases() -> list[MantCase]:
+    """A few shapes for every op and type: each kernel once, small enough for compute-sanitizer."""
+    sizes = [(0, 8, 64), (1, 40, 64), (12, 72, 160), (20, 33, 100), (33, 64, 272), (140, 136, 400)]
+    every = [MantCase(op, t, *size) for op, t, size in itertools.product(DECODERS, TYPES, sizes)]
+    return every + [MantCase(op, "float16", 9, 72, 160, 32) for op in DECODERS]
+
+
+def through_plugins(library: Path, host: Path) -> list[dict[str, object]]:
+    tally = Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        written = v3_cases.write(Path(folder), plugin_cases(), rng_for)
+        done = subprocess.run([host, library, folder], capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode:
+            raise SystemExit(f"host_v3 failed: {done.stderr.strip()}")
+        for name, case in written.items():
+            try:
+                outputs = v3_cases.read(Path(folder), name, done.stdout)
+                error, reason = v3_cases.compare(case, outputs, rng_for(case)), None
+            except AssertionError as e:
+                error, reason = None, str(e)
+            tally.add(case.op, case.dtype, str(case), error, reason)
+    return tally.report("plugin_v3")
+
+
+def through_capi(lib: MantLibrary) -> list[dict[str, object]]:
+    tasks = [(case.op, case.dtype, str(case), lambda c=case: check(lib, c)) for case in cases()]
+    for op, dtype, m in itertools.product(DECODERS, TYPES, (5, 70)):
+        case = MantCase(op, dtype, m, 72, 160)
+        tasks.append((op, dtype, f"{case} misaligned", lambda c=case: check(lib, c, offset=1)))
+    return sweep(tasks).report("capi")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", type=Path)
+    parser.add_argument("--host", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--write-cases", type=Path)
+    options = parser.parse_args()
+    if options.write_cases:
+        options.write_cases.mkdir(parents=True, exist_ok=True)
+        v3_cases.write(options.write_cases, plugin_cases(), rng_for)
+        return
+    lib = MantLibrary(options.library)
+    entries = through_capi(lib)
+    if options.host:
+        entries += through_plugins(options.library, options.host)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({**environment(lib), "ops": entries}, indent=1) + "\n")
+    for entry in entries:
+        print(
+            f"{entry['route']:9} {entry['op']:16} {entry['dtype']:9} {entry['cases']:4} cases, "
+            f"worst {entry['worst_row_error']:.2e} of {entry['tolerance']:.0e}, {len(entry['failures'])} failed"
+        )
+    failures = [reason for entry in entries for reason in entry["failures"]]
+    print("\n".join(failures[:40]))
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What M-ANT's linears refuse in the C API. Arguments are checked before anything touches a GPU."""
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+POINTER, FLOAT32, FLOAT16, INT8 = 1 << 20, 0, 1, 3
+FLOAT, SPLIT, BYTES = range(3)
+OK, NULL, MISALIGNED, BAD_SHAPE, BAD_TYPE, BAD_OPERATION, TOO_LARGE = range(7)
+_LONGS = ("m", "n", "k", "group", "scales")
+
+
+@pytest.fixture(scope="module")
+def lib(library: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(library))
+
+
+def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
+    arguments: dict[str, int | None] = {
+        "decode": FLOAT,
+        "dtype": FLOAT16,
+        "m": 4,
+        "n": 8,
+        "k": 100,
+        "group": 64,
+        "scales": 1,
+    }
+    arguments |= dict.fromkeys(("x", "sx", "codes", "types", "scale", "table", "bias", "y"), POINTER)
+    arguments |= changes
+    converted = [
+        (ctypes.c_int32 if name in ("decode", "dtype") else ctypes.c_int64 if name in _LONGS else ctypes.c_void_p)(
+            value
+        )
+        for name, value in arguments.items()
+    ]
+    return int(lib.graphopt_mant_linear(*converted, None))
+
+
+@pytest.mark.parametrize("decode", [FLOAT, SPLIT, BYTES])
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"m": 0}, OK),
+        ({"m": 0, "x": None, "y": None, "codes": None}, OK),
+        ({"m": -1}, BAD_SHAPE),
+        ({"n": 0}, BAD_SHAPE),
+        ({"k": 0}, BAD_SHAPE),
+        ({"group": 0}, BAD_SHAPE),
+        ({"group": 16}, BAD_SHAPE),
+        ({"group": 80}, BAD_SHAPE),
+        ({"m": 1 << 40}, TOO_LARGE),
+        ({"k": 1 << 40}, TOO_LARGE),
+        ({"n": 1 << 40}, TOO_LARGE),
+        ({"dtype": INT8}, BAD_TYPE),
+        ({"decode": 3}, BAD_OPERATION),
+        ({"decode": -1}, BAD_OPERATION),
+        ({"x": None}, NULL),
+        ({"codes": None}, NULL),
+        ({"types": None}, NULL),
+        ({"scale": None}, NULL),
+        ({"scale": POINTER + 1}, MISALIGNED),
+        ({"bias": POINTER + 1}, MISALIGNED),
+        ({"y": POINTER + 1}, MISALIGNED),
+        ({"y": None}, NULL),
+    ],
+    ids=str,
+)
+def test_every_linear_checks_its_arguments(
+    lib: ctypes.CDLL, decode: int, changes: dict[str, int | None], status: int
+) -> None:
+    assert _linear(lib, **{"decode": decode, **changes}) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"decode": FLOAT, "table": None}, NULL),
+        ({"decode": FLOAT, "table": POINTER + 1}, MISALIGNED),
+        ({"decode": FLOAT, "x": POINTER + 1}, MISALIGNED),
+        ({"decode": FLOAT, "dtype": FLOAT32, "x": POINTER + 2}, MISALIGNED),
+        ({"decode": BYTES, "table": None}, NULL),
+        ({"decode": BYTES, "sx": None}, NULL),
+        ({"decode": SPLIT, "sx": POINTER + 2}, MISALIGNED),
+        ({"decode": SPLIT, "scales": 0}, BAD_SHAPE),
+        ({"decode": SPLIT, "scales": 3}, BAD_SHAPE),
+        ({"decode": SPLIT, "k": 1 << 16, "group": 1 << 16}, TOO_LARGE),
+    ],
+    ids=str,
+)
+def test_operands_that_only_some_linears_have(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _linear(lib, **changes) == status

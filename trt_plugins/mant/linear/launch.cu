@@ -1,0 +1,46 @@
+// Checks the arguments, picks the kernel and dispatches on the type of x.
+#include "mant/linear/kernel_generic.cuh"
+#include "mant/linear/launch.cuh"
+#include "mant/linear/sm90.h"
+
+namespace graphopt::mant {
+
+extern template Status launch_linear_few<__half, __half>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__nv_bfloat16, __nv_bfloat16>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__half, int8_t>(LinearParams const&, LinearKernel, cudaStream_t);
+
+namespace {
+
+Status launch_generic(LinearParams const& p, cudaStream_t stream) {
+  constexpr int64_t kMaxGridY = 65535;
+  int64_t const down = ceil_div<int64_t>(p.m, kGenericTile), across = ceil_div<int64_t>(p.n, kGenericTile);
+  if (across > kMaxGridY) return Status::kTooLarge;
+  dim3 const grid(static_cast<unsigned>(down), static_cast<unsigned>(across));
+  auto const kernel = p.decode == Decode::kFloat ? linear_generic<float> : linear_generic<int32_t>;
+  return launch(kernel, grid, dim3(kGenericThreads), 0, stream, linear_args(p));
+}
+
+}  // namespace
+
+Status launch_linear(LinearParams const& params, cudaStream_t stream) {
+  GRAPHOPT_TRY(check_linear(params));
+  if (params.m == 0) return Status::kOk;
+  bool const vectors = reads_vectors(params);
+#ifdef GRAPHOPT_SM90A
+  bool sm90 = false;
+  GRAPHOPT_TRY(is_sm90(&sm90));
+  if (sm90 && vectors && params.m > kMostFewTokens && supports_sm90(params)) {
+    int multiprocessors = 0;
+    GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
+    return launch_linear_sm90(params, multiprocessors, stream);
+  }
+#endif
+  LinearKernel const kernel = pick_linear(params.m, vectors);
+  if (kernel == LinearKernel::kGeneric) return launch_generic(params, stream);
+  if (params.decode != Decode::kFloat) return launch_linear_few<__half, int8_t>(params, kernel, stream);
+  auto const launch_typed = params.dtype == DType::kFloat16 ? launch_linear_few<__half, __half>
+                                                            : launch_linear_few<__nv_bfloat16, __nv_bfloat16>;
+  return launch_typed(params, kernel, stream);
+}
+
+}  // namespace graphopt::mant

@@ -1,0 +1,74 @@
+// Launch of a chosen kernel. Each launch_<type>.cu instantiates one type of x, so that they compile in parallel.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+
+#include "common/launch.h"
+#include "mant/linear/check.h"
+#include "mant/linear/kernel_few.cuh"
+#include "mant/linear/params.h"
+#include "mant/linear/policy.h"
+
+namespace graphopt::mant {
+
+constexpr int64_t kPrefetchBytes = int64_t{4} << 20;  // of codes, brought into L2 before the kernel before has ended
+
+inline LinearArgs linear_args(LinearParams const& p) {
+  int64_t const row_bytes = packed_bytes(p.k), group = effective_group(p);
+  return {p.m,
+          p.n,
+          static_cast<int32_t>(p.k),
+          static_cast<int32_t>(group),
+          group_shift(p),
+          static_cast<int32_t>((p.k + group - 1) / group),
+          static_cast<int32_t>(row_bytes),
+          static_cast<int32_t>(packed_bytes(p.n)),
+          static_cast<int32_t>(p.scales),
+          static_cast<int32_t>(std::min(row_bytes, kPrefetchBytes / p.n / 16 * 16)),
+          p.decode,
+          p.dtype,
+          p.x,
+          p.sx,
+          p.codes,
+          p.types,
+          static_cast<__half const*>(p.scale),
+          p.decode == Decode::kSplit ? nullptr : p.table,
+          p.bias,
+          p.y};
+}
+
+/// T: what the products take; X: of x, T or int8_t.
+template <class T, class X, class Shape>
+Status launch_few(LinearArgs const& args, cudaStream_t stream) {
+  constexpr int64_t kMaxGridY = 65535;
+  int64_t const across = ceil_div<int64_t>(args.n, Shape::kRows), down = ceil_div<int64_t>(args.m, Shape::kTokens);
+  if (down > kMaxGridY) return Status::kTooLarge;
+  dim3 const grid(static_cast<unsigned>(across), static_cast<unsigned>(down));
+  using Layout = FewLayout<X, Shape>;
+  int device = 0, limit = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  static_assert(Layout::shared_bytes(1) <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
+  int const warps = std::min(Shape::kWarps, (limit - Layout::shared_bytes(0)) / Layout::kRingBytes);
+  return launch_at(Start::kEarly, linear_few<T, X, Shape>, grid, dim3(static_cast<unsigned>(32 * warps)),
+                   static_cast<size_t>(Layout::shared_bytes(warps)), stream, args);
+}
+
+template <class T, class X>
+Status launch_linear_few(LinearParams const& p, LinearKernel kernel, cudaStream_t stream) {
+  LinearArgs const args = linear_args(p);
+  switch (kernel) {
+    case LinearKernel::kGeneric:
+      break;
+    case LinearKernel::kFew8:
+      return launch_few<T, X, Few8>(args, stream);
+    case LinearKernel::kFew16:
+      return launch_few<T, X, std::conditional_t<sizeof(X) == 1, Few16Int8, Few16>>(args, stream);
+    case LinearKernel::kFew32:
+      return launch_few<T, X, Few32>(args, stream);
+  }
+  return Status::kBadOperation;
+}
+
+}  // namespace graphopt::mant

@@ -1,0 +1,42 @@
+// Which M-ANT linear kernel runs, and its share of Y. Host code only.
+#pragma once
+
+#include <cstdint>
+
+namespace graphopt::mant {
+
+/// A block's share of Y in the kernel for few tokens: 16 kRowTiles rows of W and 8 kTokenTiles tokens.
+///   kWarps: that split K, at most: as many as shared memory holds. kStages: of 128 columns that each of them has in shared memory or on the way there.
+///   kBlocks: of a multiprocessor, for which registers are kept free.
+template <int kRowTiles_, int kTokenTiles_, int kWarps_, int kStages_, int kBlocks_>
+struct FewShape {
+  static constexpr int kRowTiles = kRowTiles_;
+  static constexpr int kTokenTiles = kTokenTiles_;
+  static constexpr int kWarps = kWarps_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kBlocks = kBlocks_;
+  static constexpr int kRows = 16 * kRowTiles;
+  static constexpr int kTokens = 8 * kTokenTiles;
+  static_assert(kRowTiles % 2 == 0, "16 bytes of types are those of 32 rows");
+};
+
+using Few8 = FewShape<2, 1, 8, 3, 2>;
+using Few16 = FewShape<2, 2, 8, 2, 2>;
+using Few16Int8 = FewShape<2, 2, 12, 3, 1>;  // int8 of x needs more registers, and less memory
+using Few32 = FewShape<4, 4, 8, 2, 1>;
+
+constexpr int64_t kMostFewTokens = 96;  // on Hopper; above, wgmma
+
+/// kFew<tokens>: of a block.
+enum class LinearKernel { kGeneric, kFew8, kFew16, kFew32 };
+
+/// Args:
+///   m: tokens.
+///   vectors: operands can be read in vectors of 16 bytes that lie in one group.
+constexpr LinearKernel pick_linear(int64_t m, bool vectors) {
+  if (!vectors) return LinearKernel::kGeneric;
+  if (m <= 8) return LinearKernel::kFew8;
+  return m <= 16 ? LinearKernel::kFew16 : LinearKernel::kFew32;
+}
+
+}  // namespace graphopt::mant

@@ -1,0 +1,7 @@
+#include "mant/linear/sm90_launch.cuh"
+
+namespace graphopt::mant {
+
+template Status launch_sm90_by<int8_t, Sm90Split>(LinearParams const&, int, cudaStream_t);
+
+}  // namespace graphopt::mant
