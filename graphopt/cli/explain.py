@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from graphopt.cli.console import JsonFlag, emit, guard
 
@@ -173,31 +172,32 @@ def _render_linear(out: Console, row: dict[str, Any], more: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table("tokens", "kernel", "split", "us", "memory us", "split*", "in shared", "other kernels", "us without")
-    if generic := next((p for p in row["plans"] if p["us"] is None), None):
-        out.print(f"  {generic['kernel']} kernel: {generic['reason']}", highlight=False, soft_wrap=True)
-        return
     for plan in row["plans"]:
-        others = {k: us for k, us in plan["candidates"].items() if k != plan["kernel"]}
-        table.add_row(
-            str(plan["m"]),
-            plan["kernel"],
-            str(plan["split"]),
-            _us(plan["us"]),
-            _us(plan["memory_us"]),
-            f"{plan['paper_split']:.2g}",
-            _shared(plan["cache"]),
-            "\n".join(f"{name} {_us(us)}" for name, us in others.items()),
-            "\n".join(f"{name} {_us(us)}" for name, us in plan["us_without"].items()),
+        _render_plan(out, plan)
+
+
+def _render_plan(out: Console, plan: dict[str, Any]) -> None:
+    tokens = "1 token" if plan["m"] == 1 else f"{plan['m']:,} tokens"
+    if plan["us"] is None:
+        out.print(f"  {tokens}: {plan['kernel']} kernel: {plan['reason']}", highlight=False, soft_wrap=True)
+        return
+    split = "" if plan["split"] == 1 else f", {plan['split']} blocks share K"
+    others = [f"{name} {_us(us)}" for name, us in plan["candidates"].items() if name != plan["kernel"]]
+    without = [f"{name} {_us(us)}" for name, us in plan["us_without"].items()]
+    lines = [
+        f"{tokens}: [bold]{plan['kernel']}[/bold]{split}: [bold]{_us(plan['us'])} us[/bold]; memory alone "
+        f"{_us(plan['memory_us'])}; the paper's split would be {plan['paper_split']:.2g}",
+        f"  instead: {', '.join(others) or 'no other kernel'}",
+        f"  without: {', '.join(without)}",
+    ]
+    if cache := plan["cache"]:
+        lines.insert(
+            1,
+            f"  in shared memory: codes below {cache['n_shared']}, {cache['served']:.0%} of look-ups, "
+            f"{cache['shared_bytes'] / 1024:.0f} KB with {cache['copies']} copies",
         )
-    out.print(table)
+    out.print("\n".join(f"  {line}" for line in lines), highlight=False, soft_wrap=True)
 
 
 def _us(value: float | None) -> str:
     return "?" if value is None else f"{value:.1f}"
-
-
-def _shared(cache: dict[str, Any]) -> str:
-    if not cache:
-        return "nothing"
-    return f"{cache['n_shared']} entries\n{cache['served']:.0%} of look-ups\n{cache['shared_bytes'] / 1024:.0f} KB"
