@@ -92,7 +92,7 @@ def _linear_w4a4(lib: ctypes.CDLL, **changes: int | None) -> int:
         ({"capacity": 24}, BAD_SHAPE),
         ({"dtype": INT8}, BAD_TYPE),
         ({"dtype": -1}, BAD_TYPE),
-        ({"producer": 10}, BAD_OPERATION),
+        ({"producer": 13}, BAD_OPERATION),
         ({"producer": -1}, BAD_OPERATION),
         ({"x": None}, NULL),
         ({"x": POINTER + 1}, MISALIGNED),

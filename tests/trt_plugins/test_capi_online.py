@@ -68,7 +68,7 @@ def _columns(lib: ctypes.CDLL, **changes: float | None) -> int:
         ({"capacity": 40}, BAD_SHAPE),
         ({"listed": 48}, BAD_SHAPE),
         ({"dtype": INT8}, BAD_TYPE),
-        ({"producer": 10}, BAD_OPERATION),
+        ({"producer": 13}, BAD_OPERATION),
         ({"sigma": -1.0}, BAD_ATTRIBUTE),
         ({"sigma_rms": math.nan}, BAD_ATTRIBUTE),
         *(({name: None}, NULL) for name in ("x", "gamma", "idx", "xq", "sx", "xo", "set", "state")),

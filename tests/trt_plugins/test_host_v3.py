@@ -28,7 +28,12 @@ class Case:
     def shape(self, operand: str) -> tuple[int, ...]:
         fixed = {"gamma": (K,), "beta": (K,), "idx": (CAPACITY,), "wq": (N, K), "sw": (N,), "wo": (N, CAPACITY)}
         fixed |= {"bias": (N,), "wq4": (N, K // 2), "sg": (1, N), "set": (PREDICTED,)}
-        last = {"sx": 1, "xo": PREDICTED if self.spec.name.endswith("Online") else CAPACITY, "xq4": K // 2}
+        last = {
+            "sx": 1,
+            "xo": PREDICTED if self.spec.name.endswith("Online") else CAPACITY,
+            "xq4": K // 2,
+            "gate_up": 2 * K,
+        }
         if operand == "y" and self.spec.family == "Linear":
             return (*ROWS, N)
         if operand in ("sum", "y") and not self.emit:

@@ -137,6 +137,7 @@ class Builder final : public IExprBuilder, public apiv::VExprBuilder {
                                   IDimensionExpr const& second) override {
     int64_t const a = first.getConstantValue(), b = second.getConstantValue();
     if (kind == DimensionOperation::kPROD) return constant(a * b);
+    if (kind == DimensionOperation::kFLOOR_DIV) return constant(a / b);
     if (kind == DimensionOperation::kCEIL_DIV) return constant((a + b - 1) / b);
     return nullptr;  // nothing else is asked for
   }
