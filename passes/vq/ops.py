@@ -222,6 +222,7 @@ LINEAR = OpSpec(
     body=_linear_body,
     evaluate=_evaluate,
     examples=_examples,
+    plugin=True,
 )
 
 LINEAR_E8 = OpSpec(
@@ -244,6 +245,7 @@ LINEAR_E8 = OpSpec(
     body=_lattice_body,
     evaluate=_evaluate_lattice,
     examples=_lattice_examples,
+    plugin=True,
 )
 
 HADAMARD = OpSpec(
@@ -260,6 +262,7 @@ HADAMARD = OpSpec(
         _rows(rng, dtype),
         (2 * rng.integers(0, 2, 96) - 1).astype(np.int8),
     ),
+    plugin=True,
 )
 
 OPS = (LINEAR, LINEAR_E8, HADAMARD)

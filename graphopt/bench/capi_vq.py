@@ -1,0 +1,127 @@
+"""The C API of vector-quantized weights over torch tensors."""
+
+__all__ = ["VqFormat", "VqLibrary"]
+
+import ctypes
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graphopt.bench.capi import Library
+from graphopt.errors import PluginError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DTYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class VqFormat:
+    """VQ<vector, bits, residuals>.
+
+    Attributes:
+        vector, bits, residuals: v, b and r.
+        tile: rows and columns of the weight that share codebooks; 0: the whole weight.
+        lattice: whether entries are points of the lattice E8.
+    """
+
+    vector: int
+    bits: int
+    residuals: int
+    tile: int = 0
+    lattice: bool = False
+
+    def row_bytes(self, k: int) -> int:
+        """Bytes of a row of codes of K columns."""
+        return -(-(-(-k // self.vector) * self.residuals * self.bits) // 128) * 16
+
+    def tiles(self, n: int, k: int) -> tuple[int, int]:
+        """Rows and columns that share codebooks."""
+        return (self.tile, self.tile) if self.tile else (n, k)
+
+    def codebooks_shape(self, n: int, k: int) -> tuple[int, ...]:
+        """(Gn, Gk, r, 2^b, v)."""
+        rows, columns = self.tiles(n, k)
+        return -(-n // rows), -(-k // columns), self.residuals, 1 << self.bits, self.vector
+
+
+class VqLibrary(Library):
+    """libgraphopt_plugins.so with the calls of vector-quantized weights.
+
+    Args:
+        path: the library file.
+
+    Raises:
+        PluginError: it cannot be loaded, or is not one of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+        lib = self._lib
+        try:
+            lib.graphopt_vq_linear.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [pointer] * 8
+            lib.graphopt_vq_linear_e8.argtypes = [number] + [long] * 3 + [number] + [pointer] * 7
+            lib.graphopt_vq_hadamard.argtypes = [number] + [long] * 4 + [pointer] * 4
+            self._workspace = lib.graphopt_vq_linear_workspace_bytes
+            self._plan = lib.graphopt_vq_plan
+        except AttributeError as e:
+            raise PluginError(f"{path} has no vector-quantized weights ({e}); build it again") from e
+        self._workspace.argtypes, self._workspace.restype = [long] * 2 + [number] * 3 + [long] * 2, long
+        self._plan.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [number] * 3 + [ctypes.c_char_p, long]
+        self._plan.restype = long
+
+    def workspace(self, fmt: VqFormat, n: int, k: int) -> "Tensor":
+        """Return scratch memory for `linear`, which may be empty."""
+        size = self._workspace(n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k))
+        return self._torch.empty(size, dtype=self._torch.int8, device="cuda")
+
+    def linear(
+        self,
+        fmt: VqFormat,
+        x: "Tensor",
+        codes: "Tensor",
+        books: "Tensor",
+        scale: "Tensor",
+        bias: "Tensor",
+        y: "Tensor",
+        workspace: "Tensor | None" = None,
+    ) -> None:
+        """Enqueue y = T(scale (x c^T) + bias) on the current stream.
+
+        Args:
+            fmt: of the codes.
+            x: [M, K] T.
+            codes: [N, row_bytes] int8.
+            books: codebooks (Gn, Gk, r, 2^b, v) float16, or ratios [r] float32 of the lattice.
+            scale: [N] float32.
+            bias: [N] T.
+            y: [M, N] T.
+            workspace: of `workspace`; without, kernels that need one are not used.
+        """
+        (m, k), n = x.shape, len(codes)
+        sizes = _DTYPES[str(x.dtype)], m, n, k
+        operands = [t.data_ptr() for t in (x, codes, books, scale, bias, y)]
+        if fmt.lattice:
+            status = self._lib.graphopt_vq_linear_e8(*sizes, fmt.residuals, *operands, self._stream())
+        else:
+            scratch = workspace.data_ptr() if workspace is not None and workspace.numel() else None
+            how = fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k)
+            status = self._lib.graphopt_vq_linear(*sizes, *how, *operands, scratch, self._stream())
+        self._require(status)
+
+    def hadamard(self, x: "Tensor", signs: "Tensor", y: "Tensor", block: int) -> None:
+        """Enqueue the randomized Hadamard transform of x [M, K] into y [M, K']; signs [K'] int8."""
+        operands = [t.data_ptr() for t in (x, signs, y)]
+        sizes = _DTYPES[str(x.dtype)], *x.shape, y.shape[1], block
+        self._require(self._lib.graphopt_vq_hadamard(*sizes, *operands, self._stream()))
+
+    def plan(self, fmt: VqFormat, dtype: str, m: int, n: int, k: int, multiprocessors: int) -> dict[str, Any]:
+        """Return which kernel `linear` runs on a GPU of compute capability 9.0 and the times that it was chosen by."""
+        text = ctypes.create_string_buffer(2048)
+        how = fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k), int(fmt.lattice), multiprocessors, 90
+        self._plan(_DTYPES[f"torch.{dtype}"], m, n, k, *how, text, len(text))
+        plan: dict[str, Any] = json.loads(text.value)
+        return plan

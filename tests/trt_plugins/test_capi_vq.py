@@ -1,0 +1,173 @@
+"""What the C API of vector-quantized weights refuses, and what it plans. Neither needs a GPU."""
+
+import ctypes
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt.passes.vq import e8
+
+ROOT = Path(__file__).resolve().parents[2] / "trt_plugins"
+POINTER = 1 << 20
+FLOAT32, FLOAT16, BFLOAT16, INT8 = range(4)
+OK, NULL, MISALIGNED, BAD_SHAPE, BAD_TYPE, _, TOO_LARGE = range(7)
+WHOLE = 1 << 30
+GPTVQ2, AQLM2, AQLM3 = (4, 8, 1, 256, 256), (8, 8, 2, WHOLE, WHOLE), (8, 12, 2, WHOLE, WHOLE)
+H100, A100 = (132, 90), (108, 80)
+
+
+@pytest.fixture(scope="module")
+def lib(library: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(library))
+
+
+def _call(
+    function: Any, numbers: dict[str, int], pointers: dict[str, int | None], changes: dict[str, int | None]
+) -> int:
+    """Call with int32 and int64 arguments by the names' types, then pointers, then no stream."""
+    narrow = ("dtype", "vector", "bits", "residuals")
+    values = {**numbers, **pointers, **changes}
+    arguments = [
+        ctypes.c_void_p(value) if name in pointers else (ctypes.c_int32 if name in narrow else ctypes.c_int64)(value)
+        for name, value in values.items()
+    ]
+    return int(function(*arguments, None))
+
+
+def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
+    numbers = {"dtype": FLOAT16, "m": 0, "n": 8, "k": 64, "vector": 4, "bits": 8, "residuals": 1}
+    numbers |= {"tile_rows": 256, "tile_columns": 256}
+    pointers = dict.fromkeys(("x", "codes", "codebooks", "scale", "bias", "y", "workspace"), POINTER)
+    return _call(lib.graphopt_vq_linear, numbers, pointers, changes)
+
+
+def _linear_e8(lib: ctypes.CDLL, **changes: int | None) -> int:
+    numbers = {"dtype": FLOAT16, "m": 0, "n": 8, "k": 64, "residuals": 2}
+    pointers = dict.fromkeys(("x", "codes", "ratios", "scale", "bias", "y"), POINTER)
+    return _call(lib.graphopt_vq_linear_e8, numbers, pointers, changes)
+
+
+def _hadamard(lib: ctypes.CDLL, **changes: int | None) -> int:
+    numbers = {"dtype": FLOAT16, "rows": 0, "k": 60, "channels": 64, "block": 64}
+    return _call(lib.graphopt_vq_hadamard, numbers, dict.fromkeys(("x", "signs", "y"), POINTER), changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, OK),
+        ({"dtype": INT8}, BAD_TYPE),
+        ({"m": -1}, BAD_SHAPE),
+        ({"n": 0}, BAD_SHAPE),
+        ({"k": 0}, BAD_SHAPE),
+        ({"vector": 3}, BAD_SHAPE),
+        ({"bits": 0}, BAD_SHAPE),
+        ({"bits": 17}, BAD_SHAPE),
+        ({"residuals": 5}, BAD_SHAPE),
+        ({"tile_rows": 0}, BAD_SHAPE),
+        ({"tile_columns": 30}, BAD_SHAPE),  # codebooks would change inside a vector
+        ({"m": 1 << 40}, TOO_LARGE),
+        ({"m": 4, "codebooks": None}, NULL),
+        ({"m": 4, "x": None}, NULL),
+        ({"m": 4, "x": POINTER + 1}, MISALIGNED),
+        ({"m": 4, "scale": POINTER + 2}, MISALIGNED),
+    ],
+)
+def test_linear_refuses(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _linear(lib, **changes) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({}, OK), ({"residuals": 0}, BAD_SHAPE), ({"dtype": INT8}, BAD_TYPE), ({"m": 1, "ratios": None}, NULL)],
+)
+def test_lattice_linear_refuses(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _linear_e8(lib, **changes) == status
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, OK),
+        ({"block": 48}, BAD_SHAPE),
+        ({"block": 1 << 17, "channels": 1 << 17}, BAD_SHAPE),
+        ({"channels": 96}, BAD_SHAPE),
+        ({"k": 65}, BAD_SHAPE),
+        ({"rows": 2, "signs": None}, NULL),
+        ({"rows": 2, "y": POINTER + 1}, MISALIGNED),
+    ],
+)
+def test_hadamard_refuses(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
+    assert _hadamard(lib, **changes) == status
+
+
+def _plan(lib: ctypes.CDLL, fmt: tuple[int, ...], m: int, n: int, k: int, **how: Any) -> dict[str, Any]:
+    text = ctypes.create_string_buffer(4096)
+    longs, numbers = (ctypes.c_int64(v) for v in (m, n, k)), [ctypes.c_int32(v) for v in fmt[:3]]
+    tiles = (ctypes.c_int64(v) for v in fmt[3:])
+    device = (ctypes.c_int32(v) for v in (how.get("lattice", 0), *how.get("device", H100)))
+    lib.graphopt_vq_plan.restype = ctypes.c_int64
+    size = lib.graphopt_vq_plan(
+        ctypes.c_int32(how.get("dtype", FLOAT16)), *longs, *numbers, *tiles, *device, text, ctypes.c_int64(len(text))
+    )
+    assert size == len(text.value)
+    plan: dict[str, Any] = json.loads(text.value)
+    return plan
+
+
+@pytest.mark.parametrize("device", [H100, A100])
+@pytest.mark.parametrize("m", [1, 2, 8, 9, 16, 40, 64, 100, 512, 4096])
+@pytest.mark.parametrize("fmt", [GPTVQ2, AQLM2, AQLM3])
+def test_every_preset_has_a_fast_kernel_for_any_tokens(
+    lib: ctypes.CDLL, fmt: tuple[int, ...], m: int, device: tuple[int, int]
+) -> None:
+    plan = _plan(lib, fmt, m, 4096, 8192, device=device)
+    assert plan["kernel"] != "generic"
+    assert plan["us"] == min(plan["candidates"].values())
+    assert device == H100 or (plan["split"] == 1 and not plan["kernel"].startswith("tile"))
+
+
+def test_what_has_no_kernel_of_its_own_is_done_by_the_generic_one(lib: ctypes.CDLL) -> None:
+    assert _plan(lib, (2, 8, 1, WHOLE, WHOLE), 1, 64, 64)["kernel"] == "generic"
+    assert _plan(lib, AQLM2, 1, 64, 68)["kernel"] == "generic"
+    assert _plan(lib, AQLM2, 1, 64, 64, dtype=FLOAT32)["kernel"] == "generic"
+    assert _plan(lib, (8, 8, 2, 256, 256), 1, 512, 512)["kernel"] == "generic"
+    assert _plan(lib, (8, 16, 2, WHOLE, WHOLE), 1, 64, 64, lattice=1)["kernel"] != "generic"
+
+
+def test_products_are_looked_up_for_one_token_only(lib: ctypes.CDLL) -> None:
+    assert "table" in _plan(lib, AQLM2, 1, 8192, 8192)["candidates"]
+    assert "table" not in _plan(lib, AQLM2, 2, 8192, 8192)["candidates"]
+
+
+def test_workspace_is_that_of_the_table_kernel(lib: ctypes.CDLL) -> None:
+    function = lib.graphopt_vq_linear_workspace_bytes
+    function.restype = ctypes.c_int64
+
+    def size(n: int, k: int, fmt: tuple[int, ...]) -> int:
+        numbers = [ctypes.c_int32(v) for v in fmt[:3]]
+        return int(function(ctypes.c_int64(n), ctypes.c_int64(k), *numbers, *(ctypes.c_int64(v) for v in fmt[3:])))
+
+    assert size(64, 520, AQLM2) == 3 * 64 * 4  # slices of 256 columns
+    assert size(64, 520, GPTVQ2) == size(64, 520, AQLM3) == 0
+
+
+def test_the_kernels_lattice_is_that_of_the_body(tmp_path: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    source, program = tmp_path / "table.cpp", tmp_path / "table"
+    source.write_text(
+        '#include <cstdio>\n#include "vq/linear/e8_table.h"\n'
+        'int main() { for (auto row : graphopt::vq::make_e8_table().row) std::printf("%u\\n", row); }\n'
+    )
+    subprocess.run([compiler, "-std=c++17", "-I", ROOT, source, "-o", program], check=True)
+    rows = np.array(subprocess.run([program], check=True, capture_output=True, text=True).stdout.split(), np.int64)
+    table = ((rows[:, None] >> (2 * np.arange(8))) & 3) + 0.5
+    table[rows >> 16 == 1, 7] *= -1
+    np.testing.assert_array_equal(table, e8.table())
