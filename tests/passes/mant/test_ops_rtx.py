@@ -1,4 +1,4 @@
-"""TensorRT-RTX builds the bodies of the M-ANT ops as plain layers where plugins are not wanted."""
+"""TensorRT-RTX builds the M-ANT ops: their bodies as plain layers, the cache as a plugin too."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,9 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from graphopt.core.op import OpSpec, attach_bodies
+from graphopt.engine import plugins
 from graphopt.engine.build import BuildOptions, build
+from graphopt.errors import PluginError
 from graphopt.ir import Model, save
 from graphopt.ir.weights import onnx_dtype
 from graphopt.passes.mant.cache_numerics import State
@@ -48,7 +50,15 @@ def test_linears(dtype: Any, rng: np.random.Generator, tmp_path: Path) -> None:
     assert [t.shape for t in result.manifest.outputs] == [(-1, 24)] * 6
 
 
-def test_cached_attention(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_plugin", [False, True], ids=["body", "plugin"])
+def test_cached_attention(as_plugin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if as_plugin:
+        try:
+            plugins.locate()
+        except PluginError as e:
+            pytest.skip(str(e))
+    else:
+        monkeypatch.setenv(plugins.ENVIRONMENT, str(tmp_path / "gone.so"))
     heads, kv_heads, size, group, capacity = 6, 2, 64, 64, 128
     shapes: dict[str, tuple[Any, list[Any]]] = {
         "q": (np.float16, ["b", "s", heads, size]),
@@ -73,10 +83,11 @@ def test_cached_attention(tmp_path: Path) -> None:
 
     options = BuildOptions(
         flavour="rtx",
-        native_fallback=True,
+        native_fallback=not as_plugin,
         min_shapes=profile(1, 1),
         opt_shapes=profile(1, 1),
         max_shapes=profile(2, 4),
     )
     result = build(path, tmp_path / "m.plan", options)
     assert len(result.manifest.outputs) == 8
+    assert result.manifest.plugin_layers == int(as_plugin)
