@@ -74,11 +74,11 @@ class VqLibrary(Library):
         self._plan.restype = long
 
     def workspace(self, fmt: VqFormat, n: int, k: int) -> "Tensor":
-        """Return scratch memory for `linear`, which may be empty."""
+        """Return scratch memory for `vq_linear`, which may be empty."""
         size = self._workspace(n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k))
         return self._torch.empty(size, dtype=self._torch.int8, device="cuda")
 
-    def linear(
+    def vq_linear(
         self,
         fmt: VqFormat,
         x: "Tensor",
@@ -119,7 +119,7 @@ class VqLibrary(Library):
         self._require(self._lib.graphopt_vq_hadamard(*sizes, *operands, self._stream()))
 
     def plan(self, fmt: VqFormat, dtype: str, m: int, n: int, k: int, multiprocessors: int) -> dict[str, Any]:
-        """Return which kernel `linear` runs on a GPU of compute capability 9.0 and the times that it was chosen by."""
+        """Return which kernel `vq_linear` runs on compute capability 9.0, and the times that it was chosen by."""
         text = ctypes.create_string_buffer(2048)
         how = fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k), int(fmt.lattice), multiprocessors, 90
         self._plan(_DTYPES[f"torch.{dtype}"], m, n, k, *how, text, len(text))

@@ -6,8 +6,7 @@ case "gemm" is the second of them.
 
 __all__ = ["MantCase", "mant_cases", "measure_mant"]
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.capi_mant import MantLibrary
 from graphopt.bench.ceilings import Ceilings
-from graphopt.bench.peers import LINEAR_PEERS, Peer, peer_times
+from graphopt.bench.peers import WEIGHT_ONLY_PEERS, peer_times
 from graphopt.bench.record import Row
 from graphopt.bench.timer import Timing, copies_for, median_us
 from graphopt.errors import InternalError
@@ -178,24 +177,6 @@ def _nibbles(packed: "Tensor") -> "Tensor":
     return torch.cat((vectors & 15, vectors >> 4), 2).reshape(len(packed), -1)
 
 
-def _nf4(x: "Tensor", n: int, copies: int) -> list[Callable[[], object]]:
-    """bitsandbytes' NF4, blocks of 64."""
-    torch = torch_with_cuda()
-    package = importlib.import_module("bitsandbytes")
-    calls: list[Callable[[], object]] = []
-    for _ in range(copies):
-        w = torch.randn(n, x.shape[1], dtype=x.dtype, device="cuda")
-        packed, state = package.functional.quantize_4bit(w, blocksize=GROUP, quant_type="nf4")
-        calls.append(partial(package.matmul_4bit, x, packed.t(), quant_state=state))
-    return calls
-
-
-_PEERS = (
-    *(peer for peer in LINEAR_PEERS["float16"] if peer.name in ("torch_fp16", "torch_int4")),
-    Peer("bitsandbytes_nf4", _nf4, 4, package="bitsandbytes"),
-)
-
-
 def _own_times(case: MantCase, library: MantLibrary) -> tuple[dict[str, Timing], Any]:
     """Return the times by case, and x; the weights are gone then, for the peers'."""
     operands = _Operands(case)
@@ -220,7 +201,7 @@ def measure_mant(case: MantCase, library: Library, ceilings: Ceilings) -> Iterat
     for scheme in OPS:
         of_scheme = replace(case, scheme=scheme)
         own[of_scheme], x = _own_times(of_scheme, mant)
-    peers, missing = peer_times(_PEERS, x, case.n)
+    peers, missing = peer_times(WEIGHT_ONLY_PEERS, x, case.n)
     for of_scheme, timings in own.items():
         for name, timing in timings.items():
             yield Row.of(

@@ -1,6 +1,6 @@
 """What else does the work of a quantized linear: torch and bitsandbytes, on operands of the same sizes."""
 
-__all__ = ["GEMM_PEERS", "LINEAR_PEERS", "Peer", "peer_times", "random_codes"]
+__all__ = ["GEMM_PEERS", "LINEAR_PEERS", "WEIGHT_ONLY_PEERS", "Peer", "peer_times", "random_codes"]
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ Calls = Sequence[Callable[[], object]]
 _INT4_GROUP = 128
 _INT4_INNER_TILES = 8
 _INT4_MAX_ROWS = 512
+_NF4_BLOCK = 64
 _INT_MM_MIN_ROWS = 17
 _BITSANDBYTES_THRESHOLD = 6.0
 _REASON = 160  # characters of a failure that are kept
@@ -113,6 +114,18 @@ def _bitsandbytes(x: "Tensor", n: int, copies: int) -> Calls:
     return [partial(call, layer()) for _ in range(min(copies, 2))]
 
 
+def _nf4(x: "Tensor", n: int, copies: int) -> Calls:
+    """bitsandbytes' NF4."""
+    torch = torch_with_cuda()
+    package = importlib.import_module("bitsandbytes")
+    calls: list[Callable[[], object]] = []
+    for _ in range(copies):
+        w = torch.randn(n, x.shape[1], dtype=x.dtype, device="cuda")
+        packed, state = package.functional.quantize_4bit(w, blocksize=_NF4_BLOCK, quant_type="nf4")
+        calls.append(partial(package.matmul_4bit, x, packed.t(), quant_state=state))
+    return calls
+
+
 def peer_times(peers: Sequence[Peer], x: "Tensor", n: int) -> tuple[dict[str, float], dict[str, str]]:
     """Return the time of each peer by name, and by name why another has none.
 
@@ -148,5 +161,7 @@ LINEAR_PEERS = {
     "float16": (_FP16, _INT4, Peer("bitsandbytes_int8", _bitsandbytes, 8, graph=False, package="bitsandbytes")),
     "bfloat16": (_BF16, _INT4),
 }
+#: Do what a linear of float16 activations and quantized weights does.
+WEIGHT_ONLY_PEERS = (_FP16, _INT4, Peer("bitsandbytes_nf4", _nf4, 4, package="bitsandbytes"))
 #: Do what the product of codes does.
 GEMM_PEERS = {"float16": (_FP16, _INT_MM), "bfloat16": (_BF16, _INT_MM)}
