@@ -14,7 +14,7 @@ using Few16 = FewShape<8, 2, 2>;
 /// Whether the plan knows what a step of Few16, and so of Few8, takes.
 template <class Weights>
 constexpr bool knows_step(Preset preset) {
-  return FewTokens<Weights, Few16>::panel_bytes(Few16::kTokens, 1) == kStepBytes[static_cast<int>(preset)];
+  return FewTokens<Weights, Few16>::panel_bytes(1, 1) == kStepBytes[static_cast<int>(preset)];
 }
 
 /// Codebooks that change along K.
@@ -29,6 +29,9 @@ Status launch_tiled(LinearParams const& p, Plan const& plan, cudaStream_t stream
 template <class Weights, int kWarps, int kBlocks>
 Status launch_whole(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   if (plan.kernel == LinearKernel::kFew16) return launch_few<Weights, Few16>(p, plan.split, plan.panel_bytes, stream);
+  if constexpr (Weights::kCopies == 1) {  // codebooks so large that all of X may not fit beside them
+    if (plan.kernel == LinearKernel::kFew8) return launch_few<Weights, Few8>(p, plan.split, plan.panel_bytes, stream);
+  }
   if (plan.kernel != LinearKernel::kRows8) return Status::kBadOperation;
   if constexpr (Weights::kLattice) {
     if (p.m == 1) return launch_rows<Weights, RowsShape<kWarps, /*kTokenTiles=*/0, kBlocks>>(p, stream);

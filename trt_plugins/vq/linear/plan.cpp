@@ -35,7 +35,7 @@ constexpr Cost kCosts[kPresets][kFastKernels] = {
     // few8, few16, rows8, table, tile64, tile128, tile256; 0: there is no such kernel
     {{6.8, 3.35}, {9.3, 5.3}, {}, {}, {6.0, 7.5}, {6.0, 8.9}, {6.0, 13.3}},
     {{}, {9.0, 4.75}, {3.0, 2.6}, {4.0, 1.1}, {6.0, 7.1}, {6.0, 8.6}, {6.0, 12.5}},
-    {{}, {15.3, 8.5}, {6.0, 5.8}, {}, {}, {6.0, 14.0}, {6.0, 23.0}},
+    {{10.7, 5.8}, {15.3, 8.5}, {6.0, 5.8}, {}, {}, {6.0, 14.0}, {6.0, 23.0}},
     {{}, {10.8, 7.1}, {3.0, 4.4}, {}, {6.0, 17.0}, {6.0, 19.6}, {6.0, 21.8}}};
 
 constexpr double kBytesPerMicrosecond = 3.0e6;  // of codes from memory
@@ -85,7 +85,10 @@ bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
     return p.m == 1 && p.workspace != nullptr && is_aligned(p.workspace, kAlignment);
   }
   if (kernel == static_cast<int>(LinearKernel::kRows8)) return rows_shared_bytes(p, preset) <= device.shared_bytes;
-  if (is_few(kernel)) return few_panel_bytes(device, preset, kernel) >= kStepBytes[preset];
+  if (is_few(kernel)) {
+    int64_t const tokens = std::min(p.m, kBlocks[kernel].tokens);
+    return few_panel_bytes(device, preset, kernel) >= tokens * kStepBytes[preset];
+  }
   if (is_tile(kernel)) return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment);
   return true;
 }
