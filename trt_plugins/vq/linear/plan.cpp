@@ -61,7 +61,7 @@ bool is_few(int kernel) { return kernel <= static_cast<int>(LinearKernel::kFew16
 
 bool is_tile(int kernel) { return kernel >= static_cast<int>(LinearKernel::kTile64); }
 
-/// Bytes of X that a kernel of few tokens can have in shared memory, twice: what its codebooks leave, up to kMostPanelBytes.
+/// Bytes of X that a kernel of few tokens can have in shared memory, twice: what its codebooks leave.
 int few_panel_bytes(Device const& device, int preset, int kernel) {
   Cache const cache = cache_of({static_cast<LinearKernel>(kernel), static_cast<Preset>(preset), 1, 0, 0.0, {}});
   int64_t const tables = cache.entries * cache.entry_bytes * cache.copies * cache.tables;

@@ -23,8 +23,9 @@ enum class LinearKernel : int32_t {
 };
 constexpr int kFastKernels = 7;
 
+// X in shared memory, of the kernels of few tokens: at most so many bytes at a time, at least so many of each token.
 constexpr int kMostPanelBytes = 32 * 1024;
-constexpr int kStepBytes[kPresets] = {1024, 1024, 2048, 512};  // of a token that they need at a time
+constexpr int kStepBytes[kPresets] = {1024, 1024, 2048, 512};
 
 constexpr char const* kPresetNames[] = {"vq-gptvq2", "vq-aqlm2", "vq-aqlm3", "vq-quip4", "none"};
 constexpr char const* kKernelNames[] = {"few8", "few16", "rows8", "table", "tile64", "tile128", "tile256", "generic"};
