@@ -194,7 +194,8 @@ def _render_plan(out: Console, plan: dict[str, Any]) -> None:
         lines.insert(
             1,
             f"  in shared memory: codes below {cache['n_shared']}, {cache['served']:.0%} of look-ups, "
-            f"{cache['shared_bytes'] / 1024:.0f} KB with {cache['copies']} copies",
+            f"{cache['shared_bytes'] / 1024:.0f} KB with {cache['copies']} copies, {cache['left_bytes'] / 1024:.0f} KB "
+            "for all else",
         )
     out.print("\n".join(f"  {line}" for line in lines), highlight=False, soft_wrap=True)
 

@@ -62,8 +62,8 @@ class Explanation:
         memory_us: the least time for that, codebooks counted once: again they come from L2.
         paper_split: sqrt(codebook traffic / output size), of a launch that does not split K.
         shuffles: that would rearrange an entry for mma.sync; the kernels permute K instead, and need none.
-        cache: entries in shared memory (n_shared), their bytes, copies and the share of look-ups that they serve; empty
-            where entries stay in memory.
+        cache: entries in shared memory (n_shared), their bytes, copies and the share of look-ups that they serve; bytes
+            that X may have there at a time, twice, and what is left of a block's; empty where entries stay in memory.
     """
 
     m: int
@@ -119,7 +119,7 @@ def explain(layer: VqLinear, m: int, device: Device, planner: Planner, switches:
         memory_us=(sum(traffic.values()) - traffic["codebooks"] + layer.book_bytes) / device.bytes_per_us,
         paper_split=math.sqrt(unsplit / (m * layer.n * _SUM_BYTES)),
         shuffles=layer.format.vector // _LANE_ELEMENTS,
-        cache=_cache(plan, layer, kernel, switches),
+        cache=_cache(plan, layer, kernel, device, switches),
     )
 
 
@@ -191,7 +191,7 @@ def _loads(layer: VqLinear, kernel: str, passes: int, device: Device | None) -> 
     return float(across * blocks)
 
 
-def _cache(plan: dict[str, Any], layer: VqLinear, kernel: str, switches: Switches) -> dict[str, float]:
+def _cache(plan: dict[str, Any], layer: VqLinear, kernel: str, device: Device, switches: Switches) -> dict[str, float]:
     if not switches.cache or "entries" not in plan or kernel != plan["kernel"]:
         return {}
     bound = int(plan["entries"]) // (1 if layer.format.lattice else layer.format.residuals)
@@ -199,5 +199,6 @@ def _cache(plan: dict[str, Any], layer: VqLinear, kernel: str, switches: Switche
         "n_shared": bound,
         "n_registers": 0,
         "served": layer.usage.hits(bound),
-        **{name: plan[name] for name in ("entry_bytes", "copies", "tables", "shared_bytes")},
+        **{name: plan[name] for name in ("entry_bytes", "copies", "tables", "shared_bytes", "panel_bytes")},
+        "left_bytes": device.shared_bytes - plan["shared_bytes"] - 2 * plan["panel_bytes"],
     }

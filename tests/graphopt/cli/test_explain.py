@@ -35,7 +35,14 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that stands for the library, whose plans are made here."""
 
     def plan(_: Planner, view: VqLinear, m: int, device: Any, *, clusters: bool = True) -> dict[str, Any]:
-        cache = {"entries": 256, "entry_bytes": 8, "copies": 16, "tables": 4, "shared_bytes": 131072}
+        cache = {
+            "entries": 256,
+            "entry_bytes": 8,
+            "copies": 16,
+            "tables": 4,
+            "shared_bytes": 131072,
+            "panel_bytes": 32768,
+        }
         found = {"few8": 7.5 if clusters else 9.0, "tile64": 12.0} if view.dtype == "float16" else {}
         return {"kernel": "few8" if found else "generic", "split": 2 if clusters else 1, "candidates": found, **cache}
 

@@ -28,7 +28,14 @@ class Plans:
         best = min(found, key=lambda name: found[name]) if found else "generic"
         fmt = view.format
         cache = {"entries": fmt.residuals * fmt.entries, "entry_bytes": fmt.entry_bytes, "copies": 8, "tables": 1}
-        return {"kernel": best, "split": self.split, "candidates": found, **cache, "shared_bytes": 65536}
+        return {
+            "kernel": best,
+            "split": self.split,
+            "candidates": found,
+            **cache,
+            "shared_bytes": 65536,
+            "panel_bytes": 8192,
+        }
 
 
 def of(plans: Plans, view: VqLinear, m: int = 1, switches: Switches = ALL_ON) -> Explanation:
@@ -44,6 +51,7 @@ def test_the_least_estimate_is_chosen_and_kept() -> None:
     assert found.candidates == {"few8": 20.0, "tile64": 66.0}
     assert found.cache["n_shared"] == 256
     assert found.cache["served"] == pytest.approx(1)
+    assert found.cache["left_bytes"] == 227 * 1024 - 65536 - 2 * 8192
     assert found.traffic["codes"] == 8192 * 2048
     assert found.traffic["codebooks"] == 32 * 64 * 2048  # 32 tiles across, 64 blocks of 128 rows
     assert found.memory_us == pytest.approx((8192 * 2048 + 1024 * 2048 + 2 * 16384) / 3.35e6)

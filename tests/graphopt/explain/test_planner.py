@@ -49,7 +49,7 @@ def test_presets_have_estimates_where_their_codebooks_fit(
     assert plan["us"] == min(plan["candidates"].values()) > 0
     assert plan["split"] >= 1
     assert plan["shared_bytes"] == plan["entries"] * plan["entry_bytes"] * plan["copies"] * plan["tables"]
-    assert plan["shared_bytes"] <= device.shared_bytes
+    assert plan["shared_bytes"] + 2 * plan["panel_bytes"] <= device.shared_bytes
 
 
 def test_blocks_share_k_on_hopper_only_and_gain_by_it(planner: Planner) -> None:

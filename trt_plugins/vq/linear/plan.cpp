@@ -167,6 +167,8 @@ int64_t describe_plan(LinearParams const& p, Device const& device, char* text, i
                   static_cast<long long>(cache.entries), cache.entry_bytes, cache.copies, cache.tables,
                   static_cast<long long>(cache.entries * cache.entry_bytes * cache.copies * cache.tables));
     json += line;
+    std::snprintf(line, sizeof(line), ", \"panel_bytes\": %d", plan.panel_bytes);
+    json += line;
   }
   json += ", \"candidates\": {";
   bool first = true;
