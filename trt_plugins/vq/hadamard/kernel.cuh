@@ -1,7 +1,7 @@
 // Fast Walsh-Hadamard transform of rows in shared memory, three bits of the index at a time.
 //
-// A thread block takes a span of consecutive channels: several blocks of H, or one. Of a block that is larger than a span,
-// the transform of one part is that of a sum of all parts, each with the sign that H gives it.
+// A thread block takes a span of consecutive channels: several blocks of H, or one. Of a block that is larger than a
+// span, the transform of one part is that of a sum of all parts, each with the sign that H gives it.
 #pragma once
 
 #include <cstdint>

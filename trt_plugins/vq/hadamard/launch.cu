@@ -9,7 +9,7 @@
 namespace graphopt::vq {
 namespace {
 
-constexpr int64_t kMostSpan = 32768;  // channels whose float32 values fit shared memory from compute capability 8.0 on
+constexpr int64_t kMostSpan = 32768;   // channels whose float32 values fit shared memory from compute capability 8.0 on
 constexpr int64_t kSmallSpan = 16384;  // the same from 8.6 on, which have less
 constexpr int64_t kLeastSpan = 2048;
 constexpr int64_t kMostRows = 65535;  // the launch grid's second dimension
@@ -17,7 +17,8 @@ constexpr int64_t kMostRows = 65535;  // the launch grid's second dimension
 Status check(HadamardParams const& p) {
   constexpr int64_t kMostChannels = int64_t{1} << 30;
   if (!is_activation_type(p.dtype)) return Status::kBadType;
-  if (p.rows < 0 || p.k < 1 || p.channels < p.k || p.block < 1 || p.block > kMostHadamardBlock) return Status::kBadShape;
+  if (p.rows < 0 || p.k < 1 || p.channels < p.k || p.block < 1 || p.block > kMostHadamardBlock)
+    return Status::kBadShape;
   if ((p.block & (p.block - 1)) != 0 || p.channels % p.block != 0) return Status::kBadShape;
   if (p.channels > kMostChannels) return Status::kTooLarge;
   if (p.rows == 0) return Status::kOk;

@@ -18,10 +18,10 @@ size_t workspace_bytes(OpClass const&, TensorView const*) { return 0; }
 
 Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
               void*, cudaStream_t stream) {
-  return launch_hadamard({inputs[kX].type, inputs[kX].rows(), inputs[kX].cols(), inputs[kSigns].cols(),
-                          op.flag(attributes, kBlock), inputs[kX].data,
-                          static_cast<int8_t const*>(inputs[kSigns].data), outputs[0].data},
-                         stream);
+  return launch_hadamard(
+      {inputs[kX].type, inputs[kX].rows(), inputs[kX].cols(), inputs[kSigns].cols(), op.flag(attributes, kBlock),
+       inputs[kX].data, static_cast<int8_t const*>(inputs[kSigns].data), outputs[0].data},
+      stream);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Randomized Hadamard transform: y = T((x padded with zeros * signs) H / sqrt(block)), H block-diagonal, a block's element
-// (i, j) being -1 to the number of common bits of i and j. float32 inside, one rounding to T at the end.
+// Randomized Hadamard transform: y = T((x padded with zeros * signs) H / sqrt(block)), H block-diagonal, a block's
+// element (i, j) being -1 to the number of common bits of i and j. float32 inside, one rounding to T at the end.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,8 +1,8 @@
 // The codebook cache: entries in shared memory, copied so often that lanes that look up at once use different banks.
 //
-// A shared-memory access of 32 lanes takes entries of 128 bytes at a time. With one copy of a codebook, the entries that
-// random codes name lie in the same banks two to three times over. With copies side by side, 128 bytes for all copies of
-// an entry, lane l reads copy l % copies and never waits for another lane.
+// A shared-memory access of 32 lanes takes entries of 128 bytes at a time. With one copy of a codebook, the entries
+// that random codes name lie in the same banks two to three times over. With copies side by side, 128 bytes for all
+// copies of an entry, lane l reads copy l % copies and never waits for another lane.
 #pragma once
 
 #include <cstdint>
@@ -208,7 +208,8 @@ struct BookWeights {
   template <int kWords>
   class PairDecoder {
     static constexpr int kSharing = v >= 8 ? 4 : v / 2;  // lanes that look up one entry
-    static constexpr int kSkipped = v >= 8 ? 0 : r * b;  // bits from the entry of one lane to that of the next that has another
+    static constexpr int kSkipped =
+        v >= 8 ? 0 : r * b;  // bits from the entry of one lane to that of the next that has another
     static_assert(kSkipped * (4 / kSharing - 1) < 32, "the first code of every lane begins in the first word");
 
    public:
@@ -220,7 +221,8 @@ struct BookWeights {
     __device__ __forceinline__ void align(uint32_t (&codes)[kWords]) const {
       if constexpr (kSkipped > 0) {
 #pragma unroll
-        for (int i = 0; i < kWords; ++i) codes[i] = __funnelshift_r(codes[i], i + 1 < kWords ? codes[i + 1] : 0, skipped_);
+        for (int i = 0; i < kWords; ++i)
+          codes[i] = __funnelshift_r(codes[i], i + 1 < kWords ? codes[i + 1] : 0, skipped_);
       }
     }
 

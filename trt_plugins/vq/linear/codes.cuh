@@ -17,8 +17,8 @@ __device__ __forceinline__ uint32_t code_of(uint32_t const (&word)[kWords], int 
   return __funnelshift_r(word[at], word[at + 1 < kWords ? at + 1 : at], shift) & kMask;
 }
 
-/// Load kCount words from byte `first` of `row` on; what lies behind its `row_bytes` bytes reads as zero. Volatile, so that
-/// loads start where they are written.
+/// Load kCount words from byte `first` of `row` on; what lies behind its `row_bytes` bytes reads as zero. Volatile, so
+/// that loads start where they are written.
 template <int kCount>
 __device__ __forceinline__ void load_codes(uint32_t (&word)[kCount], int8_t const* row, int first, int row_bytes) {
   constexpr int kVector = kCount % 4 == 0 ? 4 : kCount % 2 == 0 ? 2 : 1;

@@ -1,12 +1,13 @@
 // Kernel for few tokens, where reading codes, or looking them up, is the work.
 //
-// Y^T = W X^T: the 16 rows of an mma are rows of W and its 8 columns tokens. A dot product does not care about the order
-// of K: lane (g = lane / 4, t = lane % 4) decodes consecutive columns of rows g and g + 8, and every four of them feed
-// one mma as columns 2t, 2t + 1, 2t + 8 and 2t + 9. X is put into shared memory in the order in which lanes read it.
+// Y^T = W X^T: the 16 rows of an mma are rows of W and its 8 columns tokens. A dot product does not care about the
+// order of K: lane (g = lane / 4, t = lane % 4) decodes consecutive columns of rows g and g + 8, and every four of them
+// feed one mma as columns 2t, 2t + 1, 2t + 8 and 2t + 9. X is put into shared memory in the order in which lanes read
+// it.
 //
-// A block takes 16 kRowWarps rows and a part of K, which kGroups groups of its warps share chunk by chunk; the blocks of a
-// cluster split K, and all sums are added in one fixed order. Weights, which no kernel before this one writes, are looked
-// at before that one has ended; X is not.
+// A block takes 16 kRowWarps rows and a part of K, which kGroups groups of its warps share chunk by chunk; the blocks
+// of a cluster split K, and all sums are added in one fixed order. Weights, which no kernel before this one writes, are
+// looked at before that one has ended; X is not.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +25,9 @@ struct FewArgs {
   int8_t const* __restrict__ codes;      // [N, row_bytes]
   __half const* __restrict__ codebooks;  // null: the lattice
   float const* __restrict__ ratios;
-  float const* __restrict__ scale;       // [N]
-  T const* __restrict__ bias;            // [N]
-  T* __restrict__ y;                     // [M, N]
+  float const* __restrict__ scale;  // [N]
+  T const* __restrict__ bias;       // [N]
+  T* __restrict__ y;                // [M, N]
   int32_t m;
   int32_t n;
   int32_t k;
@@ -95,8 +96,8 @@ __device__ __forceinline__ void multiply_chunk(float (&sums)[kTokenTiles][4],
   }
 }
 
-/// Start copying `count` columns of `tokens` rows of X from `x`: vectors of 8, lane t of token g at place 4 g + t of its
-/// eight columns. Columns from `limit` on are zeros.
+/// Start copying `count` columns of `tokens` rows of X from `x`: vectors of 8, lane t of token g at place 4 g + t of
+/// its eight columns. Columns from `limit` on are zeros.
 template <class Codes, int kThreads, class T>
 __device__ __forceinline__ void fetch_columns(uint32_t shared, T const* x, int64_t pitch, int tokens, int count,
                                               int limit) {
@@ -105,7 +106,8 @@ __device__ __forceinline__ void fetch_columns(uint32_t shared, T const* x, int64
     for (int vector = static_cast<int>(threadIdx.x); vector < count / 8; vector += kThreads) {
       int const chunk = vector / (4 * kEights), t = vector / kEights % 4, q = vector % kEights;
       bool const valid = 8 * vector < limit;
-      cp_async_16(shared + (((chunk * kEights + q) * tokens + token) * 4 + t) * 16, x + (valid ? 8 * vector : 0), valid);
+      cp_async_16(shared + (((chunk * kEights + q) * tokens + token) * 4 + t) * 16, x + (valid ? 8 * vector : 0),
+                  valid);
     }
   }
   cp_async_commit();
@@ -298,7 +300,8 @@ class FewTokens {
         int const step = first + d;
         if (step >= steps) break;
         if (left == 0) cp_async_wait<0>();
-        if (Weights::kTiled || left == 0) __syncthreads();  // panel and tables are there; everyone has left those before
+        if (Weights::kTiled || left == 0)
+          __syncthreads();  // panel and tables are there; everyone has left those before
         if (left == 0) {
           x = panel_at(++panel) + group_ * kEights * tokens_ * 64 + lane_ * 16;
           left = args_.panel;
@@ -368,7 +371,8 @@ class FewTokens {
       }
       float parts[kMostBlocks];  // all on their way at once
 #pragma unroll
-      for (int block = 0; block < kMostBlocks; ++block) parts[block] = block < count ? load_from_block(place, block) : 0.0f;
+      for (int block = 0; block < kMostBlocks; ++block)
+        parts[block] = block < count ? load_from_block(place, block) : 0.0f;
 #pragma unroll
       for (int block = 0; block < kMostBlocks; ++block) sum += parts[block];
     }

@@ -1,5 +1,5 @@
-// Kernel for every T, v, b, r, tile and alignment: codes bit by bit from memory, codebooks from memory, float32 throughout.
-// Correct rather than fast.
+// Kernel for every T, v, b, r, tile and alignment: codes bit by bit from memory, codebooks from memory, float32
+// throughout. Correct rather than fast.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace graphopt::vq {
 
-constexpr int kGenericTokens = 8;    // of a block
+constexpr int kGenericTokens = 8;     // of a block
 constexpr int kGenericThreads = 256;  // a warp for a row of W
 
 /// What one code stands for, element by element.
@@ -34,8 +34,7 @@ class GenericEntry {
     } else {
       int64_t const across = (p.k + p.tile_columns - 1) / p.tile_columns;
       int64_t const tile = n / p.tile_rows * across + j * p.vector / p.tile_columns;
-      entry_ = static_cast<__half const*>(p.codebooks) +
-               (((tile * p.residuals + i) << p.bits) + code_) * p.vector;
+      entry_ = static_cast<__half const*>(p.codebooks) + (((tile * p.residuals + i) << p.bits) + code_) * p.vector;
     }
   }
 

@@ -1,8 +1,8 @@
 // Kernel for few tokens where all rows share codebooks and all of X fits beside them in shared memory.
 //
-// As kernel_few.cuh, but one block for each multiprocessor, which takes 16 rows after the other and whose warps split K.
-// So every multiprocessor has the same work whatever the sizes are, codebooks and X are brought once, and where two blocks
-// fit, the next launch's block brings its codebooks while this one's multiplies.
+// As kernel_few.cuh, but one block for each multiprocessor, which takes 16 rows after the other and whose warps split
+// K. So every multiprocessor has the same work whatever the sizes are, codebooks and X are brought once, and where two
+// blocks fit, the next launch's block brings its codebooks while this one's multiplies.
 //
 // For one token, the shifts of lattice points are not added to the points: each adds +-1/4 of the sum of its eight x.
 // For one token, shifts of lattice points are left out of the points: a group of eight adds +-1/4 of the sum of its x.
@@ -35,7 +35,7 @@ class RowTiles {
   static constexpr int kRows = Shape::kRows;
   static constexpr int kWarps = Shape::kWarps;
   static constexpr int kThreads = Shape::kThreads;
-  static constexpr int kDepth = Codes::kWords > 4 ? 1 : 2;  // chunks of codes on their way
+  static constexpr int kDepth = Codes::kWords > 4 ? 1 : 2;                // chunks of codes on their way
   static constexpr bool kShifts = Weights::kLattice && Shape::kOneToken;  // are summed apart
   static constexpr int kEights = Codes::kColumns / 8;
   static_assert(!Weights::kTiled && (!kShifts || kEights == 4));
@@ -85,7 +85,8 @@ class RowTiles {
     for (int d = 0; d < kDepth; ++d) load(codes[d]);
     typename Weights::template Loader<kThreads>(static_cast<int>(threadIdx.x)).copy(args_.codebooks, table_);
     wait_for_predecessor();
-    fetch_columns<Codes, kThreads>(x_, args_.x + int64_t{m0_} * args_.k, args_.k, tokens_, args_.chunks * kChunk, args_.k);
+    fetch_columns<Codes, kThreads>(x_, args_.x + int64_t{m0_} * args_.k, args_.k, tokens_, args_.chunks * kChunk,
+                                   args_.k);
     cp_async_wait<0>();
     __syncthreads();
     if constexpr (kShifts) {
@@ -235,7 +236,8 @@ class RowTiles {
 };
 
 template <class Weights, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) linear_rows(FewArgs<typename Weights::T> const args) {
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    linear_rows(FewArgs<typename Weights::T> const args) {
   extern __shared__ __align__(128) char shared[];
   RowTiles<Weights, Shape>(args, shared_address(shared)).run();
 }

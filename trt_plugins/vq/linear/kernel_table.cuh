@@ -1,12 +1,14 @@
-// Kernel for one token and codes of 8 bits of eight elements, two codes a vector: products instead of entries are looked up.
+// Kernel for one token and codes of 8 bits of eight elements, two codes a vector: products instead of entries are
+// looked up.
 //
 // For each group of eight columns, the products of its eight x with all entries are made once, 2 x 256 float32, by
-// mma.sync. A code then costs a look-up of 4 bytes instead of an entry's 16. That pays where a table is used by more rows
-// than it has entries' worth of work: a block keeps one for a slice of 256 columns and as many rows as are its share.
+// mma.sync. A code then costs a look-up of 4 bytes instead of an entry's 16. That pays where a table is used by more
+// rows than it has entries' worth of work: a block keeps one for a slice of 256 columns and as many rows as are its
+// share.
 //
 //   table [residual][code][32 groups]: one row of banks, a lane looks up in a group of its own, so no two lanes meet
-//   lane (i = lane / 4, t = lane % 4) has the 16 bytes of codes of groups 8 t .. 8 t + 7 of row i of eight rows, and takes
-//   them in the order j + i modulo 8: at any time the lanes of a warp are in 32 different groups
+//   lane (i = lane / 4, t = lane % 4) has the 16 bytes of codes of groups 8 t .. 8 t + 7 of row i of eight rows, and
+//   takes them in the order j + i modulo 8: at any time the lanes of a warp are in 32 different groups
 //
 // Sums of a slice go to the workspace; a second kernel, which waits for the first one, adds the slices in their order.
 #pragma once
@@ -141,7 +143,8 @@ class TableProduct {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
       int const entry = (warp_ * kTiles + i) * 8 + lane_ / 4;
-      entries_[i] = from_half_pair<T>(__ldg(reinterpret_cast<uint32_t const*>(args_.codebooks) + entry * 4 + lane_ % 4));
+      entries_[i] =
+          from_half_pair<T>(__ldg(reinterpret_cast<uint32_t const*>(args_.codebooks) + entry * 4 + lane_ % 4));
     }
   }
 
@@ -200,7 +203,9 @@ class TableProduct {
         for (int r = 0; r < 2; ++r) {
           uint32_t const code = __byte_perm(turned, 0, 0x4440 + 2 * h + r);
           float product;
-          asm volatile("ld.shared.f32 %0, [%1];" : "=f"(product) : "r"(groups_[2 * w + h] + code * 128 + r * (256 * 128)));
+          asm volatile("ld.shared.f32 %0, [%1];"
+                       : "=f"(product)
+                       : "r"(groups_[2 * w + h] + code * 128 + r * (256 * 128)));
           sum[r] += product;
         }
       }

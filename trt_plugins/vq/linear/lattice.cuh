@@ -75,7 +75,8 @@ struct LatticeWeights {
 
   class Decoder {
    public:
-    __device__ __forceinline__ Decoder(uint32_t table, int lane, float const* ratios) : table_(table + lane % kCopies * 16) {
+    __device__ __forceinline__ Decoder(uint32_t table, int lane, float const* ratios)
+        : table_(table + lane % kCopies * 16) {
       if constexpr (r == 2) {
         float const ratio = __ldg(ratios + 1) / __ldg(ratios);
         ratio_ = round_pair<T>(ratio, ratio);

@@ -63,10 +63,12 @@ Status launch_linear(LinearParams const& params, Plan const& plan, cudaStream_t 
     return half ? launch_generic<__half>(params, stream) : launch_generic<__nv_bfloat16>(params, stream);
   }
   if (plan.kernel < LinearKernel::kTile64) {
-    return half ? launch_few_typed<__half>(params, plan, stream) : launch_few_typed<__nv_bfloat16>(params, plan, stream);
+    return half ? launch_few_typed<__half>(params, plan, stream)
+                : launch_few_typed<__nv_bfloat16>(params, plan, stream);
   }
 #ifdef GRAPHOPT_SM90A
-  return half ? launch_tile_typed<__half>(params, plan, stream) : launch_tile_typed<__nv_bfloat16>(params, plan, stream);
+  return half ? launch_tile_typed<__half>(params, plan, stream)
+              : launch_tile_typed<__nv_bfloat16>(params, plan, stream);
 #else
   return Status::kBadOperation;
 #endif

@@ -27,8 +27,8 @@ Status launch_table(LinearParams const& p, cudaStream_t stream) {
   args.slices = static_cast<int32_t>(ceil_div<int64_t>(p.k, kTableColumns));
   args.units = static_cast<int32_t>(ceil_div<int64_t>(p.n, kTableRows));
   auto const blocks = static_cast<unsigned>(std::min<int64_t>(multiprocessors, int64_t{args.slices} * args.units));
-  GRAPHOPT_TRY(launch_at(Start::kEarly, linear_table<T>, dim3(blocks), dim3(kTableThreads), kTableSharedBytes, stream,
-                         args));
+  GRAPHOPT_TRY(
+      launch_at(Start::kEarly, linear_table<T>, dim3(blocks), dim3(kTableThreads), kTableSharedBytes, stream, args));
   constexpr int kRows = kAddThreads / kAddLanes;
   return launch_at(Start::kEarly, linear_add_slices<T>, dim3(static_cast<unsigned>(ceil_div<int64_t>(p.n, kRows))),
                    dim3(kAddThreads), 0, stream, args);

@@ -1,4 +1,5 @@
-// The launches of a plan for one element type. few_<type>.cu and sm90_<type>.cu instantiate them: they compile in parallel.
+// The launches of a plan for one element type. few_<type>.cu and sm90_<type>.cu instantiate them: they compile in
+// parallel.
 #pragma once
 
 #include "vq/linear/formats.cuh"
@@ -25,7 +26,8 @@ Status launch_tiled(LinearParams const& p, Plan const& plan, cudaStream_t stream
   return Status::kBadOperation;
 }
 
-/// Codebooks that all of the weight shares. kWarps, kBlocks: of the rows kernel, and for which a multiprocessor has room.
+/// Codebooks that all of the weight shares. kWarps, kBlocks: of the rows kernel, and for which a multiprocessor has
+/// room.
 template <class Weights, int kWarps, int kBlocks>
 Status launch_whole(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   if (plan.kernel == LinearKernel::kFew16) return launch_few<Weights, Few16>(p, plan.split, plan.panel_bytes, stream);

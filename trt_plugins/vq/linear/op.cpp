@@ -18,8 +18,8 @@ constexpr int32_t kLatticeVector = 8, kLatticeBits = 16;
 enum Codebook : int32_t { kTrained, kLattice };
 
 Signature signature(OpClass const& op, Attributes const&) {
-  InputSpec const books = op.variant == kLattice ? InputSpec{"ratios", Element::kFloat32}
-                                                 : InputSpec{"codebooks", Element::kFloat16};
+  InputSpec const books =
+      op.variant == kLattice ? InputSpec{"ratios", Element::kFloat32} : InputSpec{"codebooks", Element::kFloat16};
   return {{{"x", Element::kActivation},
            {"codes", Element::kInt8},
            books,

@@ -3,10 +3,10 @@
 //   trained codebooks   c[n, v j + e] = sum over i of codebooks[n / tile_rows, v j / tile_columns, i, code(n, j, i), e]
 //   lattice E8          c[n, 8 j + e] = sum over i of ratios[i] e8(code(n, j, i))[e], b = 16, v = 8
 //
-// Codes are a little-endian stream of bits per row: code (j, i) takes the b bits from bit b (r j + i) on; rows are padded
-// with zeros to whole 16-byte vectors. float32 sums, one rounding to T at the end. Where T has 16 bits, elements of c are
-// rounded to T first, as in a linear whose weight is kept in T; codebooks are float16, so that for r = 1 and T = float16
-// this changes nothing.
+// Codes are a little-endian stream of bits per row: code (j, i) takes the b bits from bit b (r j + i) on; rows are
+// padded with zeros to whole 16-byte vectors. float32 sums, one rounding to T at the end. Where T has 16 bits, elements
+// of c are rounded to T first, as in a linear whose weight is kept in T; codebooks are float16, so that for r = 1 and T
+// = float16 this changes nothing.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -70,7 +70,8 @@ int few_panel_bytes(Device const& device, int preset, int kernel) {
 
 /// Shared memory of the rows8 kernel: codebooks, X and sums.
 int64_t rows_shared_bytes(LinearParams const& p, int preset) {
-  constexpr int64_t kColumns = 512, kSums = 2 * 16 * 8 * 16 * 4;  // columns are rounded up to chunks of at most kColumns
+  constexpr int64_t kColumns = 512,
+                    kSums = 2 * 16 * 8 * 16 * 4;  // columns are rounded up to chunks of at most kColumns
   int64_t const columns = (p.k + kColumns - 1) / kColumns * kColumns, tokens = std::min<int64_t>(p.m, 8);
   Cache const cache = cache_of({LinearKernel::kRows8, static_cast<Preset>(preset), 1, 0, 0.0, {}});
   int64_t const tables = cache.entries * cache.entry_bytes * cache.copies;
@@ -98,8 +99,7 @@ double estimate(LinearParams const& p, Device const& device, int preset, int ker
   Block const block = kBlocks[kernel];
   Cost const cost = kCosts[preset][kernel];
   int64_t const blocks = (p.n + block.rows - 1) / block.rows * ((p.m + block.tokens - 1) / block.tokens);
-  double const bytes =
-      static_cast<double>(p.n) * static_cast<double>(row_bytes(p.k, p.vector, p.bits, p.residuals));
+  double const bytes = static_cast<double>(p.n) * static_cast<double>(row_bytes(p.k, p.vector, p.bits, p.residuals));
   double const passes = is_tile(kernel) ? 1.0 : static_cast<double>((p.m + block.tokens - 1) / block.tokens);
   double const memory = passes * bytes / kBytesPerMicrosecond;
   double const columns = static_cast<double>(p.k) / 1024.0;
@@ -124,7 +124,8 @@ Preset preset_of(LinearParams const& p) {
                      (p.tile_columns >= p.k || p.tile_columns % kTileColumns == 0);
   for (int i = 0; i < kPresets; ++i) {
     Format const& f = kFormats[i];
-    bool const same = f.vector == p.vector && f.bits == p.bits && f.residuals == p.residuals && f.lattice == p.lattice();
+    bool const same =
+        f.vector == p.vector && f.bits == p.bits && f.residuals == p.residuals && f.lattice == p.lattice();
     if (same && (f.tiled ? tiles : whole)) return static_cast<Preset>(i);
   }
   return Preset::kNone;
@@ -174,7 +175,8 @@ int64_t describe_plan(LinearParams const& p, Device const& device, char* text, i
   bool first = true;
   for (int kernel = 0; kernel < kFastKernels; ++kernel) {
     if (plan.candidates[kernel] < 0.0) continue;
-    std::snprintf(line, sizeof(line), "%s\"%s\": %.2f", first ? "" : ", ", kKernelNames[kernel], plan.candidates[kernel]);
+    std::snprintf(line, sizeof(line), "%s\"%s\": %.2f", first ? "" : ", ", kKernelNames[kernel],
+                  plan.candidates[kernel]);
     json += line;
     first = false;
   }

@@ -12,11 +12,11 @@ enum class Preset : int32_t { kGptvq2, kAqlm2, kAqlm3, kQuip4, kNone };
 constexpr int kPresets = 4;
 
 enum class LinearKernel : int32_t {
-  kFew8,     // codebooks in shared memory, decoded into operands of mma.sync; K split over a cluster; blocks of 8 tokens
-  kFew16,    // of 16 tokens
-  kRows8,    // the same in one block for each multiprocessor, with all of X in shared memory
-  kTable,    // one token: products with entries are looked up instead of entries
-  kTile64,   // decoded into operands of wgmma; blocks of 64 tokens
+  kFew8,    // codebooks in shared memory, decoded into operands of mma.sync; K split over a cluster; blocks of 8 tokens
+  kFew16,   // of 16 tokens
+  kRows8,   // the same in one block for each multiprocessor, with all of X in shared memory
+  kTable,   // one token: products with entries are looked up instead of entries
+  kTile64,  // decoded into operands of wgmma; blocks of 64 tokens
   kTile128,  // of 128 tokens
   kTile256,  // of 256 tokens
   kGeneric,  // any format, codebooks in memory
@@ -40,9 +40,9 @@ struct Device {
 struct Plan {
   LinearKernel kernel;
   Preset preset;
-  int split;              // blocks of a cluster that share K
-  int panel_bytes;        // of X in shared memory, twice, for the kernels of few tokens
-  double us;              // estimated time of the kernel
+  int split;                        // blocks of a cluster that share K
+  int panel_bytes;                  // of X in shared memory, twice, for the kernels of few tokens
+  double us;                        // estimated time of the kernel
   double candidates[kFastKernels];  // estimated times; negative where a kernel cannot be used
 };
 

@@ -1,12 +1,12 @@
 // VQ-LLM linear on Hopper for many tokens: wgmma, X by the copy engine, W decoded right into wgmma's registers.
 //
-// Y^T = W X^T: wgmma takes its A operand from registers, so the rows of its product are rows of W and its columns tokens.
-// A lane holds two columns of every eight: it looks up that word of an entry, and the lanes that share an entry read it
-// together, without a shuffle and without a tile of decoded weights in shared memory.
+// Y^T = W X^T: wgmma takes its A operand from registers, so the rows of its product are rows of W and its columns
+// tokens. A lane holds two columns of every eight: it looks up that word of an entry, and the lanes that share an entry
+// read it together, without a shuffle and without a tile of decoded weights in shared memory.
 //
-// One persistent block per multiprocessor, three warpgroups: one warp of the first brings X, three bring the codebooks of
-// the next tile where these change along K; the others multiply 64 rows of W each. Half of a stage is decoded while the
-// products of the other half run.
+// One persistent block per multiprocessor, three warpgroups: one warp of the first brings X, three bring the codebooks
+// of the next tile where these change along K; the others multiply 64 rows of W each. Half of a stage is decoded while
+// the products of the other half run.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ namespace graphopt::vq {
 /// Operands of the kernel; lives in constant memory, where the copy engine wants its tensor maps.
 template <class T>
 struct Sm90Args {
-  CUtensorMap x;  // [M, K] T
-  CUtensorMap y;  // [M, N] T
+  CUtensorMap x;            // [M, K] T
+  CUtensorMap y;            // [M, N] T
   int8_t const* codes;      // [N, row_bytes]
   __half const* codebooks;  // null: the lattice
   float const* ratios;
@@ -77,7 +77,9 @@ struct Sm90Shared {
   __device__ __forceinline__ uint32_t table(int buffer) const {
     return base + Traits::kTableOffset + buffer * Traits::Weights::kTableBytes;
   }
-  __device__ __forceinline__ uint32_t table_full(int buffer) const { return stages().full(2 * Traits::kStages + buffer); }
+  __device__ __forceinline__ uint32_t table_full(int buffer) const {
+    return stages().full(2 * Traits::kStages + buffer);
+  }
   __device__ __forceinline__ uint32_t table_empty(int buffer) const { return table_full(2 + buffer); }
 };
 

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Build carry/libvq.so for vq.py.   sh benchmarks/kernels/build_vq.sh [nvcc] [arch] [object folder]
+set -eu
+cd "$(dirname "$0")/../.."
+nvcc=${1:-nvcc}
+arch=${2:-90a}
+objects=${3:-carry/vq}
+hopper=$([ "$arch" = 90a ] && echo -DGRAPHOPT_SM90A || true)
+mkdir -p carry "$objects"
+sources="benchmarks/kernels/vq.cu trt_plugins/common/check.cpp trt_plugins/vq/linear/plan.cpp trt_plugins/vq/hadamard/launch.cu
+    trt_plugins/vq/linear/launch.cu trt_plugins/vq/linear/few_bf16.cu trt_plugins/vq/linear/few_f16.cu"
+[ -z "$hopper" ] || sources="$sources trt_plugins/common/tensor_map.cpp trt_plugins/vq/linear/sm90_bf16.cu trt_plugins/vq/linear/sm90_f16.cu"
+for source in $sources; do
+    object="$objects/$(echo "$source" | tr / _).o"
+    "$nvcc" -std=c++17 -O3 -DNDEBUG $hopper -lineinfo -I trt_plugins "-gencode=arch=compute_$arch,code=sm_$arch" \
+        -Xptxas -v -Xcompiler -fPIC -c "$source" -o "$object" > "$object.log" 2>&1 || { cat "$object.log"; exit 1; }
+    grep -E "warning|spill|Used" "$object.log" | sort | uniq -c || true
+done
+lib=$(dirname "$(command -v "$nvcc")")/../lib  # where the wheels of nvcc keep what a toolkit has in lib64
+"$nvcc" -shared -cudart static "-L$lib" "$objects"/*.o -o carry/libvq.so

@@ -1,0 +1,260 @@
+"""Check and time every kernel of vector-quantized linears, and the Hadamard transform.
+
+    python3 benchmarks/kernels/vq.py --output DIR [--check-only]
+
+needs PyTorch, the checkout on PYTHONPATH and carry/libvq.so (build_vq.sh). Kernels are compared with the decoded
+weight in float64. Results: DIR/vq_check.json and DIR/vq_kernels.json, written as they come; the second is what
+trt_plugins/vq/linear/plan.cpp is fitted to.
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from graphopt.bench.capi_vq import VqFormat
+from graphopt.bench.timer import copies_for, median_us
+from graphopt.bench.vq_linear import FORMATS
+
+ROOT = Path(__file__).resolve().parents[2]
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+#: Of the terms' magnitude: sums in float32, which tensor cores truncate.
+FLOAT32_ERROR = 2.0**-21
+KERNELS = ("few8", "few16", "rows8", "table", "tile64", "tile128", "tile256", "generic")
+PLANNED = -1
+#: Tokens, rows and columns that are no multiples of what blocks take, and X in panels.
+CHECKS = (
+    (1, 136, 1032), (1, 1000, 4104), (1, 256, 64), (2, 261, 8192), (5, 264, 1544), (8, 1000, 28680), (9, 264, 1544),
+    (16, 520, 2056), (50, 136, 1032), (100, 264, 520), (130, 520, 4104), (600, 2056, 1032), (3, 64, 1030),
+)  # fmt: skip
+HADAMARD = ((1, 8192, 8192), (3, 1000, 64), (2, 28672, 4096), (5, 60, 16), (2, 65536, 65536), (1, 7, 1))
+TIMES = [(m, n, k) for n, k in ((8192, 8192), (28672, 8192), (8192, 28672), (4096, 4096)) for m in (1, 4, 16, 64, 512)]
+GUARD = 512  # elements after y that must not change
+
+
+def by_path(name: str) -> Any:
+    """A numpy module of passes/vq: graphopt.passes needs more packages than a GPU host has."""
+    spec = importlib.util.spec_from_file_location(f"vq_{name}", ROOT / f"passes/vq/{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+e8, hadamard = by_path("e8"), by_path("hadamard")
+
+
+def stream() -> int:
+    return torch.cuda.current_stream().cuda_stream
+
+
+@dataclass
+class Operands:
+    """Random operands of one linear; some channels are 20 times larger, and a second token has a NaN."""
+
+    fmt: VqFormat
+    dtype: torch.dtype
+    shape: tuple[int, int, int]
+    nan: bool = True
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        m, n, k = self.shape
+        torch.manual_seed(m + n + k)
+        x = torch.randn(m, k, device="cuda")
+        x[:, torch.randint(0, k, (1 + k // 100,), device="cuda")] *= 20
+        if self.nan and m > 1:
+            x[1, 5] = math.nan
+        lattice = self.fmt.lattice
+        books = torch.empty(0) if lattice else torch.randn(self.fmt.codebooks_shape(n, k), device="cuda").mul_(0.5)
+        codes = torch.randint(-128, 128, (n, self.fmt.row_bytes(k)), device="cuda", dtype=torch.int8)
+        self.tensors = {
+            "x": x.to(self.dtype),
+            "codes": codes,
+            "books": books.half(),
+            "ratios": torch.tensor(e8.RATIOS, device="cuda", dtype=torch.float32),
+            "scale": torch.rand(n, device="cuda") * 0.1 + 0.01,
+            "bias": torch.randn(n, device="cuda").to(self.dtype),
+            "y": torch.full((m * n + GUARD,), 7.0, device="cuda", dtype=self.dtype),
+            "workspace": torch.empty(-(-k // 256) * n, device="cuda"),
+        }
+
+    def another(self) -> "Operands":
+        """The same with codes at another address."""
+        copy = object.__new__(Operands)
+        copy.__dict__ |= self.__dict__ | {"tensors": self.tensors | {"codes": self.tensors["codes"].clone()}}
+        return copy
+
+    def weight(self) -> torch.Tensor:
+        """The decoded weight [N, K] float64."""
+        (_, n, k), fmt, t = self.shape, self.fmt, self.tensors
+        positions, r, b = -(-k // fmt.vector), fmt.residuals, fmt.bits
+        stream = torch.nn.functional.pad(t["codes"].view(torch.uint8).int(), (0, 3))
+        first = torch.arange(positions * r, device="cuda") * b
+        word = stream[:, first // 8] | stream[:, first // 8 + 1] << 8 | stream[:, first // 8 + 2] << 16
+        codes = ((word >> (first % 8)) & ((1 << b) - 1)).view(n, positions, r).long()
+        if fmt.lattice:
+            points, signs, shifts = (
+                torch.tensor(np.array(a), device="cuda").double() for a in (e8.table(), *e8.signs_and_shifts())
+            )
+            entries = points[codes & 255] * signs[codes >> 8] + shifts[codes >> 8]
+            total = (entries * t["ratios"].double()[:, None]).sum(2)
+        else:
+            rows, columns = fmt.tiles(n, k)
+            g = (torch.arange(n, device="cuda") // rows)[:, None]
+            h = (torch.arange(positions, device="cuda") * fmt.vector // columns)[None]
+            total = sum(t["books"].double()[g, h, i, codes[:, :, i]] for i in range(r))
+        return total.reshape(n, -1)[:, :k]
+
+    def excess(self) -> float:
+        """Largest error of y as a multiple of its bound; NaN belongs to the token that has one, and to no other."""
+        (m, n, _), t = self.shape, self.tensors
+        y, w, x, scale = t["y"][: m * n].view(m, n).double(), self.weight(), t["x"].double(), t["scale"].double()
+        exact = x @ w.T * scale + t["bias"].double()
+        size = (x.square() @ w.square().T).sqrt() * scale
+        # Elements of w are rounded to T like y, entries and their sums both where T is not the codebooks' type.
+        roundings = 4 if self.dtype == torch.bfloat16 else 3
+        bound = UNIT_ROUNDOFF[self.dtype] * (exact.abs() + roundings * size)
+        bound += FLOAT32_ERROR * (x.abs() @ w.abs().T * scale) + 1e-6
+        ratio = (y - exact).abs() / bound
+        if self.nan and m > 1:
+            if not y[1].isnan().all():
+                return math.inf
+            ratio[1] = 0
+        return float(ratio.nan_to_num(nan=math.inf).max())
+
+
+class Library:
+    """The C functions of vq.cu."""
+
+    def __init__(self) -> None:
+        self.c = ctypes.CDLL(str(ROOT / "carry/libvq.so"))
+        self.c.vq_status.restype = ctypes.c_char_p
+        self.c.vq_linear.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 3
+        self.c.vq_hadamard.argtypes = [ctypes.c_void_p] * 3
+
+    def linear(self, operands: Operands, kernel: int, split: int = 1) -> bool:
+        """Enqueue one; False where the kernel does not take the operands.
+
+        Raises:
+            RuntimeError: it was refused for another reason.
+        """
+        fmt, (m, n, k), t = operands.fmt, operands.shape, operands.tensors
+        values = TYPES.index(operands.dtype), m, n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k)
+        names = ("x", "codes", "books", "ratios", "scale", "bias", "y", "workspace")
+        pointers = [None if name == "books" and fmt.lattice else t[name].data_ptr() for name in names]
+        sizes, addresses = (ctypes.c_int64 * len(values))(*values), (ctypes.c_void_p * len(names))(*pointers)
+        status = self.c.vq_linear(kernel, split, sizes, addresses, stream())
+        if status > 0:
+            raise RuntimeError(self.c.vq_status(status).decode())
+        return status == 0
+
+    def hadamard(self, x: torch.Tensor, signs: torch.Tensor, y: torch.Tensor, block: int) -> None:
+        sizes = (ctypes.c_int64 * 5)(TYPES.index(x.dtype), *x.shape, len(signs), block)
+        pointers = (ctypes.c_void_p * 3)(x.data_ptr(), signs.data_ptr(), y.data_ptr())
+        if status := self.c.vq_hadamard(sizes, pointers, stream()):
+            raise RuntimeError(self.c.vq_status(status).decode())
+
+
+def check_linear(library: Library, operands: Operands, kernel: int, split: int) -> dict[str, Any] | None:
+    """Run twice; the excess, and what else is wrong. None where the kernel does not take the operands."""
+    y, (m, n, _) = operands.tensors["y"], operands.shape
+    y.fill_(7.0)
+    if not library.linear(operands, kernel, split):
+        return None
+    first = y.clone()
+    y[: m * n] = 3.0
+    library.linear(operands, kernel, split)
+    same = torch.equal(first.nan_to_num(5.0), y.nan_to_num(5.0)) and bool((y[m * n :] == 7).all())
+    excess = operands.excess()
+    return {"excess": round(excess, 4), "same_bits": same, "failed": not (same and excess <= 1)}
+
+
+def linear_checks(library: Library) -> Iterator[dict[str, Any]]:
+    for scheme, fmt in FORMATS.items():
+        for dtype in TYPES:
+            for shape in CHECKS:
+                if dtype == torch.float32 and shape[0] * shape[1] * shape[2] > 1 << 26:
+                    continue  # the generic kernel takes long
+                operands = Operands(fmt, dtype, shape)
+                for kernel, split in [(PLANNED, 1), *((i, s) for i in range(len(KERNELS)) for s in (1, 2))]:
+                    if split == 2 and not KERNELS[kernel].startswith("few"):
+                        continue
+                    if result := check_linear(library, operands, kernel, split):
+                        name = "planned" if kernel == PLANNED else KERNELS[kernel]
+                        where = {"scheme": scheme, "dtype": str(dtype)[6:], "kernel": name, "split": split}
+                        yield {**where, "MNK": shape, **result}
+
+
+def hadamard_checks(library: Library) -> Iterator[dict[str, Any]]:
+    for dtype in TYPES:
+        for rows, k, block in HADAMARD:
+            channels = -(-k // block) * block
+            x = (torch.randn(rows, k, device="cuda") * 3).to(dtype)
+            signs = torch.randint(0, 2, (channels,), device="cuda").mul(2).sub(1).to(torch.int8)
+            y = torch.full((rows * channels + GUARD,), 7.0, device="cuda", dtype=dtype)
+            library.hadamard(x, signs, y, block)
+            want = hadamard.transform(x.float().cpu().numpy(), signs.cpu().numpy(), block).ravel().astype(np.float64)
+            got = y.double().cpu().numpy()
+            bound = UNIT_ROUNDOFF[dtype] * np.abs(want) + 3 * 2.0**-20
+            excess = float((np.abs(got[: want.size] - want) / bound).max())
+            failed = not (excess <= 1 and (got[want.size :] == 7).all())
+            where = {"scheme": "hadamard", "dtype": str(dtype)[6:], "shape": (rows, k, block)}
+            yield {**where, "excess": round(excess, 4), "failed": failed}
+
+
+def times(library: Library) -> Iterator[dict[str, Any]]:
+    """Every kernel at every size, beside torch's float16 product."""
+    for m, n, k in TIMES:
+        x = torch.randn(m, k, device="cuda", dtype=torch.float16)
+        weights = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in range(copies_for(2 * n * k))]
+        torch_us = median_us([partial(torch.mm, x, w.t()) for w in weights]).us
+        del weights
+        for scheme, fmt in FORMATS.items():
+            one = Operands(fmt, torch.float16, (m, n, k), nan=False)
+            every = [one, *(one.another() for _ in range(copies_for(one.tensors["codes"].numel()) - 1))]
+            for kernel, name in enumerate(KERNELS[:-1]):
+                for split in (1, 2) if name.startswith("few") else (1,):
+                    if library.linear(one, kernel, split):
+                        us = median_us([partial(library.linear, o, kernel, split) for o in every]).us
+                        row = {"scheme": scheme, "M": m, "N": n, "K": k, "kernel": name, "split": split}
+                        yield {**row, "us": round(us, 2), "torch_fp16": round(torch_us, 2)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--check-only", action="store_true")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    library, failures, rows = Library(), 0, []
+    for checks in (linear_checks, hadamard_checks):
+        for row in checks(library):
+            rows.append(row)
+            failures += row["failed"]
+            if row["failed"]:
+                print(row, flush=True)
+    (options.output / "vq_check.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"{len(rows)} checks, {failures} failures", flush=True)
+    if not options.check_only:
+        rows = []
+        for row in times(library):
+            rows.append(row)
+            print(row, flush=True)
+            (options.output / "vq_kernels.json").write_text(json.dumps(rows, indent=1) + "\n")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
