@@ -282,12 +282,12 @@ class FewTokens {
 
   __device__ __forceinline__ void multiply(float (&sums)[Shape::kTokenTiles][4]) {
     Step codes[kDepth];
-    release_successor();
 #pragma unroll
     for (int s = 0; s < kDepth; ++s) load(codes[s], begin_ + s * kGroups + group_);
     Books books(*this);
     if (begin_ < end_) books.begin();
     wait_for_predecessor();
+    release_successor();
     int const steps = (end_ - begin_ + kGroups - 1) / kGroups;
     if (steps > 0) fetch_panel(0);
     int left = 0, panel = -1;  // steps until the next panel of X

@@ -79,12 +79,12 @@ class RowTiles {
   }
 
   __device__ __forceinline__ void run() {
-    release_successor();
     ChunkCodes<Codes> codes[kDepth];
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) load(codes[d]);
     typename Weights::template Loader<kThreads>(static_cast<int>(threadIdx.x)).copy(args_.codebooks, table_);
     wait_for_predecessor();
+    release_successor();
     fetch_columns<Codes, kThreads>(x_, args_.x + int64_t{m0_} * args_.k, args_.k, tokens_, args_.chunks * kChunk,
                                    args_.k);
     cp_async_wait<0>();

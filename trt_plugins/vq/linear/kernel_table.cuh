@@ -92,12 +92,12 @@ class TableProduct {
   }
 
   __device__ __forceinline__ void run() {
-    release_successor();
     Vec<int8_t> codes[kDepth];
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) load(codes[d]);
     load_entries();
     wait_for_predecessor();
+    release_successor();
     int slice = -1;
 #pragma unroll 1
     for (int i = 0; i < count_; i += kDepth) {
@@ -243,8 +243,8 @@ __global__ void __launch_bounds__(kAddThreads) linear_add_slices(TableArgs<T> co
   bool const valid = n < args.n;
   float const scale = valid ? __ldg(args.scale + n) : 0.0f;
   float const bias = valid ? to_float(__ldg(args.bias + n)) : 0.0f;
-  release_successor();
   wait_for_predecessor();
+  release_successor();
   float sum = 0.0f;
 #pragma unroll 4
   for (int slice = lane; slice < args.slices; slice += kAddLanes) {
