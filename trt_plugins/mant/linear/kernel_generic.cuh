@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(kGenericThreads) linear_generic(LinearArgs con
       for (int i = 0; i < kGenericOutputs; ++i) sums[i] += xs[row0 + i][k] * ws[column][k];
     }
     __syncthreads();
-    bool const last = start + kGenericColumns >= args.k || (start + kGenericColumns) % args.group == 0;
+    // Floats are added up stage by stage, which loses less than one long sum.
+    bool const last = kFloat || start + kGenericColumns >= args.k || (start + kGenericColumns) % args.group == 0;
     if (!last || n >= args.n) continue;
     float factor = __half2float(args.scale[int64_t{group} * args.n + n]);
     if constexpr (!kFloat) {

@@ -26,16 +26,16 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check_linear(params));
   if (params.m == 0) return Status::kOk;
   bool const vectors = reads_vectors(params);
+  int multiprocessors = 0;
+  GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
 #ifdef GRAPHOPT_SM90A
   bool sm90 = false;
   GRAPHOPT_TRY(is_sm90(&sm90));
   if (sm90 && vectors && params.m > kMostFewTokens && supports_sm90(params)) {
-    int multiprocessors = 0;
-    GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
     return launch_linear_sm90(params, multiprocessors, stream);
   }
 #endif
-  LinearKernel const kernel = pick_linear(params.m, vectors);
+  LinearKernel const kernel = pick_linear(params.m, params.n, vectors, multiprocessors);
   if (kernel == LinearKernel::kGeneric) return launch_generic(params, stream);
   if (params.decode != Decode::kFloat) return launch_linear_few<__half, int8_t>(params, kernel, stream);
   auto const launch_typed = params.dtype == DType::kFloat16 ? launch_linear_few<__half, __half>

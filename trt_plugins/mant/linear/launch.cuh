@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "common/launch.h"
 #include "mant/linear/check.h"
@@ -64,7 +63,9 @@ Status launch_linear_few(LinearParams const& p, LinearKernel kernel, cudaStream_
     case LinearKernel::kFew8:
       return launch_few<T, X, Few8>(args, stream);
     case LinearKernel::kFew16:
-      return launch_few<T, X, std::conditional_t<sizeof(X) == 1, Few16Int8, Few16>>(args, stream);
+      return launch_few<T, X, Few16>(args, stream);
+    case LinearKernel::kFew16Wide:
+      return launch_few<T, X, Few16Wide>(args, stream);
     case LinearKernel::kFew32:
       return launch_few<T, X, Few32>(args, stream);
   }

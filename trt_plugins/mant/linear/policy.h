@@ -22,21 +22,25 @@ struct FewShape {
 
 using Few8 = FewShape<2, 1, 8, 3, 2>;
 using Few16 = FewShape<2, 2, 8, 2, 2>;
-using Few16Int8 = FewShape<2, 2, 12, 3, 1>;  // int8 of x needs more registers, and less memory
+using Few16Wide = FewShape<4, 2, 8, 3, 1>;
 using Few32 = FewShape<4, 4, 8, 2, 1>;
 
 constexpr int64_t kMostFewTokens = 96;  // on Hopper; above, wgmma
 
 /// kFew<tokens>: of a block.
-enum class LinearKernel { kGeneric, kFew8, kFew16, kFew32 };
+enum class LinearKernel { kGeneric, kFew8, kFew16, kFew16Wide, kFew32 };
 
 /// Args:
-///   m: tokens.
+///   m, n: sizes of Y.
 ///   vectors: operands can be read in vectors of 16 bytes that lie in one group.
-constexpr LinearKernel pick_linear(int64_t m, bool vectors) {
+///   multiprocessors: of the device.
+constexpr LinearKernel pick_linear(int64_t m, int64_t n, bool vectors, int multiprocessors) {
   if (!vectors) return LinearKernel::kGeneric;
   if (m <= 8) return LinearKernel::kFew8;
-  return m <= 16 ? LinearKernel::kFew16 : LinearKernel::kFew32;
+  if (m > 16) return LinearKernel::kFew32;
+  // Twice the rows halve the reads of X, where such blocks fill the device once.
+  bool const wide = n > int64_t{Few16::kRows} * multiprocessors && n <= int64_t{Few16Wide::kRows} * multiprocessors;
+  return wide ? LinearKernel::kFew16Wide : LinearKernel::kFew16;
 }
 
 }  // namespace graphopt::mant

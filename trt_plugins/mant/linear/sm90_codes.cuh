@@ -3,6 +3,7 @@
 // A decoder has
 //   kXBytes           of an element of x
 //   kPlanes           operands made of a word: the products with all of them make up the sum of a group
+//   kFolded           whether operands are multiplied by the group's scale, so that sums go on over all of K
 //   fill(..)          writes the block's table; returns whether negative codes mirror positive ones, where that matters
 //   Row, load(..)     what a lane keeps for a row of W and a group
 //   decode(..)        the registers that a word makes for its row
@@ -29,7 +30,24 @@ template <class T>
 struct Sm90Float {
   static constexpr int kXBytes = 2;
   static constexpr int kPlanes = 1;
+  static constexpr bool kFolded = true;
   using Row = FloatRow;
+
+  /// Multiply the numbers of a word by the group's scale.
+  __device__ __forceinline__ static void fold(uint32_t (&words)[2], float scale) {
+    uint32_t const pair = round_pair<T>(scale, scale);
+#pragma unroll
+    for (uint32_t& word : words) {
+      if constexpr (std::is_same_v<T, __half>) {
+        __half2 const product = __hmul2(reinterpret_cast<__half2 const&>(word), reinterpret_cast<__half2 const&>(pair));
+        word = reinterpret_cast<uint32_t const&>(product);
+      } else {
+        __nv_bfloat162 const product =
+            __hmul2(reinterpret_cast<__nv_bfloat162 const&>(word), reinterpret_cast<__nv_bfloat162 const&>(pair));
+        word = reinterpret_cast<uint32_t const&>(product);
+      }
+    }
+  }
 
   __device__ __forceinline__ static bool fill(uint4* table, LinearArgs const& args, int thread) {
     return fill_float_table<T>(table, args, thread);
@@ -56,6 +74,7 @@ struct Sm90Float {
 struct Sm90Bytes {
   static constexpr int kXBytes = 1;
   static constexpr int kPlanes = 1;
+  static constexpr bool kFolded = false;
 
   struct Row {
     uint32_t positive[2], negative[2];
@@ -105,6 +124,7 @@ struct Sm90Bytes {
 struct Sm90Split {
   static constexpr int kXBytes = 1;
   static constexpr int kPlanes = 2;
+  static constexpr bool kFolded = false;
 
   struct Row {};
 

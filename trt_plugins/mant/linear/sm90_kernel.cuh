@@ -7,7 +7,8 @@
 //                     |     |         total += scale * sums
 //     T(total sx + bias) -> transposed in shared memory -> copy engine
 //
-// While one warpgroup decodes and scales, the products of the other run.
+// While one warpgroup decodes and scales, the products of the other run. Numbers of 16 bits take the scale with them, so
+// that their sums go on over all of K, need no second set of registers, and tiles are twice as large.
 #pragma once
 
 #include <cstdint>
@@ -137,8 +138,10 @@ class Sm90Consumer {
   /// registers: one is decoded while the products of the other run. Scales and types are loaded a stage ahead.
   template <bool kSymmetric>
   __device__ __forceinline__ void multiply(int row) {
+    if constexpr (!Decoder::kFolded) {
 #pragma unroll
-    for (float& total : total_) total = 0.0f;
+      for (float& total : total_) total = 0.0f;
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) channel_[r] = min(row + row_ + 8 * r, static_cast<int>(args_.of.n) - 1);
     Segment a[Traits::kSegments];
@@ -154,21 +157,32 @@ class Sm90Consumer {
       for (int s = 0; s < Traits::kSegments; ++s) {
         decode<kSymmetric>(a[s], weights[s], groups[s], s);
         load_group(groups[s], (i + 1) * Traits::kSegments + s);
-        if (i > 0 || s > 0) finish(weights[1 - s], kPlanes - 1);
-        if (s == 0) {
+        if constexpr (Decoder::kFolded) {
+          start(a[s][0], s, i > 0 || s > 0);
+          wgmma_wait<1>();
+        } else {
+          if (i > 0 || s > 0) finish(weights[1 - s], kPlanes - 1);
+        }
+        if (s == 0) {  // nobody reads the stage before any more
           if (previous >= 0) release(previous);
           previous = at_.stage;
         }
-        start(a[s][0], s);
+        if constexpr (Decoder::kFolded) continue;
+        start(a[s][0], s, false);
 #pragma unroll
         for (int p = 1; p < kPlanes; ++p) {
           finish(weights[s], p - 1);
-          start(a[s][p], s);
+          start(a[s][p], s, false);
         }
       }
       at_.advance();
     }
-    finish(weights[Traits::kSegments - 1], kPlanes - 1);
+    if constexpr (Decoder::kFolded) {
+      wgmma_wait<0>();
+      wgmma_pin(sum_);
+    } else {
+      finish(weights[Traits::kSegments - 1], kPlanes - 1);
+    }
     release(previous);
   }
 
@@ -202,6 +216,8 @@ class Sm90Consumer {
         if constexpr (Traits::kXBytes == 2) {  // two steps of 16 columns
           uint32_t first[2], second[2];
           Decoder::template decode<kSymmetric>(first, second, row, load_pairs(chunk));
+          Decoder::fold(first, weights[r][0]);
+          Decoder::fold(second, weights[r][0]);
           a[0][2 * c][r] = first[0], a[0][2 * c][2 + r] = first[1];
           a[0][2 * c + 1][r] = second[0], a[0][2 * c + 1][2 + r] = second[1];
         } else {  // one of 32
@@ -225,7 +241,7 @@ class Sm90Consumer {
   }
 
   /// Start the products of a plane of segment `s` of the current stage.
-  __device__ __forceinline__ void start(uint32_t (&a)[kSteps][4], int s) {
+  __device__ __forceinline__ void start(uint32_t (&a)[kSteps][4], int s, bool accumulate) {
     constexpr int kStepAddress = kWgmmaStepBytes / 16;
     uint32_t const box = Traits::kBoxes == 1 ? 0 : s * Traits::kTokens * Traits::kBoxBytes;
     int const step = Traits::kBoxes == 1 ? s * kSteps : 0;
@@ -234,7 +250,7 @@ class Sm90Consumer {
     for (int k = 0; k < kSteps; ++k) wgmma_pin(a[k]);
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) start_product(a[k], x + k * kStepAddress, k > 0);
+    for (int k = 0; k < kSteps; ++k) start_product(a[k], x + k * kStepAddress, accumulate || k > 0);
     wgmma_commit();
   }
 
@@ -295,6 +311,14 @@ class Sm90Consumer {
     return __ldg(args_.of.sx + min(int64_t{token}, args_.of.m - 1));
   }
 
+  __device__ __forceinline__ float result(int i) const {
+    if constexpr (Decoder::kFolded) {
+      return __uint_as_float(sum_[i]);
+    } else {
+      return total_[i];
+    }
+  }
+
   /// Tokens kStoreTokens c.. of 64 rows of W, swizzled as the copy engine expects: chunk of 16 bytes ^ (token % 8).
   __device__ __forceinline__ void stage_tokens(int c, int token, float const (&bias)[2], uint32_t buffer) const {
     int const chunk = 2 * warp_ + lane_ / 8 % 2;
@@ -303,7 +327,9 @@ class Sm90Consumer {
       uint32_t word[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float const* total = total_ + 4 * (c * Traits::kStoreTokens / 8 + 2 * q + i);
+        float total[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) total[e] = result(4 * (c * Traits::kStoreTokens / 8 + 2 * q + i) + e);
         int const at = token + 8 * (2 * q + i) + 2 * (lane_ % 4);
         float const sx[2] = {token_scale(at), token_scale(at + 1)};
 #pragma unroll
@@ -327,7 +353,7 @@ class Sm90Consumer {
   RingPosition<Traits::kStages> at_;
   int buffer_ = 0;
   uint32_t sum_[kSums];
-  float total_[kSums];
+  float total_[Decoder::kFolded ? 1 : kSums];
 };
 
 template <class T, class Decoder, int kTokens>

@@ -11,7 +11,9 @@
 
 namespace graphopt::mant {
 
-constexpr int kSm90Tokens = 128;  // of a tile
+/// Tokens of a tile: as many as registers hold.
+template <class Decoder>
+constexpr int kSm90Tokens = Decoder::kFolded ? 256 : 128;
 
 /// Tiles of tokens walked before the next rows of W: those that balance what blocks in flight read of X and of W.
 template <class Traits>
@@ -23,7 +25,7 @@ int tokens_group(int down, int blocks_in_flight) {
 /// T: of x.
 template <class T, class Decoder>
 Status launch_sm90_by(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
-  using Traits = Sm90Traits<kSm90Tokens, Decoder::kXBytes>;
+  using Traits = Sm90Traits<kSm90Tokens<Decoder>, Decoder::kXBytes>;
   Sm90Args args;
   // A box that reaches past the last token costs more than tokens that exist.
   args.x_rows = static_cast<int32_t>(std::min<int64_t>(p.m, Traits::kTokens));
@@ -37,7 +39,7 @@ Status launch_sm90_by(LinearParams const& p, int multiprocessors, cudaStream_t s
   args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, kSm90Rows));
   args.grid.group = tokens_group<Traits>(args.grid.down, multiprocessors);
   int const blocks = std::min(multiprocessors, args.grid.clusters());
-  return launch(linear_sm90<T, Decoder, kSm90Tokens>, dim3(static_cast<unsigned>(blocks)), dim3(Traits::kThreads),
+  return launch(linear_sm90<T, Decoder, kSm90Tokens<Decoder>>, dim3(static_cast<unsigned>(blocks)), dim3(Traits::kThreads),
                 Traits::kSharedBytes, stream, args);
 }
 

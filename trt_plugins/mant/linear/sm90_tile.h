@@ -34,7 +34,7 @@ struct Sm90Traits {
   static constexpr int kMostStages = 8;
   static constexpr int kFittingStages = (kMaxSharedBytes - kStagingBytes - kTableBytes - kBarrierBytes) / kStageBytes;
   static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
-  static_assert(kStages >= 3 && 16 * kStages <= kBarrierBytes);
+  static_assert(kStages >= 2 && 16 * kStages <= kBarrierBytes);
 
   static constexpr int kStagingOffset = kStages * kStageBytes;
   static constexpr int kTableOffset = kStagingOffset + kStagingBytes;
