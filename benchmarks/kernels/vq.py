@@ -124,7 +124,7 @@ class Operands:
         exact = x @ w.T * scale + t["bias"].double()
         size = (x.square() @ w.square().T).sqrt() * scale
         # Elements of w are rounded to T like y, entries and their sums both where T is not the codebooks' type.
-        roundings = 4 if self.dtype == torch.bfloat16 else 3
+        roundings = 5 if self.dtype == torch.bfloat16 else 3
         bound = UNIT_ROUNDOFF[self.dtype] * (exact.abs() + roundings * size)
         bound += FLOAT32_ERROR * (x.abs() @ w.abs().T * scale) + 1e-6
         ratio = (y - exact).abs() / bound

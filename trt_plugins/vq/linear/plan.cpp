@@ -33,10 +33,10 @@ struct Cost {
 
 constexpr Cost kCosts[kPresets][kFastKernels] = {
     // few8, few16, rows8, table, tile64, tile128, tile256; 0: there is no such kernel
-    {{6.8, 3.35}, {9.3, 5.3}, {}, {}, {6.0, 7.5}, {6.0, 8.9}, {6.0, 13.3}},
-    {{}, {9.0, 4.75}, {3.0, 2.6}, {4.0, 1.1}, {6.0, 7.1}, {6.0, 8.6}, {6.0, 12.5}},
-    {{10.7, 5.8}, {15.3, 8.5}, {6.0, 5.8}, {}, {}, {6.0, 14.0}, {6.0, 23.0}},
-    {{}, {10.8, 7.1}, {3.0, 4.4}, {}, {6.0, 17.0}, {6.0, 19.6}, {6.0, 21.8}}};
+    {{6.0, 3.75}, {9.3, 5.3}, {}, {}, {6.0, 6.8}, {6.0, 8.5}, {6.0, 12.2}},
+    {{}, {9.0, 4.75}, {5.3, 3.8}, {2.3, 3.4}, {6.0, 7.1}, {6.0, 8.6}, {6.0, 14.0}},
+    {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {}, {}, {6.0, 14.2}, {6.0, 22.3}},
+    {{}, {10.8, 7.1}, {6.6, 5.6}, {}, {6.0, 16.4}, {6.0, 19.6}, {6.0, 23.3}}};
 
 constexpr double kBytesPerMicrosecond = 3.0e6;  // of codes from memory
 
@@ -85,7 +85,10 @@ bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
   if (kernel == static_cast<int>(LinearKernel::kTable)) {
     return p.m == 1 && p.workspace != nullptr && is_aligned(p.workspace, kAlignment);
   }
-  if (kernel == static_cast<int>(LinearKernel::kRows8)) return rows_shared_bytes(p, preset) <= device.shared_bytes;
+  if (kernel == static_cast<int>(LinearKernel::kRows8)) {
+    // More tokens would make a second round of blocks.
+    return p.m <= kBlocks[kernel].tokens && rows_shared_bytes(p, preset) <= device.shared_bytes;
+  }
   if (is_few(kernel)) {
     int64_t const tokens = std::min(p.m, kBlocks[kernel].tokens);
     return few_panel_bytes(device, preset, kernel) >= tokens * kStepBytes[preset];

@@ -7,15 +7,15 @@
 
 namespace graphopt::vq {
 
-/// kColumns: of a stage.
+/// kColumns: of a stage of 256 tokens.
 template <class Weights, int kColumns>
 Status launch_tile_format(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   switch (plan.kernel) {
     case LinearKernel::kTile64:
-      if constexpr (Weights::kCopies > 1) return launch_sm90<Sm90Traits<Weights, 64, kColumns>>(p, stream);
+      if constexpr (Weights::kCopies > 1) return launch_sm90<Sm90Traits<Weights, 64, 64>>(p, stream);
       return Status::kBadOperation;
     case LinearKernel::kTile128:
-      return launch_sm90<Sm90Traits<Weights, 128, kColumns>>(p, stream);
+      return launch_sm90<Sm90Traits<Weights, 128, 64>>(p, stream);
     case LinearKernel::kTile256:
       return launch_sm90<Sm90Traits<Weights, 256, kColumns>>(p, stream);
     default:
