@@ -6,9 +6,10 @@
 #     quick        the same on fewer sizes
 #     sanitizer    compute-sanitizer over every kernel
 #     online       online outlier prediction: exact sets, sequences, graphs, streams, plugins; then what it costs (1 min)
-#     timing       graphopt bench kernels, all suites (2 min)
+#     mant         the linears of M-ANT: against their numpy evaluators, and under compute-sanitizer (1 min)
+#     timing       graphopt bench kernels, all suites (3 min)
 #     counters     hardware counters of the quantize kernels
-#     all          correctness sanitizer online timing counters (default)
+#     all          correctness sanitizer online mant timing counters (default)
 #     mixq         quick timing counters
 # Needs carry/ (benchmarks/gpu_carry.sh) and a python3 with torch, numpy, ml_dtypes, typer and rich.
 cd "$(dirname "$0")/.." || exit 1
@@ -68,9 +69,19 @@ online() {
     return "$failed"
 }
 
+mant() {
+    local failed=0 cases
+    timeout 100 python3 benchmarks/mant.py --library "$GRAPHOPT_PLUGIN_LIBRARY" --host "$host" \
+        --json "$out/mant_correctness.json" 2>&1 | tee "$out/mant_correctness.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    cases="$(mktemp -d)"
+    python3 benchmarks/mant.py --write-cases "$cases" && sanitize "$cases" "$out/mant_sanitizer.log" || failed=1
+    return "$failed"
+}
+
 timing() {
     local failed=0 suite
-    for suite in mixq_quantize mixq; do
+    for suite in mixq_quantize mixq mant; do
         timeout 150 python3 -m graphopt bench kernels --suite "$suite" --json "$out/$suite.json" 2>&1 |
             tee "$out/$suite.log"
         [ "${PIPESTATUS[0]}" = 0 ] || failed=1
@@ -97,7 +108,7 @@ l1tex__data_bank_conflicts_pipe_lsu.sum,dram__bytes.sum \
 stages=()
 for name in "$@"; do
     case "$name" in
-    all) stages+=(correctness sanitizer online timing counters) ;;
+    all) stages+=(correctness sanitizer online mant timing counters) ;;
     mixq) stages+=(quick timing counters) ;;
     *) stages+=("$name") ;;
     esac
