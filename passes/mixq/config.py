@@ -81,8 +81,10 @@ class MixQConfig(BaseModel):
         False, description="search scales below those of the largest weight. Default true for 4-bit weights"
     )
     damping: float = Field(0.01, gt=0, description="gptq: share of the mean second moment added to each channel's")
-    merge: bool = Field(
-        True, description="make one product of the linears that read one tensor and have the same bits and group"
+    merge: bool | Literal["auto"] = Field(
+        "auto",
+        description="make one product of the linears that read one tensor and have the same bits and group; auto: of a "
+        "gate and its up-projection only, where no Split is needed behind it",
     )
     outliers: OutlierConfig = OutlierConfig()
 

@@ -1,7 +1,7 @@
 """Canonical linears -> MixQ: linears that read one tensor share a quantizing op, fused into the tensor's producer.
 
     RMSNorm(Add(x, r)) -> y;  Linear(y, Wq), Linear(y, Wk), Linear(y, Wv)
-      =>  MixQAddRMSNorm(x, r) -> xq, sx, xo, sum;  MixQLinear(xq, sx, xo, ...) once, and a Split (merge.py)
+      =>  MixQAddRMSNorm(x, r) -> xq, sx, xo, sum;  MixQLinear(xq, sx, xo, ...) three times, or merged
 
 The outlier set belongs to the tensor and so to the whole group; every weight of the group is quantized around it. The
 linears of a group agree on the bits of the activation; how their weights are stored is their own affair. With online

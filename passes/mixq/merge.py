@@ -35,24 +35,25 @@ def batches(model: Model, linears: Sequence[Configured]) -> list[list[Configured
     """Return the linears of one input by the product they go into, in order, a gate before its up-projection.
 
     A product takes weights of one type, bits and group, and constant biases; linears whose settings say
-    ``merge: false`` stay alone.
+    ``merge: false`` stay alone, and so do those of ``auto`` that are no gate and up-projection.
     """
-    mates = _gates_and_ups(model, [linear for linear, config in linears if _merges(linear, config)])
+    mates = _gates_and_ups(model, [linear for linear, config in linears if _may_merge(linear, config)])
     found: dict[object, list[Configured]] = {}
     for linear, config in linears:
-        alone = None if _merges(linear, config) else linear.name
+        activation = mates.get(id(linear.node))
+        together = _may_merge(linear, config) and (config.merge is True or activation is not None)
         dtype = weights.onnx_dtype(linear.weight.dtype)
-        kind = (config.bits, config.group, dtype, alone, mates.get(id(linear.node)))
+        kind = (config.bits, config.group, dtype, activation, None if together else linear.name)
         found.setdefault(kind, []).append((linear, config))
     for members in found.values():
-        activation = query.sole_consumer(model.graph, members[0][0].node.outputs[0])
-        if len(members) == 2 and query.is_op(activation, *_GATED, domain=DOMAIN):
-            members.sort(key=lambda member: member[0].node.outputs[0] is not activation.inputs[0])
+        reader = query.sole_consumer(model.graph, members[0][0].node.outputs[0])
+        if len(members) == 2 and query.is_op(reader, *_GATED, domain=DOMAIN):
+            members.sort(key=lambda member: member[0].node.outputs[0] is not reader.inputs[0])
     return list(found.values())
 
 
-def _merges(linear: LinearView, config: MixQConfig) -> bool:
-    return config.merge and (linear.bias is None or isinstance(linear.bias, gs.Constant))
+def _may_merge(linear: LinearView, config: MixQConfig) -> bool:
+    return config.merge is not False and (linear.bias is None or isinstance(linear.bias, gs.Constant))
 
 
 def _gates_and_ups(model: Model, linears: Sequence[LinearView]) -> dict[int, int]:

@@ -24,7 +24,7 @@ from tests.support.arrays import activations
 CONFIG = llama_config(
     hidden_size=32, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1, vocab_size=64, head_dim=16
 )
-LINEARS, PRODUCTS = 8, 5  # q, k and v are one product, gate and up another
+LINEARS, PRODUCTS = 8, 7  # gate and up are one product
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ class Block:
         names: tuple[str, ...] | None = None,
         config: MixQConfig | None = None,
         *,
-        merge: bool = False,
+        merge: bool | str = False,
         **kwargs: Any,
     ) -> Report:
         """Lower ``names``, each linear to an op of its own; how they are merged is for test_merge.py."""

@@ -121,11 +121,20 @@ def test_activation_that_an_exporter_feeds_from_one_linear_reads_its_halves() ->
 def test_only_linears_of_one_kind_are_merged(other: MixQConfig) -> None:
     block, report = Block(), Report()
     first = MixQConfig(bits="w4a8", group=64) if other.group == 128 else MixQConfig()
+    first = first.model_copy(update={"merge": True})
+    other = other if other.merge is False else other.model_copy(update={"merge": True})
     configs = {"q_proj": first, "k_proj": other, "gate_proj": first, "up_proj": other, "down_proj": first}
     SCHEME.lower(block.model, configs, block.statistics(), report, dry_run=False)
     assert "MixQGatedSilu" in [n.op for n in block.graph.nodes]
     assert "k_proj" not in [part for name in names_of(block) if "q_proj" in name for part in name.split(" + ")]
     assert len(block.run()) == 3
+
+
+def test_by_default_only_a_gate_and_its_up_projection_are_merged() -> None:
+    block = Block()
+    block.lower(merge=MixQConfig().merge)
+    assert names_of(block) == ["down_proj", GATE_UP, "k_proj", "q_proj"]
+    assert not any(n.op == "Split" for n in block.graph.nodes)
 
 
 def test_a_computed_bias_stays_with_its_linear() -> None:
