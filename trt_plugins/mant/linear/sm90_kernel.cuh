@@ -13,17 +13,14 @@
 
 #include <cstdint>
 
+#include "common/sm90_convert.cuh"
+#include "common/sm90_grid.h"
+#include "common/sm90_ring.cuh"
 #include "common/wgmma.cuh"
 #include "mant/linear/sm90_codes.cuh"
 #include "mant/linear/sm90_tile.h"
-#include "mixq/common/sm90_convert.cuh"
-#include "mixq/common/sm90_grid.h"
-#include "mixq/common/sm90_ring.cuh"
 
 namespace graphopt::mant {
-
-using mixq::RingPosition;
-using mixq::Sm90Grid;
 
 /// Operands of the kernel; lives in constant memory, where the copy engine wants its tensor maps.
 struct Sm90Args {
@@ -41,7 +38,7 @@ template <class Traits>
 struct Sm90Shared {
   uint32_t base;
 
-  using Stages = mixq::Ring<Traits::kStages, Traits::kXBytesStage, Traits::kWBytes>;
+  using Stages = Ring<Traits::kStages, Traits::kXBytesStage, Traits::kWBytes>;
   __device__ __forceinline__ Stages stages() const { return {base, base + Traits::kBarrierOffset}; }
   __device__ __forceinline__ uint32_t staging(int warpgroup, int buffer) const {
     return base + Traits::kStagingOffset + (2 * warpgroup + buffer) * Traits::kStoreBytes;
@@ -277,7 +274,8 @@ class Sm90Consumer {
   }
 
   __device__ __forceinline__ uint32_t pack(float low, float high) const {
-    return args_.of.dtype == DType::kFloat16 ? mixq::pack(low, high, __half{}) : mixq::pack(low, high, __nv_bfloat16{});
+    return args_.of.dtype == DType::kFloat16 ? graphopt::pack(low, high, __half{})
+                                             : graphopt::pack(low, high, __nv_bfloat16{});
   }
 
   /// y = T(total sx + bias), kStoreTokens tokens of 64 rows of W at a time, through two buffers of shared memory.

@@ -12,8 +12,8 @@
 
 #include <cstdint>
 
-#include "mixq/common/sm90_convert.cuh"
-#include "mixq/common/sm90_grid.h"
+#include "common/sm90_convert.cuh"
+#include "common/sm90_grid.h"
 #include "mixq/linear/sm90_multiply.cuh"
 
 namespace graphopt::mixq {

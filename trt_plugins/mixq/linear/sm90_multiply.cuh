@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "common/sm90_ring.cuh"
 #include "common/wgmma.cuh"
-#include "mixq/common/sm90_ring.cuh"
 #include "mixq/linear/sm90_tile.h"
 
 namespace graphopt::mixq {

@@ -15,10 +15,10 @@
 #include <cstdint>
 
 #include "common/ptx.cuh"
+#include "common/sm90_convert.cuh"
+#include "common/sm90_grid.h"
+#include "common/sm90_ring.cuh"
 #include "common/wgmma.cuh"
-#include "mixq/common/sm90_convert.cuh"
-#include "mixq/common/sm90_grid.h"
-#include "mixq/common/sm90_ring.cuh"
 #include "mixq/linear_w4a8/codes.cuh"
 #include "mixq/linear_w4a8/sm90_tile.h"
 

@@ -11,10 +11,10 @@
 
 #include <cstdint>
 
+#include "common/sm90_convert.cuh"
+#include "common/sm90_grid.h"
+#include "common/sm90_ring.cuh"
 #include "common/wgmma.cuh"
-#include "mixq/common/sm90_convert.cuh"
-#include "mixq/common/sm90_grid.h"
-#include "mixq/common/sm90_ring.cuh"
 #include "vq/linear/lattice.cuh"
 #include "vq/linear/sm90_tile.h"
 
@@ -38,20 +38,20 @@ struct Sm90Args {
   int32_t tile_rows;     // at least N where codebooks do not change
   int32_t tile_stages;   // stages that share codebooks; at least `stages` where all do
   int32_t tiles_across;  // tiles along K
-  mixq::Sm90Grid grid;   // down: tiles of tokens; across: tiles of rows of W
+  Sm90Grid grid;   // down: tiles of tokens; across: tiles of rows of W
 };
 
 /// The tiles of one block, in the order of Sm90Grid.
 template <class Traits>
 class Sm90Walk {
  public:
-  __device__ __forceinline__ explicit Sm90Walk(mixq::Sm90Grid const& grid)
+  __device__ __forceinline__ explicit Sm90Walk(Sm90Grid const& grid)
       : grid_(grid), index_(static_cast<int>(blockIdx.x)) {}
 
   /// Whether there is another tile; then `token` and `row` are its first token and row of W.
   __device__ __forceinline__ bool next(int& token, int& row) {
     if (index_ >= grid_.clusters()) return false;
-    mixq::Sm90Grid::Cell const cell = grid_.cell(index_);
+    Sm90Grid::Cell const cell = grid_.cell(index_);
     index_ += static_cast<int>(gridDim.x);
     token = cell.down * Traits::kTokens;
     row = cell.across * kSm90Rows;
@@ -59,14 +59,14 @@ class Sm90Walk {
   }
 
  private:
-  mixq::Sm90Grid const& grid_;
+  Sm90Grid const& grid_;
   int index_;
 };
 
 /// Offsets into the block's shared memory.
 template <class Traits>
 struct Sm90Shared {
-  using Stages = mixq::Ring<Traits::kStages, Traits::kStageBytes, 0>;
+  using Stages = Ring<Traits::kStages, Traits::kStageBytes, 0>;
 
   uint32_t base;
 
@@ -113,7 +113,7 @@ __device__ __forceinline__ void produce_books(Sm90Args<typename Traits::T> const
                                               Sm90Shared<Traits> const& shared) {
   using Weights = typename Traits::Weights;
   typename Weights::template Loader<Traits::kLoaderThreads> loader(static_cast<int>(threadIdx.x) - 32);
-  mixq::RingPosition<2> at;
+  RingPosition<2> at;
   Sm90Walk<Traits> walk(args.grid);
   int token, row;
   while (walk.next(token, row)) {
@@ -306,8 +306,8 @@ class Sm90Consumer {
   int const warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
   int const lane_ = static_cast<int>(threadIdx.x) % 32;
   int const warpgroup_;
-  mixq::RingPosition<Traits::kStages> at_;
-  mixq::RingPosition<2> book_;
+  RingPosition<Traits::kStages> at_;
+  RingPosition<2> book_;
   int buffer_ = 0;
   int previous_ = -1;  // stage whose products may still run
   int left_ = 0;       // stages until the codebooks change

@@ -9,7 +9,7 @@
 #define GRAPHOPT_HOST_DEVICE
 #endif
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// Order of the clusters of tiles: `group` rows of them are walked column by column before the next rows, so that the
 /// tiles in flight together form about a square and share most of X and W in L2.
@@ -34,4 +34,4 @@ struct Sm90Grid {
   }
 };
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

@@ -6,7 +6,7 @@
 
 #include "common/hopper.cuh"
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// Position in the ring: the parity is that of the phase being filled or read.
 template <int kStages>
@@ -50,4 +50,4 @@ struct Ring {
   }
 };
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// Two values of y as one word of T.
 __device__ __forceinline__ uint32_t pack(float low, float high, __half) {
@@ -34,4 +34,4 @@ __device__ __forceinline__ float load_early(float const* pointer) {
   return value;
 }
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt
