@@ -273,9 +273,8 @@ class Sm90Consumer {
     if (lane_ == 0) mbarrier_arrive(shared_.stages().empty(stage));
   }
 
-  __device__ __forceinline__ uint32_t pack(float low, float high) const {
-    return args_.of.dtype == DType::kFloat16 ? graphopt::pack(low, high, __half{})
-                                             : graphopt::pack(low, high, __nv_bfloat16{});
+  __device__ __forceinline__ uint32_t rounded(float low, float high) const {
+    return args_.of.dtype == DType::kFloat16 ? pack(low, high, __half{}) : pack(low, high, __nv_bfloat16{});
   }
 
   /// y = T(total sx + bias), kStoreTokens tokens of 64 rows of W at a time, through two buffers of shared memory.
@@ -332,7 +331,7 @@ class Sm90Consumer {
         float const sx[2] = {token_scale(at), token_scale(at + 1)};
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          word[2 * i + h] = pack(fmaf(total[2 * h], sx[0], bias[h]), fmaf(total[2 * h + 1], sx[1], bias[h]));
+          word[2 * i + h] = rounded(fmaf(total[2 * h], sx[0], bias[h]), fmaf(total[2 * h + 1], sx[1], bias[h]));
         }
       }
       int const line = 16 * q + lane_ / 16 * 8 + lane_ % 8;
