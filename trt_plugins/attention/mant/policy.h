@@ -10,7 +10,7 @@ constexpr int kMantRows = 8;           // query rows of a decode block: the colu
 constexpr int kMantPage = 64;          // tokens of a page, and channels of a group, of the fast kernel
 constexpr int kMantTypeBytes = 16 * 16;  // table of magnitudes
 
-// Decode blocks of a multiprocessor. Two leave more registers and were timed 6 to 12 % faster, but only the kernel with
+// Decode blocks of a multiprocessor. Two leave more registers and were timed 7 to 11 % faster, but only the kernel with
 // three has been held to the evaluator on a GPU.
 constexpr int kMantResident = 3;
 
