@@ -68,7 +68,10 @@ __device__ __forceinline__ SplitType split_type(int id) {
   if (id == kInt4) return {1, 0, 0.125f};
   int const a = id < 3 ? 5 * id : id == 3 ? 17 : 10 * (id - 2);
   int const largest = 7 * a + 128;
-  float const factor = largest <= 128 ? 1.0f / 128 : largest <= 256 ? 1.0f / 256 : largest <= 512 ? 1.0f / 512 : 1.0f / 1024;
+  float const factor = largest <= 128   ? 1.0f / 128
+                       : largest <= 256 ? 1.0f / 256
+                       : largest <= 512 ? 1.0f / 512
+                                        : 1.0f / 1024;
   return {a + 1, 1, factor};
 }
 

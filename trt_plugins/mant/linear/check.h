@@ -19,7 +19,8 @@ constexpr int64_t effective_group(LinearParams const& p) {
 inline Status check_linear(LinearParams const& p) {
   constexpr int64_t kMaxTokens = int64_t{1} << 33;  // the launch grid's first dimension, times the smallest tile
   if (!is_activation_type(p.dtype)) return Status::kBadType;
-  if (p.decode != Decode::kFloat && p.decode != Decode::kSplit && p.decode != Decode::kBytes) return Status::kBadOperation;
+  bool const known = p.decode == Decode::kFloat || p.decode == Decode::kSplit || p.decode == Decode::kBytes;
+  if (!known) return Status::kBadOperation;
   if (p.m < 0 || p.n < 1 || p.k < 1 || p.group < kLeastGroup || p.group % kLeastGroup != 0) return Status::kBadShape;
   if (p.m > kMaxTokens || p.k > kMaxColumns || p.n > kMaxColumns) return Status::kTooLarge;
   bool const integer = p.decode != Decode::kFloat;

@@ -3,15 +3,18 @@
 //
 // Warps split K and never wait for each other: each has a ring of stages of 128 columns of its own, filled by cp.async
 // with codes, scales and types of the block's rows and with the columns of X. A dot product does not care about the
-// order of K: of 64 columns, lane (g = lane / 4, t = lane % 4) takes bytes 8 t.. of rows g and g + 8, which are two words of
-// codes, and the columns of token g that they belong to. So an mma stays inside a group of 64, whose sum is scaled and added
+// order of K: of 64 columns, lane (g = lane / 4, t = lane % 4) takes bytes 8 t.. of rows g and g + 8, which are two
+// words of
+// codes, and the columns of token g that they belong to. So an mma stays inside a group of 64, whose sum is scaled and
+// added
 // in float32. A group of 32 belongs to half of the lanes: there each product is made twice, with the other lanes' X
 // as zero. The warps' sums meet in shared memory in a fixed order.
 //
 // Codes become 16-bit numbers, and int8 of X too, so that both kinds of linear share the kernel: mma.sync of int8 is no
 // faster on Hopper, and a float32 sum of 64 products of int8 with the tables' integers, of up to 10 bits, is exact.
 //
-//   stage: W [rows][64 bytes], X [tokens][128 columns], scales [4][rows], types [4][rows / 2 bytes], the latter two for each
+//   stage: W [rows][64 bytes], X [tokens][128 columns], scales [4][rows], types [4][rows / 2 bytes], the latter two for
+//   each
 //   32 columns; of groups of 64 and more, every second one is not used.
 #pragma once
 
@@ -74,7 +77,8 @@ class FewCopies {
   static constexpr int kXTokens = 32 / kXChunks;  // that a warp copies at once
 
  public:
-  __device__ __forceinline__ FewCopies(LinearArgs const& args, uint32_t ring, int64_t n0, int64_t m0, int warp, int lane)
+  __device__ __forceinline__ FewCopies(LinearArgs const& args, uint32_t ring, int64_t n0, int64_t m0, int warp,
+                                       int lane)
       : args_(args), ring_(ring), stage_(warp), lane_(lane) {
     int const row = lane / 4, token = lane / kXChunks;
     w_byte_ = warp * kFewColumns / 2 + lane % 4 * 16;
@@ -95,7 +99,8 @@ class FewCopies {
     }
   }
 
-  /// Start copying the warp's next stage into place `place`; past the end only an empty group, to keep the count of groups.
+  /// Start copying the warp's next stage into place `place`; past the end only an empty group, to keep the count of
+  /// groups.
   __device__ __forceinline__ void next(int place) {
     if (stage_ * kFewColumns < args_.k) {
       uint32_t const base = ring_ + place * Layout::kStageBytes;
@@ -194,8 +199,9 @@ class FewWarp {
 #pragma unroll
     for (int s = 0; s < Shape::kStages - 1; ++s) copies.next(s);
     int place = 0, free = Shape::kStages - 1;
+    int const stride = static_cast<int>(blockDim.x) / 32 * kFewColumns;
 #pragma unroll 1
-    for (int column = warp_ * kFewColumns; column < args_.k; column += static_cast<int>(blockDim.x) / 32 * kFewColumns) {
+    for (int column = warp_ * kFewColumns; column < args_.k; column += stride) {
       cp_async_wait<Shape::kStages - 2>();
       __syncwarp();  // all lanes' copies of this stage have landed, and all have left the one to be refilled
       copies.next(free);

@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kGenericThreads) linear_generic(LinearArgs con
         }
       }
       if (k < args.k && n0 + row < args.n) {
-        w = generic_value<Number>(args, n0 + row, k, packed_code(args.types + int64_t{group} * args.type_bytes, n0 + row));
+        int const type = packed_code(args.types + int64_t{group} * args.type_bytes, n0 + row);
+        w = generic_value<Number>(args, n0 + row, k, type);
       }
       xs[row][item % kGenericColumns] = x;
       ws[row][item % kGenericColumns] = w;

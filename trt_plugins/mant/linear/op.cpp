@@ -1,4 +1,5 @@
-// MANTLinear, MANTLinearW4A8 and MANTLinearInt8 as OpClasses. Inputs: x, or xq and sx; codes, types, scale; table, but for
+// MANTLinear, MANTLinearW4A8 and MANTLinearInt8 as OpClasses. Inputs: x, or xq and sx; codes, types, scale; table, but
+// for
 // MANTLinearW4A8; bias. Output: y.
 #include "mant/linear/params.h"
 #include "mant/ops.h"

@@ -6,7 +6,8 @@
 namespace graphopt::mant {
 
 /// A block's share of Y in the kernel for few tokens: 16 kRowTiles rows of W and 8 kTokenTiles tokens.
-///   kWarps: that split K, at most: as many as shared memory holds. kStages: of 128 columns that each of them has in shared memory or on the way there.
+// /   kWarps: that split K, at most: as many as shared memory holds. kStages: of 128 columns that each of them has in
+// shared memory or on the way there.
 ///   kBlocks: of a multiprocessor, for which registers are kept free.
 template <int kRowTiles_, int kTokenTiles_, int kWarps_, int kStages_, int kBlocks_>
 struct FewShape {

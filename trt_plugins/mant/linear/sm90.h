@@ -7,7 +7,8 @@
 
 namespace graphopt::mant {
 
-/// Whether `p`, whose operands can be read in vectors, also suits the copy engine, has a 2-byte T, groups of 64 columns or
+/// Whether `p`, whose operands can be read in vectors, also suits the copy engine, has a 2-byte T, groups of 64 columns
+/// or
 /// more, and one scale for each token.
 inline bool supports_sm90(LinearParams const& p) {
   constexpr size_t kAlignment = 16;

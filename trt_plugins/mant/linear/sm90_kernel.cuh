@@ -1,13 +1,15 @@
 // M-ANT linear on Hopper: wgmma fed by the copy engine, one persistent block per multiprocessor.
 //
-// Yᵀ = W Xᵀ: wgmma takes its A operand from registers, where codes become numbers, so the rows of its product are rows of
+// Yᵀ = W Xᵀ: wgmma takes its A operand from registers, where codes become numbers, so the rows of its product are rows
+// of
 // W and its columns tokens. Three warpgroups: the first brings tiles in, the other two multiply 64 rows of W each:
 //
 //     64 columns  ... | ... | ... |   codes -> numbers in registers; sums of this group (wgmma)
 //                     |     |         total += scale * sums
 //     T(total sx + bias) -> transposed in shared memory -> copy engine
 //
-// While one warpgroup decodes and scales, the products of the other run. Numbers of 16 bits take the scale with them, so
+// While one warpgroup decodes and scales, the products of the other run. Numbers of 16 bits take the scale with them,
+// so
 // that their sums go on over all of K, need no second set of registers, and tiles are twice as large.
 #pragma once
 
@@ -369,8 +371,8 @@ __global__ void __launch_bounds__(Sm90Traits<kTokens, Decoder::kXBytes>::kThread
     shared.stages().init(Traits::kReaderWarps);
     mbarrier_init_fence();
   }
-  bool const symmetric = __syncthreads_and(Decoder::fill(reinterpret_cast<uint4*>(memory + Traits::kTableOffset), args.of,
-                                                        static_cast<int>(threadIdx.x)));
+  auto* const entries = reinterpret_cast<uint4*>(memory + Traits::kTableOffset);
+  bool const symmetric = __syncthreads_and(Decoder::fill(entries, args.of, static_cast<int>(threadIdx.x)));
 
   if (warp < kWarpgroup / 32) {
     release_registers<kProducerRegisters>();

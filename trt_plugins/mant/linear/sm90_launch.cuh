@@ -31,7 +31,8 @@ Status launch_sm90_by(LinearParams const& p, int multiprocessors, cudaStream_t s
   args.x_rows = static_cast<int32_t>(std::min<int64_t>(p.m, Traits::kTokens));
   DType const x_type = Decoder::kXBytes == 1 ? DType::kInt8 : p.dtype;
   GRAPHOPT_TRY(encode_tensor_map(&args.x, p.x, x_type, p.m, p.k, args.x_rows));
-  GRAPHOPT_TRY(encode_tensor_map(&args.codes, p.codes, DType::kInt8, p.n, packed_bytes(p.k), kSm90Rows, kSm90CodeBytes));
+  int64_t const row_bytes = packed_bytes(p.k);
+  GRAPHOPT_TRY(encode_tensor_map(&args.codes, p.codes, DType::kInt8, p.n, row_bytes, kSm90Rows, kSm90CodeBytes));
   GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kStoreTokens));
   args.of = linear_args(p);
   args.stages = static_cast<int32_t>(ceil_div<int64_t>(p.k, kSm90Columns));
@@ -39,8 +40,8 @@ Status launch_sm90_by(LinearParams const& p, int multiprocessors, cudaStream_t s
   args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, kSm90Rows));
   args.grid.group = tokens_group<Traits>(args.grid.down, multiprocessors);
   int const blocks = std::min(multiprocessors, args.grid.clusters());
-  return launch(linear_sm90<T, Decoder, kSm90Tokens<Decoder>>, dim3(static_cast<unsigned>(blocks)), dim3(Traits::kThreads),
-                Traits::kSharedBytes, stream, args);
+  return launch(linear_sm90<T, Decoder, kSm90Tokens<Decoder>>, dim3(static_cast<unsigned>(blocks)),
+                dim3(Traits::kThreads), Traits::kSharedBytes, stream, args);
 }
 
 }  // namespace graphopt::mant
