@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from attention_cases import TYPES, Case, cached_checks, quick_checks, vq_checks
+from attention_cases import DECODE, HEAD_SIZE, PREFILL, TYPES, Case, cached_checks, quick_checks, vq_checks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from graphopt.bench.timer import Timing, copies_for, median_us
@@ -247,13 +247,6 @@ def check(library: Library, case: Case) -> dict:
     if not torch.equal(o.y.view(torch.uint8), first.view(torch.uint8)):
         problems.append("the second run gave other bits")
     return {"op": "vq" if case.vector else "cached", **case.fields(), "error": error, "problems": problems}
-
-
-DECODE = [  # B, Hkv, group, S
-    (16, 32, 1, 4096), (8, 8, 4, 8192), (64, 8, 4, 4096), (1, 32, 1, 4096), (1, 8, 4, 8192), (8, 32, 1, 512),
-]  # fmt: skip
-PREFILL = [(1, 32, 1, 2048), (1, 8, 4, 4096), (4, 8, 4, 1024)]
-HEAD_SIZE = 128
 
 
 def torch_us(q: torch.Tensor, caches: list, *, causal: bool) -> tuple[float, str]:

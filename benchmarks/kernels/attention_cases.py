@@ -85,3 +85,10 @@ def quick_checks() -> Iterator[Case]:
     yield Case(1, 1, 2, 1, 128, 1100, (1050,), vector=4)
     yield Case(1, 40, 1, 2, 64, 90, (30,), vector=2)
     yield Case(1, 2, 1, 2, 32, 90, (30,), vector=8)
+
+
+DECODE = [  # B, Hkv, group, S
+    (16, 32, 1, 4096), (8, 8, 4, 8192), (64, 8, 4, 4096), (1, 32, 1, 4096), (1, 8, 4, 8192), (8, 32, 1, 512),
+]  # fmt: skip
+PREFILL = [(1, 32, 1, 2048), (1, 8, 4, 4096), (4, 8, 4, 1024)]
+HEAD_SIZE = 128

@@ -23,6 +23,7 @@ WHOLE_FOLDER = {
     "models/test_llama_rtx.py": "an engine of the decoder",
     "passes/canonicalize/test_exporters.py": "every exporter's file through all passes",
     "passes/canonicalize/test_tidying.py": "the stages that are no rules, which work together",
+    "trt_plugins/test_host_attention.py": "attention plugins as TensorRT drives them",
     "trt_plugins/test_host_v3.py": "the plugins as TensorRT drives them",
     "trt_plugins/test_rtx_build.py": "engines with the plugins",
 }
