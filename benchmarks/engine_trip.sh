@@ -5,6 +5,8 @@
 #   bash benchmarks/engine_trip.sh make             random Llama-7B-shaped layers, in fp16 and MixQ (no GPU needed)
 #   bash benchmarks/engine_trip.sh first PARTS      the three above in one call; `make` runs beside `check`
 #   bash benchmarks/engine_trip.sh time             build and time both; PHASES, SCHEMES: which, comma-separated
+#   bash benchmarks/engine_trip.sh text GGUF STATISTICS PREPARED    SmolLM2 by engines: text and perplexity (needs the
+#                                                   package gguf; PREPARED is from benchmarks/generate.py prepare)
 # Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
 # plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540).
 cd "$(dirname "$0")/.." || exit 1
@@ -13,7 +15,7 @@ work="${WORK:-/tmp/engine}"
 runtime="${RUNTIME:-/tmp/trt8}"
 limit="${SECONDS_LIMIT:-540}"
 mkdir -p "$out" "$work"
-verb="${1:?unpack, check, make, first or time}"
+verb="${1:?unpack, check, make, first, time or text}"
 shift
 
 # The folders passes/ and models/ are packages of graphopt once installed.
@@ -55,6 +57,15 @@ time)
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
     run time --work "$work" --json "$out/engine.json" --driver "$driver" \
         --seconds $((limit - 120)) --phases "${PHASES:-decode,prefill}" ${SCHEMES:+--schemes "$SCHEMES"}
+    ;;
+text)
+    gguf="${1:?GGUF file}" statistics="${2:?statistics}" prepared="${3:?folder of benchmarks/generate.py prepare}"
+    generate() { timeout "$limit" "$runtime/bin/trt8-python" benchmarks/generate.py "$@" 2>&1 | tee -a "$out/text.log"; }
+    generate make "$gguf" "$statistics" "$work/text" --schemes "${SCHEMES:-none,mixq-w8a8}"
+    generate build "$work/text"
+    plans=()
+    for plan in "$work"/text/*.plan; do plans+=("$(basename "$plan" .plan)=$plan"); done
+    generate run "$prepared" "${plans[@]}" --json "$out/generate.json"
     ;;
 *) echo "unknown verb $verb" >&2; exit 2 ;;
 esac

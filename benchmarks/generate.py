@@ -1,10 +1,15 @@
 """Greedy text and perplexity of the same decoder in several forms, each beside the first.
 
     python benchmarks/generate.py prepare MODEL.onnx FOLDER
+    python benchmarks/generate.py make GGUF STATISTICS FOLDER [--schemes none,mixq-w8a8]
+    python benchmarks/generate.py build FOLDER
     python benchmarks/generate.py run FOLDER NAME=FILE [NAME=FILE ...] --json FILE [--tokens 64] [--chunks 16]
         [--recorded FILE]
 
 `prepare` writes the tokens of the prompts and of the text, with the tokenizer beside MODEL, so that `run` needs none.
+`make` and `build` give `run` its models and plans where neither can be carried: FOLDER/SCHEME.onnx with a cache that is
+updated in place, the head as it is, and FOLDER/SCHEME.plan with one profile, tuned for one token, at a low optimization
+level: TensorRT 8.6 takes minutes for each (benchmarks/NOTES.md).
 FILE is an .onnx file or a .plan; NAME is that of its scheme, the first one's is what the others are compared with.
 Where two texts part, the row tells how far apart the reference saw the two tokens: a near tie, or a mistake. Rows of
 `--recorded` files, such as those of engines on another machine, are judged with the first FILE of this one.
@@ -12,12 +17,14 @@ Where two texts part, the row tells how far apart the reference saw the two toke
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from graphopt.compare import perplexity
 from graphopt.engine import gpu
@@ -33,6 +40,9 @@ PROMPTS = (
     "In 1969, the first human beings walked on the Moon. The mission",
 )
 CHUNKS, LENGTH = 16, 512
+OPSET = 17  # the last that TensorRT 8 reads
+#: Rows of the cache of an engine: a chunk, or a prompt and what follows it.
+CAPACITY = 640
 Row = dict[str, Any]
 
 
@@ -45,6 +55,54 @@ def prepare(model: Path, folder: Path) -> None:
     prompts = [{"text": text, "ids": tokenizer.encode(text)} for text in PROMPTS]
     (folder / "prompts.json").write_text(json.dumps({"prompts": prompts, "end": sorted(tokenizer.end_ids)}))
     np.save(folder / "chunks.npy", corpus(None, None, model).chunks("evaluation", CHUNKS, LENGTH).astype(np.int32))
+
+
+def make(arguments: argparse.Namespace) -> None:
+    from graphopt import compile, ir
+    from graphopt.core.recipe import Recipe
+    from graphopt.core.statistics import Statistics
+    from graphopt.models.gguf_weights import GgufWeights
+    from graphopt.models.llama import build_llama
+    from graphopt.passes import CACHES, SCHEMES
+
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    weights = GgufWeights(arguments.gguf)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
+        source = Path(work) / "model.onnx"
+        build_llama(weights.config, weights, source, dtype="float16", opset=OPSET)
+        for scheme in arguments.schemes.split(","):
+            model = ir.load(source)
+            plain = scheme == "none"
+            recipe = Recipe.preset(scheme, SCHEMES, [] if plain else ["*lm_head*"]).with_cache("static", {}, CACHES)
+            compile.optimize(model, recipe, None if plain else Statistics.load(arguments.statistics))
+            ir.save(model, arguments.folder / f"{scheme}.onnx")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    from graphopt.engine.build import BuildOptions
+    from graphopt.engine.build import build as build_plan
+
+    for model in sorted(arguments.folder.glob("*.onnx")):
+        inputs = input_sizes(model)
+
+        def shapes(tokens: int, inputs: dict[str, list[int | str]] = inputs) -> str:
+            free = {"sequence_length": tokens, "cache_capacity": CAPACITY}
+            sizes = {n: [d if isinstance(d, int) else free.get(d, 1) for d in dims] for n, dims in inputs.items()}
+            return ",".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in sizes.items())
+
+        options = BuildOptions(
+            min_shapes=(shapes(1),), opt_shapes=(shapes(1),), max_shapes=(shapes(LENGTH),), optimization_level=1,
+            timing_cache=arguments.folder / "timing.cache",
+        )  # fmt: skip
+        started = time.monotonic()
+        build_plan(model, model.with_suffix(".plan"), options)
+        print(f"{model.stem}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def input_sizes(model: Path) -> dict[str, list[int | str]]:
+    """Names and dimensions of a model's inputs; free ones by their names."""
+    graph = onnx.load(model, load_external_data=False).graph
+    return {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.input}
 
 
 def texts(file: Path, prompts: Sequence[dict[str, Any]], tokens: int) -> tuple[list[Generation], dict[str, Any]]:
@@ -120,6 +178,13 @@ def main() -> None:
     verb = verbs.add_parser("prepare")
     verb.add_argument("model", type=Path)
     verb.add_argument("folder", type=Path)
+    verb = verbs.add_parser("make")
+    verb.add_argument("gguf", type=Path)
+    verb.add_argument("statistics", type=Path)
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--schemes", default="none,mixq-w8a8", help="presets, comma-separated")
+    verb = verbs.add_parser("build")
+    verb.add_argument("folder", type=Path)
     verb = verbs.add_parser("run")
     verb.add_argument("folder", type=Path)
     verb.add_argument("files", nargs="+", metavar="NAME=FILE")
@@ -131,7 +196,7 @@ def main() -> None:
     if arguments.verb == "prepare":
         prepare(arguments.model, arguments.folder)
     else:
-        run(arguments)
+        {"make": make, "build": build, "run": run}[arguments.verb](arguments)
 
 
 if __name__ == "__main__":
