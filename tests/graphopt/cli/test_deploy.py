@@ -26,5 +26,5 @@ def test_write_and_check(tmp_path: Path) -> None:
     (out / "client.py").write_text("")
     code, _, err = run("check", out)
     assert code == 2
-    assert "client.py was changed since the repository was written" in err
+    assert "client.py was changed since the folder was written" in err
     assert run("triton", model, *flags)[0] == 2
