@@ -1,11 +1,9 @@
 // 4-bit codes -> operands of tensor cores, by byte permutes.
 //
 // A word holds codes 4 j.. of a vector of 32 in its low nibbles and codes 16 + 4 j.. in its high ones. A permute looks
-// up
-// the four nibbles of its selector's lower half in a table of eight bytes: the low and high nibble of byte 0, then
-// those
-// of byte 1; another one puts the results in order. A lane's pair of fragments of such a word is called first (codes
-// 4 j..) and second (16 + 4 j..).
+// up the four nibbles of its selector's lower half in a table of eight bytes: the low and high nibble of byte 0, then
+// those of byte 1; another one puts the results in order. A lane's pair of fragments of such a word is called first
+// (codes 4 j..) and second (16 + 4 j..).
 #pragma once
 
 #include <cstdint>
