@@ -4,11 +4,9 @@
 // Warps split K and never wait for each other: each has a ring of stages of 128 columns of its own, filled by cp.async
 // with codes, scales and types of the block's rows and with the columns of X. A dot product does not care about the
 // order of K: of 64 columns, lane (g = lane / 4, t = lane % 4) takes bytes 8 t.. of rows g and g + 8, which are two
-// words of
-// codes, and the columns of token g that they belong to. So an mma stays inside a group of 64, whose sum is scaled and
-// added
-// in float32. A group of 32 belongs to half of the lanes: there each product is made twice, with the other lanes' X
-// as zero. The warps' sums meet in shared memory in a fixed order.
+// words of codes, and the columns of token g that they belong to. So an mma stays inside a group of 64, whose sum is
+// scaled and added in float32. A group of 32 belongs to half of the lanes: there each product is made twice, with the
+// other lanes' X as zero. The warps' sums meet in shared memory in a fixed order.
 //
 // Codes become 16-bit numbers, and int8 of X too, so that both kinds of linear share the kernel: mma.sync of int8 is no
 // faster on Hopper, and a float32 sum of 64 products of int8 with the tables' integers, of up to 10 bits, is exact.

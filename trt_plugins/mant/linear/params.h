@@ -5,11 +5,9 @@
 //   bytes   y = T(sum over g of sx scale / 128 sum(xq table[type, code]) + bias)
 //
 // where s and i are sign and magnitude index of a code, a belongs to its type, and f is 1 over the power of two not
-// below
-// 7 a + 128; type 15, INT4, is the first sum alone, times 1/8. Sums over a group are exact in int32 (float32 where x is
-// T); what comes after is float32, rounded to T once. For more tokens on Hopper, float weights are rounded to T before
-// the
-// product, scale and all; table values are exact in float16 and rounded in bfloat16.
+// below 7 a + 128; type 15, INT4, is the first sum alone, times 1/8. Sums over a group are exact in int32 (float32
+// where x is T); what comes after is float32, rounded to T once. For more tokens on Hopper, float weights are rounded
+// to T before the product, scale and all; table values are exact in float16 and rounded in bfloat16.
 #pragma once
 
 #include <cuda_runtime_api.h>

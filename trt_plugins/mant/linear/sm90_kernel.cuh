@@ -1,16 +1,14 @@
 // M-ANT linear on Hopper: wgmma fed by the copy engine, one persistent block per multiprocessor.
 //
 // Yᵀ = W Xᵀ: wgmma takes its A operand from registers, where codes become numbers, so the rows of its product are rows
-// of
-// W and its columns tokens. Three warpgroups: the first brings tiles in, the other two multiply 64 rows of W each:
+// of W and its columns tokens. Three warpgroups: the first brings tiles in, the other two multiply 64 rows of W each:
 //
 //     64 columns  ... | ... | ... |   codes -> numbers in registers; sums of this group (wgmma)
 //                     |     |         total += scale * sums
 //     T(total sx + bias) -> transposed in shared memory -> copy engine
 //
 // While one warpgroup decodes and scales, the products of the other run. Numbers of 16 bits take the scale with them,
-// so
-// that their sums go on over all of K, need no second set of registers, and tiles are twice as large.
+// so that their sums go on over all of K, need no second set of registers, and tiles are twice as large.
 #pragma once
 
 #include <cstdint>
