@@ -1,9 +1,11 @@
 """The C API of the plugin library over torch tensors. Needs torch with CUDA, not TensorRT."""
 
-__all__ = ["PRODUCERS", "Library", "torch_with_cuda"]
+__all__ = ["DTYPES", "PRODUCERS", "Library", "pointer_of", "torch_with_cuda"]
 
 import ctypes
 import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,8 @@ PRODUCERS = (
     "MixQGeGLUTanh",
 )
 
-_TYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
+#: Activation types, in the order of their numbers in the C API.
+DTYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
 
 
 def torch_with_cuda() -> Any:
@@ -86,12 +89,30 @@ class Library:
         """Version of the library."""
         return str(self._lib.graphopt_plugins_version().decode())
 
+    @contextmanager
+    def _calls_of(self, what: str) -> Iterator[None]:
+        """Around the declaration of the calls of ``what``, which older libraries lack.
+
+        Raises:
+            PluginError: the library has not all of them.
+        """
+        try:
+            yield
+        except AttributeError as e:
+            raise PluginError(f"{self.path} has no {what} ({e}); build it again") from e
+
     def _require(self, status: int) -> None:
         if status:
             raise RuntimeError(self._lib.graphopt_status_string(status).decode())
 
     def _stream(self) -> int:
         return int(self._torch.cuda.current_stream().cuda_stream)
+
+    def _enqueue(
+        self, function: Any, typed: "Tensor", sizes: Sequence[int], operands: "Sequence[Tensor | None]"
+    ) -> None:
+        """Call ``function`` with the number of the type of ``typed``, sizes, addresses and the current stream."""
+        self._require(function(DTYPES[str(typed.dtype)], *sizes, *map(pointer_of, operands), self._stream()))
 
     def quantize(
         self,
@@ -123,13 +144,13 @@ class Library:
         self._require(
             function(
                 PRODUCERS.index(producer),
-                _TYPES[str(x.dtype)],
+                DTYPES[str(x.dtype)],
                 rows,
                 cols,
                 len(idx),
-                *map(_pointer, (x, other, gamma, beta, idx)),
+                *map(pointer_of, (x, other, gamma, beta, idx)),
                 epsilon,
-                *map(_pointer, (outputs.get(name) for name in (codes, "sx", "xo", "sum", "y"))),
+                *map(pointer_of, (outputs.get(name) for name in (codes, "sx", "xo", "sum", "y"))),
                 self._stream(),
             )
         )
@@ -149,8 +170,7 @@ class Library:
         m, k = xq.shape
         operands = (xq, sx, xo, wq, sw, wo, bias, y)
         shape = (m, wq.shape[0], k, xo.shape[1])
-        status = self._lib.graphopt_mixq_linear(_TYPES[str(xo.dtype)], *shape, *map(_pointer, operands), self._stream())
-        self._require(status)
+        self._enqueue(self._lib.graphopt_mixq_linear, xo, shape, operands)
 
     def linear_w4a8(
         self,
@@ -170,9 +190,7 @@ class Library:
         m, k = xq.shape
         operands = (xq, sx, xo, wq4, sg, sw, wo, bias, y)
         shape = (m, len(wq4), k, xo.shape[1], group)
-        self._require(
-            self._lib.graphopt_mixq_linear_w4a8(_TYPES[str(xo.dtype)], *shape, *map(_pointer, operands), self._stream())
-        )
+        self._enqueue(self._lib.graphopt_mixq_linear_w4a8, xo, shape, operands)
 
     def linear_w4a4(
         self,
@@ -199,14 +217,13 @@ class Library:
             workspace = self._torch.empty(max(1, self.workspace_bytes(m, k)), dtype=self._torch.int8, device=y.device)
         operands = (xq4, sx, xo, wq4, sg, sw, wo, bias, y, workspace)
         shape = (m, len(wq4), k, xo.shape[1], k if len(sg) == 1 else group)
-        self._require(
-            self._lib.graphopt_mixq_linear_w4a4(_TYPES[str(xo.dtype)], *shape, *map(_pointer, operands), self._stream())
-        )
+        self._enqueue(self._lib.graphopt_mixq_linear_w4a4, xo, shape, operands)
 
     def workspace_bytes(self, m: int, k: int) -> int:
         """Return the scratch bytes of `linear_w4a4` for [M, K]."""
         return int(self._workspace_bytes(m, k))
 
 
-def _pointer(tensor: "Tensor | None") -> int | None:
+def pointer_of(tensor: "Tensor | None") -> int | None:
+    """Return the address of a tensor; None for one that is not there."""
     return None if tensor is None else tensor.data_ptr()

@@ -6,15 +6,13 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.bench.capi import Library
-from graphopt.errors import PluginError
+from graphopt.bench.capi import DTYPES, Library, pointer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Linears by plugin name, in the order of their numbers in the C API.
 DECODERS = ("MANTLinear", "MANTLinearW4A8", "MANTLinearInt8")
-_DTYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
 
 
 class MantLibrary(Library):
@@ -30,10 +28,8 @@ class MantLibrary(Library):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-        try:
+        with self._calls_of("linears of M-ANT"):
             self._lib.graphopt_mant_linear.argtypes = [number] * 2 + [long] * 5 + [pointer] * 9
-        except AttributeError as e:
-            raise PluginError(f"{path} has no linears of M-ANT ({e}); build it again") from e
 
     def mant_linear(self, op: str, operands: "dict[str, Tensor]", y: "Tensor", *, group: int) -> None:
         """Enqueue y [M, N] on the current stream.
@@ -48,18 +44,17 @@ class MantLibrary(Library):
         sx = operands.get("sx")
         shape = (*x.shape, 1 if sx is None else sx.shape[1])
         names = ("sx", "codes", "types", "scale", "table", "bias")
-        pointers = [None if (t := operands.get(name)) is None else t.data_ptr() for name in names]
         self._require(
             self._lib.graphopt_mant_linear(
                 DECODERS.index(op),
-                _DTYPES[str(y.dtype)],
+                DTYPES[str(y.dtype)],
                 shape[0],
                 y.shape[1],
                 shape[1],
                 group,
                 shape[2],
                 x.data_ptr(),
-                *pointers,
+                *(pointer_of(operands.get(name)) for name in names),
                 y.data_ptr(),
                 self._stream(),
             )

@@ -6,13 +6,10 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.bench.capi import PRODUCERS, Library
-from graphopt.errors import PluginError
+from graphopt.bench.capi import DTYPES, PRODUCERS, Library, pointer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_DTYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
 
 
 class OnlineLibrary(Library):
@@ -29,7 +26,7 @@ class OnlineLibrary(Library):
         super().__init__(path)
         pointer, long, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
         lib = self._lib
-        try:
+        with self._calls_of("online prediction"):
             self._prediction_bytes = lib.graphopt_mixq_prediction_state_bytes
             self._columns_bytes = lib.graphopt_mixq_columns_state_bytes
             lib.graphopt_mixq_prediction_init.argtypes = [long] * 3 + [pointer] * 3
@@ -38,8 +35,6 @@ class OnlineLibrary(Library):
             )
             lib.graphopt_mixq_columns_init.argtypes = [number] + [long] * 2 + [pointer] * 2
             lib.graphopt_mixq_columns.argtypes = [number] + [long] * 5 + [pointer] * 9
-        except AttributeError as e:
-            raise PluginError(f"{path} has no online prediction ({e}); build it again") from e
         self._prediction_bytes.argtypes, self._prediction_bytes.restype = [long] * 2, long
         self._columns_bytes.argtypes, self._columns_bytes.restype = [number, long, long], long
 
@@ -79,19 +74,16 @@ class OnlineLibrary(Library):
         self._require(
             self._lib.graphopt_mixq_quantize_online(
                 PRODUCERS.index(producer),
-                _DTYPES[str(x.dtype)],
+                DTYPES[str(x.dtype)],
                 rows,
                 cols,
                 len(idx),
                 len(outputs["set"]),
-                *(None if t is None else t.data_ptr() for t in (x, other, gamma, beta, idx)),
+                *map(pointer_of, (x, other, gamma, beta, idx)),
                 epsilon,
                 sigma,
                 sigma_rms,
-                *(
-                    None if name not in outputs else outputs[name].data_ptr()
-                    for name in ("xq", "sx", "xo", "sum", "y", "set")
-                ),
+                *(pointer_of(outputs.get(name)) for name in ("xq", "sx", "xo", "sum", "y", "set")),
                 state.data_ptr(),
                 self._stream(),
             )
@@ -99,7 +91,7 @@ class OnlineLibrary(Library):
 
     def columns_state(self, wo: "Tensor", capacity: int) -> "tuple[Tensor, Tensor]":
         """Return (state, columns): the state of a linear, and its part [N, capacity] that `columns` fills."""
-        n, dtype = len(wo), _DTYPES[str(wo.dtype)]
+        n, dtype = len(wo), DTYPES[str(wo.dtype)]
         state = self._bytes(self._columns_bytes(dtype, n, capacity))
         arguments = (dtype, n, capacity, state.data_ptr(), self._stream())
         self._require(self._lib.graphopt_mixq_columns_init(*arguments))
@@ -126,15 +118,13 @@ class OnlineLibrary(Library):
         k = codes.shape[1] * (2 if group else 1)
         self._require(
             self._lib.graphopt_mixq_columns(
-                _DTYPES[str(wo.dtype)],
+                DTYPES[str(wo.dtype)],
                 len(wo),
                 k,
                 len(idx),
                 len(predicted),
                 group,
-                codes.data_ptr(),
-                None if sg is None else sg.data_ptr(),
-                *(t.data_ptr() for t in (sw, wo, idx, predicted, state)),
+                *map(pointer_of, (codes, sg, sw, wo, idx, predicted, state)),
                 ctypes.byref(address),
                 self._stream(),
             )

@@ -3,18 +3,14 @@
 __all__ = ["VqFormat", "VqLibrary"]
 
 import ctypes
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graphopt.bench.capi import Library
-from graphopt.errors import PluginError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_DTYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -61,17 +57,12 @@ class VqLibrary(Library):
         super().__init__(path)
         pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         lib = self._lib
-        try:
+        with self._calls_of("vector-quantized weights"):
             lib.graphopt_vq_linear.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [pointer] * 8
             lib.graphopt_vq_linear_e8.argtypes = [number] + [long] * 3 + [number] + [pointer] * 7
             lib.graphopt_vq_hadamard.argtypes = [number] + [long] * 4 + [pointer] * 4
             self._workspace = lib.graphopt_vq_linear_workspace_bytes
-            self._plan = lib.graphopt_vq_plan
-        except AttributeError as e:
-            raise PluginError(f"{path} has no vector-quantized weights ({e}); build it again") from e
         self._workspace.argtypes, self._workspace.restype = [long] * 2 + [number] * 3 + [long] * 2, long
-        self._plan.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [number] * 3 + [ctypes.c_char_p, long]
-        self._plan.restype = long
 
     def workspace(self, fmt: VqFormat, n: int, k: int) -> "Tensor":
         """Return scratch memory for `vq_linear`, which may be empty."""
@@ -102,26 +93,14 @@ class VqLibrary(Library):
             workspace: of `workspace`; without, kernels that need one are not used.
         """
         (m, k), n = x.shape, len(codes)
-        sizes = _DTYPES[str(x.dtype)], m, n, k
-        operands = [t.data_ptr() for t in (x, codes, books, scale, bias, y)]
+        sizes, operands = (m, n, k), (x, codes, books, scale, bias, y)
         if fmt.lattice:
-            status = self._lib.graphopt_vq_linear_e8(*sizes, fmt.residuals, *operands, self._stream())
+            self._enqueue(self._lib.graphopt_vq_linear_e8, x, (*sizes, fmt.residuals), operands)
         else:
-            scratch = workspace.data_ptr() if workspace is not None and workspace.numel() else None
+            scratch = workspace if workspace is not None and workspace.numel() else None
             how = fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k)
-            status = self._lib.graphopt_vq_linear(*sizes, *how, *operands, scratch, self._stream())
-        self._require(status)
+            self._enqueue(self._lib.graphopt_vq_linear, x, (*sizes, *how), (*operands, scratch))
 
     def hadamard(self, x: "Tensor", signs: "Tensor", y: "Tensor", block: int) -> None:
         """Enqueue the randomized Hadamard transform of x [M, K] into y [M, K']; signs [K'] int8."""
-        operands = [t.data_ptr() for t in (x, signs, y)]
-        sizes = _DTYPES[str(x.dtype)], *x.shape, y.shape[1], block
-        self._require(self._lib.graphopt_vq_hadamard(*sizes, *operands, self._stream()))
-
-    def plan(self, fmt: VqFormat, dtype: str, m: int, n: int, k: int, multiprocessors: int) -> dict[str, Any]:
-        """Return which kernel `vq_linear` runs on compute capability 9.0, and the times that it was chosen by."""
-        text = ctypes.create_string_buffer(2048)
-        how = fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k), int(fmt.lattice), multiprocessors, 90
-        self._plan(_DTYPES[f"torch.{dtype}"], m, n, k, *how, text, len(text))
-        plan: dict[str, Any] = json.loads(text.value)
-        return plan
+        self._enqueue(self._lib.graphopt_vq_hadamard, x, (*x.shape, y.shape[1], block), (x, signs, y))

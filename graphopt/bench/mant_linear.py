@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.capi_mant import MantLibrary
 from graphopt.bench.ceilings import Ceilings
+from graphopt.bench.check import SIZES, row_error, some_rows
 from graphopt.bench.peers import WEIGHT_ONLY_PEERS, peer_times
 from graphopt.bench.record import Row
 from graphopt.bench.timer import Timing, copies_for, median_us
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUITE = "mant"
-SIZES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))  # N, K
 ROWS = (1, 16, 64, 512, 2048, 4096)
 #: Schemes of result files and their ops. NF4 is a table of MANTLinear whose negative codes do not mirror the positive.
 OPS = {"mant-w4a16": "MANTLinear", "nf4": "MANTLinear", "mant-w4a8": "MANTLinearW4A8", "mant-int8": "MANTLinearInt8"}
@@ -32,7 +32,6 @@ GROUP = 64
 _CAPACITY = 16  # the least that a quantizing op takes; all of it is padding
 _STEPS = (0, 5, 10, 17, *range(20, 130, 10))  # a of types 0 to 14; type 15 is INT4
 _CODES = 16
-_CHECKED_ROWS = 64
 _CHUNK = 2048  # rows of W that are decoded at once for the check
 #: Rounding to float16 (2^-11 of each element at most) plus float32 sums, as the norm of a row.
 _ROW_TOLERANCE = 1e-3
@@ -151,12 +150,12 @@ class _Operands:
         if self.op != "MANTLinear":
             self.quantize(library)
         self.gemm(library, self.weights[0])
-        rows = torch.linspace(0, len(self.x) - 1, min(len(self.x), _CHECKED_ROWS), device="cuda").round().long()
+        rows = some_rows(len(self.x))
         x = self.x[rows].double()
         if self.op != "MANTLinear":
             x = self.quantized["xq"][rows].double() * self.quantized["sx"][rows].double()
         exact = torch.cat([x @ w.T for w in self._decoded(self.weights[0])], 1) + self.bias.double()
-        error = float(((self.y[rows].double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+        error = row_error(self.y[rows].double(), exact)
         if not error <= _ROW_TOLERANCE:
             raise InternalError(f"{self.op} is wrong: row error {error:.2e}")
 

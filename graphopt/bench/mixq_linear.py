@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.ceilings import Ceilings
+from graphopt.bench.check import SIZES, row_error, some_rows
 from graphopt.bench.peers import GEMM_PEERS, LINEAR_PEERS, peer_times
 from graphopt.bench.record import Row
 from graphopt.bench.timer import Timing, copies_for, median_us
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUITE = "mixq"
-SIZES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))  # N, K
 ROWS = (1, 16, 128, 512, 2048, 4096)
 BFLOAT16_CASES = ((1, 8192, 8192), (16, 8192, 8192), (512, 8192, 8192), (4096, 8192, 8192), (16, 4096, 4096))  # M, N, K
 SCHEMES = ("w8a8", "w4a8", "w4a4")
@@ -32,8 +32,6 @@ CAPACITY = 128
 OUTLIERS = 32  # channels that are in use; the rest of the capacity is padding
 _OUTLIER_SCALE = 20.0
 _CODE_MAX, _GROUP_SCALE_MAX = 7, 18  # their product is the largest int8 code that 4-bit ones stand for
-#: Rows of the output that are compared with float64: all of them would take longer than what is measured.
-_CHECKED_ROWS = 64
 #: ||y - x W^T|| / ||x W^T|| of normal data in 8 bits is 0.009, in 4 bits 0.16, for the weights as they were quantized;
 #: more says that something does not fit together.
 _PRODUCT_TOLERANCE = {"a8": 0.02, "a4": 0.3}
@@ -154,7 +152,7 @@ class _Operands:
         self.quantize(library)
         weight = self.weights[0]
         self.gemm(library, weight)
-        rows = torch.linspace(0, len(self.x) - 1, min(len(self.x), _CHECKED_ROWS), device="cuda").round().long()
+        rows = some_rows(len(self.x))
         codes = {name: t[rows].double() for name, t in self.codes.items() if name != "xq4"}
         if "xq4" in self.codes:
             codes["xq"] = _unpack(self.codes["xq4"][rows]).double()
@@ -162,7 +160,7 @@ class _Operands:
         w = {"wq": eight_bit.double(), **{name: weight[name].double() for name in ("sw", "wo", "bias")}}
         exact = codes["sx"] * w["sw"] * (codes["xq"] @ w["wq"].T) + codes["xo"] @ w["wo"].T + w["bias"]
         y = self.y[rows].double()
-        error = float(((y - exact).norm(dim=1) / exact.norm(dim=1)).max())
+        error = row_error(y, exact)
         full = w["wq"] * w["sw"][:, None]
         full[:, self.channels] = w["wo"][:, :OUTLIERS]
         product = self.x[rows].double() @ full.T + w["bias"]

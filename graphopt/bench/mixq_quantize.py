@@ -9,6 +9,7 @@ from typing import Any
 
 from graphopt.bench.capi import PRODUCERS, Library, torch_with_cuda
 from graphopt.bench.ceilings import Ceilings
+from graphopt.bench.check import row_error
 from graphopt.bench.record import Row
 from graphopt.bench.timer import copies_for, median_us
 from graphopt.errors import InternalError
@@ -137,7 +138,7 @@ class _Operands:
             if not torch.equal(self.outputs[name], value) or not torch.equal(with_y[name], value):
                 raise InternalError(f"{self.case.producer} K={self.case.k}: {name} does not follow from y")
         exact = self.produced()
-        error = float(((y.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+        error = row_error(y.double(), exact)
         if not error <= _ROW_TOLERANCE[self.case.dtype]:
             raise InternalError(f"{self.case.producer} K={self.case.k}: y has a row error of {error:.2e}")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.capi_vq import VqFormat, VqLibrary
 from graphopt.bench.ceilings import Ceilings
+from graphopt.bench.check import SIZES, row_error, some_rows
 from graphopt.bench.peers import WEIGHT_ONLY_PEERS, peer_times
 from graphopt.bench.record import Row
 from graphopt.bench.timer import Timing, copies_for, median_us
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUITE = "vq"
-SIZES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))  # N, K
 ROWS = (1, 4, 16, 64, 512, 2048)
 FORMATS = {
     "vq-quip4": VqFormat(8, 16, 2, lattice=True),
@@ -32,7 +32,6 @@ FORMATS = {
     "vq-gptvq2": VqFormat(4, 8, 1, tile=256),
 }
 _RATIOS = (1.0, 0.26)
-_CHECKED = 64  # tokens, and rows of W, that are compared with float64
 #: Elements of decoded weights are rounded to float16 (2^-11 of each at most), as y is, as the norm of a row.
 _ROW_TOLERANCE = 1e-3
 
@@ -120,11 +119,11 @@ class _Operands:
         self.y.view(torch.uint8).fill_(0xA5)
         weight = self.weights[0]
         self.multiply(weight)
-        tokens = torch.linspace(0, len(self.x) - 1, min(len(self.x), _CHECKED), device="cuda").round().long()
+        tokens = some_rows(len(self.x))
         x = self.x[tokens].float().contiguous()
         exact = torch.empty(len(x), self.case.n, device="cuda")
         self.library.vq_linear(self.case.format, x, **(weight | {"bias": weight["bias"].float()}), y=exact)
-        error = float(((self.y[tokens].float() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+        error = row_error(self.y[tokens].float(), exact)
         if not error <= _ROW_TOLERANCE:
             raise InternalError(f"the linear of {self.case.scheme} is wrong: row error {error:.2e}")
 
