@@ -12,21 +12,20 @@ import concurrent.futures
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import torch
 import v3_cases
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
-from v3_cases import TYPES
 
 from graphopt.bench.capi import PRODUCERS, Library
 from graphopt.bench.record import environment
@@ -42,7 +41,24 @@ GROUPS = (32, 64, 128, 256, 1 << 20)
 SLOW_EVALUATORS = ("MixQGelu", "MixQGatedGelu", "MixQGeGLU")
 SLOW_ELEMENTS = 400_000
 GUARD, POISON = 256, 0xA5
+#: Activation types by name.
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_TORCH = {
+    np.dtype(np.float32): torch.float32,
+    np.dtype(np.float16): torch.float16,
+    np.dtype(ml_dtypes.bfloat16): torch.bfloat16,
+    np.dtype(np.int8): torch.int8,
+    np.dtype(np.int32): torch.int32,
+}
 _gpu = threading.Lock()
+
+
+def torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return _TORCH[np.dtype(dtype)]
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    return next(n for n, t in _TORCH.items() if t == dtype)
 
 
 def rng_for(case: object) -> np.random.Generator:
@@ -69,13 +85,13 @@ class Output:
         end = self._start + self._bytes
         if (raw[: self._start] != POISON).any() or (raw[end:] != POISON).any():
             raise AssertionError("written outside the output")
-        dtype = v3_cases.numpy_dtype(self.tensor.dtype)
+        dtype = numpy_dtype(self.tensor.dtype)
         return raw[self._start : end].copy().view(dtype).reshape(tuple(self.tensor.shape))
 
 
 def upload(array: np.ndarray, offset: int = 0) -> torch.Tensor:
     """A device copy of ``array`` that starts ``offset`` elements after a 16-byte boundary."""
-    dtype = v3_cases.torch_dtype(array.dtype)
+    dtype = torch_dtype(array.dtype)
     if array.size == 0:
         return torch.empty(array.shape, dtype=dtype, device="cuda")
     start = offset * array.itemsize
@@ -305,22 +321,31 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
     return cases
 
 
-def through_plugins(library: Path, host: Path, quick: bool) -> list[dict[str, object]]:
+def through_plugins(library: Path, host: Path, cases: Sequence[v3_cases.Case]) -> list[dict[str, object]]:
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
-        written = v3_cases.write(Path(folder), plugin_cases(quick), rng_for)
-        done = subprocess.run([host, library, folder], capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode:
-            raise SystemExit(f"host_v3 failed: {done.stderr.strip()}")
+        written = v3_cases.write(Path(folder), cases, rng_for)
+        printed = v3_cases.run(host, library, Path(folder))
         for name, case in written.items():
-            outputs = v3_cases.read(Path(folder), name, done.stdout)
-            op = v3_cases.op_of(case)
+            outputs = v3_cases.read(Path(folder), name, printed)
             try:
                 error, reason = v3_cases.compare(case, outputs, rng_for(case)), None
             except AssertionError as e:
                 error, reason = None, str(e)
-            tally.add(op, case.dtype, name, error, reason)
+            tally.add(case.op, case.dtype, str(case), error, reason)
     return tally.report("plugin_v3")
+
+
+def publish(lib: Library, entries: Sequence[dict[str, object]], path: Path, **more: object) -> list[str]:
+    """Write the report and print a line for each entry; return what failed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**environment(lib), **more, "ops": entries}, indent=1) + "\n")
+    for entry in entries:
+        print(
+            f"{entry['route']:9} {entry['op']:20} {entry['dtype']:9} {entry['cases']:4} cases, "
+            f"worst {entry['worst_row_error']:.2e} of {entry['tolerance']:.0e}, {len(entry['failures'])} failed"
+        )
+    return [reason for entry in entries for reason in entry["failures"]]
 
 
 def main() -> None:
@@ -337,17 +362,10 @@ def main() -> None:
         return
     lib = Library(options.library)
     start = time.time()
-    entries = through_capi(lib, options.quick) + through_plugins(options.library, options.host, options.quick)
+    entries = through_capi(lib, options.quick)
+    entries += through_plugins(options.library, options.host, plugin_cases(options.quick))
     chain = chain_error(lib)
-    failures = [reason for entry in entries for reason in entry["failures"]]
-    report = {**environment(lib), "seconds": round(time.time() - start, 1), "chain_error": chain, "ops": entries}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    for entry in entries:
-        print(
-            f"{entry['route']:9} {entry['op']:20} {entry['dtype']:9} {entry['cases']:4} cases, "
-            f"worst {entry['worst_row_error']:.2e} of {entry['tolerance']:.0e}, {len(entry['failures'])} failed"
-        )
+    failures = publish(lib, entries, options.json, seconds=round(time.time() - start, 1), chain_error=chain)
     print(f"quantize + linear against the unquantized product: {chain:.4f}")
     print("\n".join(failures[:40]))
     if failures or not chain < 0.02:

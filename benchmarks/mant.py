@@ -8,23 +8,18 @@ Outputs are poisoned and guarded, every run is made twice and must give the same
 
 import argparse
 import itertools
-import json
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import v3_cases
-from correctness import Output, Tally, rng_for, same_bits, sweep, upload
+from correctness import TYPES, Output, publish, rng_for, same_bits, sweep, through_plugins, upload
 from mant_cases import MantCase
 from mixq_cases import row_error
-from v3_cases import TYPES
 
 from graphopt.bench.capi_mant import DECODERS, MantLibrary
-from graphopt.bench.record import environment
 
 _gpu = threading.Lock()
 
@@ -73,23 +68,6 @@ def plugin_cases() -> list[MantCase]:
     return every + [MantCase(op, "float16", 9, 72, 160, 32) for op in DECODERS]
 
 
-def through_plugins(library: Path, host: Path) -> list[dict[str, object]]:
-    tally = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        written = v3_cases.write(Path(folder), plugin_cases(), rng_for)
-        done = subprocess.run([host, library, folder], capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode:
-            raise SystemExit(f"host_v3 failed: {done.stderr.strip()}")
-        for name, case in written.items():
-            try:
-                outputs = v3_cases.read(Path(folder), name, done.stdout)
-                error, reason = v3_cases.compare(case, outputs, rng_for(case)), None
-            except AssertionError as e:
-                error, reason = None, str(e)
-            tally.add(case.op, case.dtype, str(case), error, reason)
-    return tally.report("plugin_v3")
-
-
 def through_capi(lib: MantLibrary) -> list[dict[str, object]]:
     tasks = [(case.op, case.dtype, str(case), lambda c=case: check(lib, c)) for case in cases()]
     for op, dtype, m in itertools.product(DECODERS, TYPES, (5, 70)):
@@ -112,15 +90,8 @@ def main() -> None:
     lib = MantLibrary(options.library)
     entries = through_capi(lib)
     if options.host:
-        entries += through_plugins(options.library, options.host)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({**environment(lib), "ops": entries}, indent=1) + "\n")
-    for entry in entries:
-        print(
-            f"{entry['route']:9} {entry['op']:16} {entry['dtype']:9} {entry['cases']:4} cases, "
-            f"worst {entry['worst_row_error']:.2e} of {entry['tolerance']:.0e}, {len(entry['failures'])} failed"
-        )
-    failures = [reason for entry in entries for reason in entry["failures"]]
+        entries += through_plugins(options.library, options.host, plugin_cases())
+    failures = publish(lib, entries, options.json)
     print("\n".join(failures[:40]))
     sys.exit(bool(failures))
 

@@ -6,7 +6,6 @@ python3 benchmarks/online_plugins.py --write-cases FOLDER              only writ
 
 import argparse
 import itertools
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import v3_cases
 from mixq_cases import EPSILON, QuantizeCase, numerics, row_error
 
 from graphopt.numerics.packing import pack_int4
@@ -26,7 +26,6 @@ PRODUCERS = (
 TYPES = ("float32", "float16", "bfloat16")
 CAPACITY = 48
 SIGMA_RMS = 4.0
-_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8", "int32": "i32"}
 
 
 def _dtype(name: str) -> np.dtype:
@@ -50,7 +49,7 @@ class Case:
             (folder / file).write_bytes(value.tobytes())
             activation = operand in ("x", "other", "xq", "sx", "xo")
             shape = (1, *value.shape) if activation else value.shape
-            yield f"input {_NAMES[value.dtype.name]} {file} {' '.join(map(str, shape))}"
+            yield f"input {v3_cases.NAMES[value.dtype]} {file} {' '.join(map(str, shape))}"
         yield "end"
 
 
@@ -108,17 +107,6 @@ def write(folder: Path) -> dict[str, Case]:
     return named
 
 
-def read(folder: Path, name: str, printed: str) -> list[np.ndarray]:
-    outputs = []
-    for line in printed.splitlines():
-        case, index, kind, *shape = line.split()
-        if case == name:
-            dtype = _dtype(next(d for d, n in _NAMES.items() if n == kind))
-            raw = np.frombuffer((folder / f"{name}.{index}.bin").read_bytes(), dtype)
-            outputs.append(raw.reshape([int(s) for s in shape]))
-    return outputs
-
-
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.astype(np.float64), b.astype(np.float64), equal_nan=True))
 
@@ -161,12 +149,10 @@ def main() -> None:
     failures = []
     with tempfile.TemporaryDirectory() as folder:
         named = write(Path(folder))
-        done = subprocess.run([options.host, options.library, folder], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"host_v3 failed: {done.stderr.strip()}")
+        printed = v3_cases.run(options.host, options.library, Path(folder))
         for name, case in named.items():
             try:
-                compare(case, read(Path(folder), name, done.stdout))
+                compare(case, v3_cases.read(Path(folder), name, printed))
             except AssertionError as e:
                 shape = "x".join(map(str, next(iter(case.inputs.values())).shape))
                 failures.append(f"{case.op}<{case.dtype}> {shape}: {e}")

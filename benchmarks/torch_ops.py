@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from correctness import TYPES, numpy_dtype, torch_dtype
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
 from torch import nn
 from torch_decoder import Folder, captured, rows_of, same, time_host, time_layers
-from v3_cases import TYPES, numpy_dtype, torch_dtype
 
 from graphopt.results import provenance, write_rows
 

@@ -1,48 +1,26 @@
 """Cases of the program host_v3 as files, and the comparison of what it wrote with the numpy evaluators."""
 
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import torch
 from mant_cases import MantCase
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, row_error
 
 Case = QuantizeCase | LinearCase | MantCase
 
-_NAMES = {
+#: Element types as host_v3 spells them.
+NAMES = {
     np.dtype(np.float32): "f32",
     np.dtype(np.float16): "f16",
     np.dtype(ml_dtypes.bfloat16): "bf16",
     np.dtype(np.int8): "i8",
     np.dtype(np.int32): "i32",
 }
-#: Activation types by name.
-TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-_TORCH = {
-    np.dtype(np.float32): torch.float32,
-    np.dtype(np.float16): torch.float16,
-    np.dtype(ml_dtypes.bfloat16): torch.bfloat16,
-    np.dtype(np.int8): torch.int8,
-    np.dtype(np.int32): torch.int32,
-}
 _WEIGHTS = ("wq", "wq4", "sg", "wo", "codes", "types", "scale", "table")
 _QUANTIZE_INPUTS = ("x", "other", "gamma", "beta", "idx")
-
-
-def op_of(case: Case) -> str:
-    """Plugin name."""
-    return case.op
-
-
-def torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return _TORCH[np.dtype(dtype)]
-
-
-def numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    return next(n for n, t in _TORCH.items() if t == dtype)
 
 
 def _operands(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -72,16 +50,28 @@ def write(folder: Path, cases: Sequence[Case], rng_for: Callable[[Case], np.rand
     for number, case in enumerate(cases):
         name = f"case{number}"
         named[name] = case
-        lines += [f"case {name} {op_of(case)}", *_fields(case)]
+        lines += [f"case {name} {case.op}", *_fields(case)]
         for operand, value in _operands(case, rng_for(case)).items():
             file = f"{name}.{operand}.in"
             (folder / file).write_bytes(value.tobytes())
             weight = value.ndim != 2 or operand in _WEIGHTS
             shape = value.shape if weight else (1, *value.shape)
-            lines.append(f"input {_NAMES[value.dtype]} {file} {' '.join(map(str, shape))}")
+            lines.append(f"input {NAMES[value.dtype]} {file} {' '.join(map(str, shape))}")
         lines.append("end")
     (folder / "cases.txt").write_text("\n".join(lines) + "\n")
     return named
+
+
+def run(host: Path, library: Path, folder: Path) -> str:
+    """Run the cases in ``folder`` and return what host_v3 prints: shapes and types of the outputs that it wrote.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    done = subprocess.run([host, library, folder], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise SystemExit(f"host_v3 failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def read(folder: Path, name: str, printed: str) -> list[np.ndarray]:
@@ -90,7 +80,7 @@ def read(folder: Path, name: str, printed: str) -> list[np.ndarray]:
     for line in printed.splitlines():
         case, index, kind, *shape = line.split()
         if case == name:
-            dtype = next(d for d, n in _NAMES.items() if n == kind)
+            dtype = next(d for d, n in NAMES.items() if n == kind)
             raw = np.frombuffer((folder / f"{name}.{index}.bin").read_bytes(), dtype)
             outputs.append(raw.reshape([int(s) for s in shape]))
     return outputs
