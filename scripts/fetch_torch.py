@@ -8,10 +8,8 @@ torch that cannot be imported without them is reported. It lies in $GRAPHOPT_ASS
 """
 
 import importlib.util
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from graphopt.models import assets
@@ -35,13 +33,7 @@ def main() -> int:
     home = assets.cache_folder() / f"torch-{VERSION}-py{sys.version_info.major}.{sys.version_info.minor}"
     try:
         if not (home / "site" / "torch").is_dir():
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
-                fetched = Path(scratch) / "torch"
-                _fetch(fetched)
-                # A folder that is half there is replaced.
-                shutil.rmtree(home, ignore_errors=True)
-                fetched.rename(home)
+            assets.place(home, _fetch)
         launcher = home / "python"
         launcher.write_text(_LAUNCHER.format(home=home, python=sys.executable))
         launcher.chmod(0o755)

