@@ -117,16 +117,7 @@ Status launch_cached(CachedParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check_pointers(params, size));
   GRAPHOPT_TRY(copy_cache(params, params.head_size * static_cast<int64_t>(size), stream));
   if (params.seq == 0) return Status::kOk;
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(params, stream);
-    case DType::kFloat16:
-      return launch_typed<__half>(params, stream);
-    case DType::kBFloat16:
-      return launch_typed<__nv_bfloat16>(params, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(params.dtype, [&](auto zero) { return launch_typed<decltype(zero)>(params, stream); });
 }
 
 }  // namespace graphopt::attention

@@ -102,16 +102,7 @@ Status launch_mant(MantParams const& params, cudaStream_t stream) {
   bool aligned = false;
   GRAPHOPT_TRY(prepare(p, &aligned, stream));
   if (cache.seq == 0) return Status::kOk;
-  switch (cache.dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(p, aligned, stream);
-    case DType::kFloat16:
-      return launch_typed<__half>(p, aligned, stream);
-    case DType::kBFloat16:
-      return launch_typed<__nv_bfloat16>(p, aligned, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(cache.dtype, [&](auto zero) { return launch_typed<decltype(zero)>(p, aligned, stream); });
 }
 
 }  // namespace graphopt::attention

@@ -53,16 +53,7 @@ Status launch_vq(VqParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check_pointer(params.codebook_v, element_size(cache.dtype)));
   GRAPHOPT_TRY(copy_cache(cache, cache.head_size / params.vector, stream));
   if (cache.seq == 0) return Status::kOk;
-  switch (cache.dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(params, stream);
-    case DType::kFloat16:
-      return launch_typed<__half>(params, stream);
-    case DType::kBFloat16:
-      return launch_typed<__nv_bfloat16>(params, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(cache.dtype, [&](auto zero) { return launch_typed<decltype(zero)>(params, stream); });
 }
 
 }  // namespace graphopt::attention

@@ -56,16 +56,7 @@ Status launch_typed(HadamardParams const& p, cudaStream_t stream) {
 Status launch_hadamard(HadamardParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check(params));
   if (params.rows == 0) return Status::kOk;
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return launch_typed<float>(params, stream);
-    case DType::kFloat16:
-      return launch_typed<__half>(params, stream);
-    case DType::kBFloat16:
-      return launch_typed<__nv_bfloat16>(params, stream);
-    default:
-      return Status::kBadType;
-  }
+  return with_activation_type(params.dtype, [&](auto zero) { return launch_typed<decltype(zero)>(params, stream); });
 }
 
 }  // namespace graphopt::vq

@@ -22,8 +22,8 @@ Status launch_split(void (*kernel)(Args), Args const& args, dim3 grid, int threa
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attributes[2];
 #ifdef GRAPHOPT_SM90A
+  cudaLaunchAttribute attributes[2];
   bool sm90 = false;
   GRAPHOPT_TRY(is_sm90(&sm90));
   if (sm90) {
@@ -34,6 +34,8 @@ Status launch_split(void (*kernel)(Args), Args const& args, dim3 grid, int threa
     config.attrs = attributes;
     config.numAttrs = split > 1 ? 2 : 1;
   }
+#else
+  static_cast<void>(split);
 #endif
   return cuda_status(cudaLaunchKernelEx(&config, kernel, args));
 }
