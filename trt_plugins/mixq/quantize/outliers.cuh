@@ -63,20 +63,28 @@ class OutlierSet {
   /// Slot of a vector of the row, or kNoSlot.
   __device__ __forceinline__ int32_t slot(int32_t vector) const { return slots_[vector]; }
 
-  /// Keep a copy of `v` and clear its outliers, if it has a slot. In assembly, because a branch that some lane of
-  /// nearly every warp takes costs more than it saves.
+  /// Keep a copy of `v` and clear its outliers, if it has a slot.
+  ///   kPredicated: without a branch, which some lane of nearly every warp takes. The masks of several vectors are in
+  ///   registers together then, which kernels with two inputs have not left.
+  template <bool kPredicated>
   __device__ __forceinline__ void take(int32_t slot, int buffer, Vec<T>& v) const {
-    uint32_t const record = shared_address(records_ + slot);
-    asm volatile(
-        "{.reg .pred taken; .reg .b32 m0, m1, m2, m3;\n"
-        "setp.ge.s32 taken, %4, 0;\n"
-        "@taken st.shared.v4.b32 [%6], {%0, %1, %2, %3};\n"
-        "@taken ld.shared.v4.b32 {m0, m1, m2, m3}, [%5];\n"
-        "@taken and.b32 %0, %0, m0;\n@taken and.b32 %1, %1, m1;\n"
-        "@taken and.b32 %2, %2, m2;\n@taken and.b32 %3, %3, m3;}"
-        : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3])
-        : "r"(slot), "r"(record), "r"(record + 16 * (1 + buffer))
-        : "memory");
+    if constexpr (kPredicated) {
+      uint32_t const record = shared_address(records_ + slot);
+      asm volatile(
+          "{.reg .pred taken; .reg .b32 m0, m1, m2, m3;\n"
+          "setp.ge.s32 taken, %4, 0;\n"
+          "@taken st.shared.v4.b32 [%6], {%0, %1, %2, %3};\n"
+          "@taken ld.shared.v4.b32 {m0, m1, m2, m3}, [%5];\n"
+          "@taken and.b32 %0, %0, m0;\n@taken and.b32 %1, %1, m1;\n"
+          "@taken and.b32 %2, %2, m2;\n@taken and.b32 %3, %3, m3;}"
+          : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3])
+          : "r"(slot), "r"(record), "r"(record + 16 * (1 + buffer))
+          : "memory");
+    } else if (slot != kNoSlot) {
+      records_[slot + 1 + buffer] = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+      uint4 const mask = records_[slot];
+      v.word[0] &= mask.x, v.word[1] &= mask.y, v.word[2] &= mask.z, v.word[3] &= mask.w;
+    }
   }
 
   /// xo [C] of a row whose vectors have all been taken, by the `lanes` threads that share it.

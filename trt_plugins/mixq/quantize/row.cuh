@@ -136,7 +136,7 @@ class RegisterRow {
   template <class Outliers>
   __device__ __forceinline__ void take_outliers(Outliers const& outliers, int buffer) {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) outliers.take(slot_[i], buffer, v_[i]);
+    for (int i = 0; i < kVecs; ++i) outliers.template take<Producer::kInputs == 1>(slot_[i], buffer, v_[i]);
   }
 
   __device__ __forceinline__ void quantize(Team<kOneWarp>& team, int32_t row) {
