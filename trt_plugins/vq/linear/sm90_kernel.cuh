@@ -14,6 +14,8 @@
 #include "common/sm90_convert.cuh"
 #include "common/sm90_grid.h"
 #include "common/sm90_ring.cuh"
+#include "common/sm90_store.cuh"
+#include "common/sm90_walk.cuh"
 #include "common/wgmma.cuh"
 #include "vq/linear/lattice.cuh"
 #include "vq/linear/sm90_tile.h"
@@ -38,29 +40,7 @@ struct Sm90Args {
   int32_t tile_rows;     // at least N where codebooks do not change
   int32_t tile_stages;   // stages that share codebooks; at least `stages` where all do
   int32_t tiles_across;  // tiles along K
-  Sm90Grid grid;   // down: tiles of tokens; across: tiles of rows of W
-};
-
-/// The tiles of one block, in the order of Sm90Grid.
-template <class Traits>
-class Sm90Walk {
- public:
-  __device__ __forceinline__ explicit Sm90Walk(Sm90Grid const& grid)
-      : grid_(grid), index_(static_cast<int>(blockIdx.x)) {}
-
-  /// Whether there is another tile; then `token` and `row` are its first token and row of W.
-  __device__ __forceinline__ bool next(int& token, int& row) {
-    if (index_ >= grid_.clusters()) return false;
-    Sm90Grid::Cell const cell = grid_.cell(index_);
-    index_ += static_cast<int>(gridDim.x);
-    token = cell.down * Traits::kTokens;
-    row = cell.across * kSm90Rows;
-    return true;
-  }
-
- private:
-  Sm90Grid const& grid_;
-  int index_;
+  Sm90Grid grid;  // down: tiles of tokens; across: tiles of rows of W
 };
 
 /// Offsets into the block's shared memory.
@@ -88,7 +68,7 @@ template <class Traits>
 __device__ __forceinline__ void produce_x(Sm90Args<typename Traits::T> const& args, Sm90Shared<Traits> const& shared) {
   auto const stages = shared.stages();
   typename Sm90Shared<Traits>::Stages::Position at;
-  Sm90Walk<Traits> walk(args.grid);
+  TileWalk<Traits::kTokens, kSm90Rows> walk(args.grid);
   int token, row;
   while (walk.next(token, row)) {
     for (int i = 0; i < args.stages; ++i) {
@@ -114,7 +94,7 @@ __device__ __forceinline__ void produce_books(Sm90Args<typename Traits::T> const
   using Weights = typename Traits::Weights;
   typename Weights::template Loader<Traits::kLoaderThreads> loader(static_cast<int>(threadIdx.x) - 32);
   RingPosition<2> at;
-  Sm90Walk<Traits> walk(args.grid);
+  TileWalk<Traits::kTokens, kSm90Rows> walk(args.grid);
   int token, row;
   while (walk.next(token, row)) {
     for (int tile = 0; tile * args.tile_stages < args.stages; ++tile) {
@@ -142,7 +122,7 @@ class Sm90Consumer {
       : args_(args), shared_(shared), stages_(shared.stages()), warpgroup_(warpgroup) {}
 
   __device__ __forceinline__ void run() {
-    Sm90Walk<Traits> walk(args_.grid);
+    TileWalk<Traits::kTokens, kSm90Rows> walk(args_.grid);
     int token, row;
     while (walk.next(token, row)) {
       row += warpgroup_ * kWgmmaRows;
@@ -262,22 +242,10 @@ class Sm90Consumer {
 
   /// y = T(factor sums + bias), kStoreTokens tokens of 64 rows of W at a time, through two buffers of shared memory.
   __device__ __forceinline__ void store(int token, int row) {
-#pragma unroll
-    for (int c = 0; c < Traits::kTokens / Traits::kStoreTokens; ++c) {
-      int const first = token + c * Traits::kStoreTokens;
-      if (first >= args_.m) break;
-      if (is_leader()) bulk_wait_read<1>();
-      warpgroup_sync(1 + warpgroup_);
-      uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
-      stage_tokens(c, buffer);
-      async_proxy_fence();
-      warpgroup_sync(1 + warpgroup_);
-      if (is_leader()) {
-        tma_store(&args_.y, buffer, row, first);
-        bulk_commit();
-      }
-      buffer_ ^= 1;
-    }
+    store_tokens<Traits::kTokens, Traits::kStoreTokens>(
+        args_.y, args_.m, warpgroup_, is_leader(), buffer_, token, row,
+        [&](int turn) { return shared_.staging(warpgroup_, turn); },
+        [&](int c, int, uint32_t place) { stage_tokens(c, place); });
   }
 
   /// Tokens kStoreTokens c.. of 64 rows of W, swizzled as the copy engine expects: chunk of 16 bytes ^ (token % 8).
