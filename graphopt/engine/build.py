@@ -244,6 +244,9 @@ def _configure(flavour: Flavour, config: Any, network: Any, options: BuildOption
         config.builder_optimization_level = options.optimization_level
     # Names of layers and their tensors stay in the plan, for inspection and per-layer timing.
     config.profiling_verbosity = flavour.trt.ProfilingVerbosity.DETAILED
+    if not flavour.modern:
+        # Several contexts of one engine may use one profile, as they always may in later releases.
+        config.set_preview_feature(flavour.trt.PreviewFeature.PROFILE_SHARING_0806, True)
     flavour.follow_types(config, network)
     return flavour.set_targets(config, options.compute_capabilities)
 

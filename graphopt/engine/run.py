@@ -67,6 +67,7 @@ class Runner:
         self._shared: dict[str, str] = {}
         self._graph: Graph | None = None
         self._profile_index = 0
+        self._parent: Runner | None = None
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
@@ -74,7 +75,8 @@ class Runner:
         self.outputs: tuple[Port, ...] = ()
 
     def __enter__(self) -> "Runner":
-        self.manifest = require_usable(self._plan, self._plugin_library)
+        known = self._parent.manifest if self._parent is not None else None
+        self.manifest = known or require_usable(self._plan, self._plugin_library)
         self.cache = self.manifest.cache
         self._flavour = select(self.manifest.flavour)
         if self.manifest.plugins is not None:
@@ -94,15 +96,29 @@ class Runner:
         self._context = self._engine = self._runtime = None
         self.device.__exit__(kind, error, trace)
 
+    def sibling(self) -> "Runner":
+        """Return a runner of the same plan that shares the engine, and so the weights, of this one, which is entered.
+
+        It has a stream, a context and memory for inputs and outputs of its own, and may run at the same time.
+        """
+        other = Runner(self._plan, self._plugin_library)
+        other._parent = self
+        return other
+
     def _load(self) -> None:
-        self._runtime = self._flavour.trt.Runtime(self._flavour.logger)
         with self._flavour.messages.record() as record:
-            self._engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
+            if self._parent is not None:
+                self._runtime, self._engine = self._parent._runtime, self._parent._engine
+            else:
+                self._runtime = self._flavour.trt.Runtime(self._flavour.logger)
+                self._engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
             if self._engine is None:
                 raise EngineError(f"{self._flavour} cannot load {self._plan} here: {record.reason()}; build it again")
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise EngineError(f"{self._flavour} cannot run {self._plan}: {record.reason()}")
+        # The first context of an engine begins with its first profile; in TensorRT 8, the others begin with none.
+        self._profile_index = self._context.active_optimization_profile
         mode = self._flavour.trt.TensorIOMode.INPUT
         ports = tuple(self._port(self._engine.get_tensor_name(i), mode) for i in range(self._engine.num_io_tensors))
         self.inputs = tuple(p for p in ports if p.is_input)

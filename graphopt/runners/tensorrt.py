@@ -43,11 +43,19 @@ class PlanRunner:
         self.note = f"{'TensorRT-RTX' if manifest.flavour == 'rtx' else 'TensorRT'} {manifest.tensorrt}"
         self._cuda_graph = cuda_graph
         self._plugins = plugins
+        self._parent: PlanRunner | None = None
         self._open: Engine | None = None
 
     def __enter__(self) -> "PlanRunner":
-        self._open = Engine(self.path, self._plugins).__enter__()
+        engine = Engine(self.path, self._plugins) if self._parent is None else self._parent._engine.sibling()
+        self._open = engine.__enter__()
         return self
+
+    def sibling(self) -> "PlanRunner":
+        """Return another runner of the plan that shares the weights of this one, which is entered when it is."""
+        other = PlanRunner(self.path, self._plugins, cuda_graph=self._cuda_graph)
+        other._parent = self
+        return other
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -6,6 +6,7 @@ values, as on a GPU. Work happens when it is enqueued; a captured graph is the l
 
 import ctypes
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,8 @@ class HostCuda:
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
-        self.recording: list[Callable[[], None]] | None = None
+        self.engines = self.contexts = 0
+        self._thread = threading.local()
         self.graphs: list[list[Callable[[], None]]] = []
         self.launches = 0
         self.downloaded = 0
@@ -61,11 +63,11 @@ class HostCuda:
         return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:  # noqa: N802
-        self.recording = []
+        self._thread.recording = []
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:  # noqa: N802
-        recorded, self.recording = self.recording, None
+        recorded, self._thread.recording = self._thread.recording, None
         self.graphs.append(recorded or [])
         return 0, recorded
 
@@ -79,8 +81,8 @@ class HostCuda:
         return (0,)
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        if self.recording is not None:
-            self.recording.append(work)
+        if (recording := getattr(self._thread, "recording", None)) is not None:
+            recording.append(work)
         else:
             work()
 
@@ -90,11 +92,18 @@ class HostContext:
 
     def __init__(self, engine: "HostEngine") -> None:
         self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
+        # As in TensorRT 8: an engine's first context begins with its first profile, and the others with none.
+        self.active_optimization_profile = -1 if engine.contexts else 0
+        engine.contexts += 1
+        engine.cuda.contexts += 1
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.active_optimization_profile = index
         return True
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        if self.active_optimization_profile < 0:
+            return False
         self.shapes[name] = tuple(shape)
         return True
 
@@ -131,7 +140,8 @@ class HostEngine:
     def __init__(self, path: str, cuda: HostCuda) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        self.cuda = cuda
+        self.cuda, self.contexts = cuda, 0
+        cuda.engines += 1
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.ports = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.inputs = {i.name for i in self.session.get_inputs()}

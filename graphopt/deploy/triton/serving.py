@@ -19,8 +19,9 @@ from graphopt.engine import manifest as manifests
 from graphopt.errors import DeployError, GraphOptError
 from graphopt.generate import Sampler, generate
 from graphopt.models.tokenizer import Tokenizer
-from graphopt.runners import Decoder, open_runner
+from graphopt.runners import Decoder
 from graphopt.runners.host import ort_runner
+from graphopt.runners.tensorrt import PlanRunner
 
 _logger = log.get(__name__)
 
@@ -68,8 +69,10 @@ class GenerateModel:
             batches = Batches(runner)
             return [Decoder(BatchedRunner(batches)) for _ in range(settings.streams)]
         if settings.execution == "trt":
-            plan = folder / "model.plan"
-            return [Decoder(self._open.enter_context(open_runner(plan))) for _ in range(settings.streams)]
+            # The weights once; a context, a cache and a CUDA graph for each stream.
+            first = self._open.enter_context(PlanRunner(folder / "model.plan"))
+            others = [self._open.enter_context(first.sibling()) for _ in range(settings.streams - 1)]
+            return [Decoder(runner) for runner in (first, *others)]
         plan = folder / MANIFEST_STEM
         manifest = manifests.read(plan)
         return [

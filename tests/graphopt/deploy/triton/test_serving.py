@@ -110,6 +110,7 @@ def test_streams_of_plans(repository: Path, text_model: Path, monkeypatch: pytes
     fields = {"text_input": text(PROMPT), "max_tokens": np.array([30], np.int32), "temperature": np.ones(1, np.float32)}
     requests = [Request(**fields, seed=np.array([seed], np.int64)) for seed in range(5)]
     refused = Request('{"max_token": 3}', text_input=text(PROMPT))
+    assert (cuda.engines, cuda.contexts) == (1, STREAMS), "streams share the weights"
     model.execute([*requests, refused])
     got = [r.answers() for r in requests]
     model.close()
