@@ -11,7 +11,7 @@ from graphopt.errors import DeployError, nearest
 #: Who executes a decoder -> what that is.
 EXECUTIONS = {
     "ort": "ONNX Runtime on the CPU, inside the generate model",
-    "trt": "graphopt's runner of plans, in the generate model: one engine, and a context and CUDA graph for each stream",
+    "trt": "graphopt's runner of plans, in the generate model: one engine, a context and CUDA graph per stream",
     "bls": "Triton's TensorRT backend, which keeps the caches and batches the streams; the generate model calls it",
 }
 
