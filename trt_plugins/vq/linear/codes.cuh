@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/ptx.cuh"
+#include "vq/linear/lane_columns.h"
 
 namespace graphopt::vq {
 
@@ -50,19 +51,9 @@ struct LaneCodes {
   static constexpr int kResiduals = kResiduals_;
 
   /// Bits of so many columns.
-  static constexpr int bits_of(int columns) { return columns / kVector * kResiduals * kBits; }
+  static constexpr int bits_of(int columns) { return bits_of_columns(columns, kVector, kBits, kResiduals); }
 
-  /// The fewest columns that fill vectors of 16 bytes, or words where that takes more than 128 columns.
-  static constexpr int lane_columns() {
-    for (int columns = 32; columns <= 128; columns *= 2) {
-      if (bits_of(columns) % 128 == 0) return columns;
-    }
-    int columns = 32;
-    while (bits_of(columns) % 32 != 0) columns *= 2;
-    return columns;
-  }
-
-  static constexpr int kColumns = lane_columns();
+  static constexpr int kColumns = lane_columns(kVector, kBits, kResiduals);
   static constexpr int kBytes = bits_of(kColumns) / 8;
   static constexpr int kWords = kBytes / 4;
 

@@ -160,9 +160,6 @@ class FewTokens {
     return tokens * steps * kStep * int{sizeof(T)};
   }
 
-  /// Bytes of the sums of a block, which take the place of tables and panels.
-  static constexpr int sum_bytes(int tokens) { return kGroups * tokens * kRows * 4; }
-
   __device__ __forceinline__ FewTokens(FewArgs<T> const& args, uint32_t shared)
       : args_(args),
         table_(shared),

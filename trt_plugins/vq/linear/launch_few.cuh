@@ -11,10 +11,9 @@
 
 namespace graphopt::vq {
 
-/// Put `split` blocks, which share K, into a cluster.
-template <class Args>
-Status launch_split(void (*kernel)(Args), Args const& args, dim3 grid, int threads, size_t shared_bytes, int split,
-                    cudaStream_t stream) {
+/// Put `split` blocks, which share K, into a cluster. `kernel`: of one parameter, FewArgs.
+inline Status launch_split(void const* kernel, void const* args, dim3 grid, int threads, size_t shared_bytes, int split,
+                           cudaStream_t stream) {
   GRAPHOPT_CUDA_TRY(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   cudaLaunchConfig_t config{};
@@ -37,7 +36,8 @@ Status launch_split(void (*kernel)(Args), Args const& args, dim3 grid, int threa
 #else
   static_cast<void>(split);
 #endif
-  return cuda_status(cudaLaunchKernelEx(&config, kernel, args));
+  void* arguments[] = {const_cast<void*>(args)};
+  return cuda_status(cudaLaunchKernelExC(&config, kernel, arguments));
 }
 
 template <class T>
@@ -62,20 +62,44 @@ FewArgs<T> few_args(LinearParams const& p, int columns) {
   return args;
 }
 
+/// What a kernel of few tokens was compiled for.
+struct FewSizes {
+  int chunk;        // columns that a warp takes at a time
+  int groups;       // of warps that share K
+  int tokens;       // of a block
+  int rows;         // of a block
+  int threads;      // of a block
+  int table_bytes;  // of codebooks in shared memory
+
+  /// Bytes of a panel of X of so many tokens.
+  int panel_bytes(int many, int steps) const { return many * steps * chunk * groups * 2; }
+};
+
 /// `panel_bytes`: of X in shared memory, about, and twice.
+template <class T>
+Status launch_few(void const* kernel, FewSizes const& sizes, LinearParams const& p, int split, int panel_bytes,
+                  cudaStream_t stream) {
+  auto args = few_args<T>(p, sizes.chunk);
+  int const tokens = static_cast<int>(std::min<int64_t>(p.m, sizes.tokens));
+  int const steps = ceil_div(ceil_div(args.chunks, split), sizes.groups);
+  args.panel = std::clamp(panel_bytes / sizes.panel_bytes(tokens, 1), 1, steps);
+  int const panels = args.panel < steps ? 2 : 1;
+  // Sums take the place of codebooks and X.
+  int const sums = sizes.groups * tokens * sizes.rows * static_cast<int>(sizeof(float));
+  auto const shared =
+      static_cast<size_t>(std::max(sizes.table_bytes + panels * sizes.panel_bytes(tokens, args.panel), sums));
+  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(p.n, sizes.rows) * split),
+                  static_cast<unsigned>(ceil_div<int64_t>(p.m, sizes.tokens)));
+  return launch_split(kernel, &args, grid, sizes.threads, shared, split, stream);
+}
+
 template <class Weights, class Shape>
 Status launch_few(LinearParams const& p, int split, int panel_bytes, cudaStream_t stream) {
   using Kernel = FewTokens<Weights, Shape>;
-  auto args = few_args<typename Weights::T>(p, Kernel::kChunk);
-  int const tokens = static_cast<int>(std::min<int64_t>(p.m, Shape::kTokens));
-  int const steps = ceil_div(ceil_div(args.chunks, split), Shape::kGroups);
-  args.panel = std::clamp(panel_bytes / Kernel::panel_bytes(tokens, 1), 1, steps);
-  int const panels = args.panel < steps ? 2 : 1;
-  size_t const shared = static_cast<size_t>(
-      std::max(Kernel::kTableBytes + panels * Kernel::panel_bytes(tokens, args.panel), Kernel::sum_bytes(tokens)));
-  dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(p.n, Shape::kRows) * split),
-                  static_cast<unsigned>(ceil_div<int64_t>(p.m, Shape::kTokens)));
-  return launch_split(linear_few<Weights, Shape>, args, grid, Shape::kThreads, shared, split, stream);
+  constexpr FewSizes kSizes{Kernel::kChunk, Shape::kGroups,  Shape::kTokens,
+                            Shape::kRows,   Shape::kThreads, Kernel::kTableBytes};
+  auto const kernel = reinterpret_cast<void const*>(linear_few<Weights, Shape>);
+  return launch_few<typename Weights::T>(kernel, kSizes, p, split, panel_bytes, stream);
 }
 
 template <class Weights, class Shape>
