@@ -1,13 +1,16 @@
-"""Engines on a GPU: check them against references, and time MixQ against fp16 on Llama-7B-shaped layers.
+"""Engines on a GPU: check them against references, and time quantized layers of Llama's shapes against fp16.
 
     python benchmarks/engine.py check --cases FOLDER --work FOLDER --json FILE
-    python benchmarks/engine.py make --work FOLDER [--layers 4]
-    python benchmarks/engine.py time --work FOLDER --json FILE [--seconds 500]
+    python benchmarks/engine.py make --work FOLDER [--preset llama-2-7b] [--layers 4] [--schemes NAMES]
+    python benchmarks/engine.py time --work FOLDER --json FILE [--schemes NAMES] [--phases decode,prefill]
+        [--batches 1,16,4,64] [--seconds 500]
     python benchmarks/engine.py merge FILE [FILE ...] --json FILE
 
-`check` reads what benchmarks/engine_cases.py wrote. `time` builds and times what `make` wrote, one plan per scheme and
-phase; it writes the JSON after every plan and starts none once ``--seconds`` have passed. `merge` makes one file of
-several runs of `time`, of which each may have built some of the plans: the last row of a case and scheme counts.
+NAMES, with commas between, are tensorrt_fp16 (a growing cache, no plugins), fp16-static, or a preset of `optimize`,
+with "+" and the preset of a cache behind it: vq-quip4+cq4. `check` reads what benchmarks/engine_cases.py wrote. `time`
+builds and times what `make` wrote, one plan per scheme and phase; it writes the JSON after every plan and starts none
+once ``--seconds`` have passed. `merge` makes one file of several runs of `time`, of which each may have built some of
+the plans: the last row of a case and scheme counts.
 """
 
 import argparse
@@ -24,14 +27,14 @@ from typing import Any
 
 import engine_models
 import numpy as np
+from engine_shapes import Call, Inputs
 
 from graphopt.engine import gpu
 from graphopt.engine.build import BuildOptions, build
 from graphopt.engine.measure import by_op, latency
 from graphopt.engine.run import Runner
 from graphopt.errors import GraphOptError
-from graphopt.models.llama_config import LlamaConfig
-from graphopt.models.presets import llama_config
+from graphopt.models.presets import LLAMA_PRESETS
 from graphopt.results import provenance
 
 #: Share of int8 codes that may differ by one step (see tests/contract/test_ops.py).
@@ -39,9 +42,13 @@ BOUNDARY_CODES = 0.01
 CONTEXT, PROMPT = 2048, 2048
 OUTLIERS = 128
 BASELINE = "tensorrt_fp16"
-#: Name in the results -> the scheme that makes it; all but the baseline update their cache in place.
-SCHEMES = {BASELINE: None, "fp16-static": "none", "mixq-w8a8": "mixq-w8a8", "mixq-w4a8": "mixq-w4a8"}
-BITS = {BASELINE: 16, "fp16-static": 16, "mixq-w8a8": 8, "mixq-w4a8": 4}
+#: Bits of a weight or of a cached value; 16 for weights of what is not here.
+BITS = {
+    "mixq-w8a8": 8, "mixq-w4a8": 4, "mant-w4a16": 4, "mant-w4a8": 4, "mant-int8": 4, "vq-quip4": 4, "vq-aqlm3": 3,
+    "vq-aqlm2": 2, "vq-gptvq2": 2, "static": 16, "cq4": 4, "cq2": 2, "kv-mant4": 4,
+}  # fmt: skip
+
+Row = dict[str, Any]
 
 
 def log(text: str) -> None:
@@ -68,13 +75,13 @@ def build_static(model: Path, plan: Path, profiles: list[dict[str, tuple[int, ..
 # -- check
 
 
-def error_of(got: np.ndarray, want: np.ndarray) -> float:
-    """Normalized error; for int8 codes, the share that differs, infinite if by more than a step."""
+def error_of(got: np.ndarray, want: np.ndarray, step: int = 1) -> float:
+    """Normalized error; for int8 codes, the share that differs, infinite if one does by more than ``step``."""
     if want.dtype == np.int8:
         # TensorRT 8 hands INT8 over as INT32, four to an element.
         codes = got.view(np.int8).reshape(want.shape) if got.dtype == np.int32 else got
         difference = np.abs(codes.astype(np.int32) - want.astype(np.int32))
-        return float("inf") if difference.max(initial=0) > 1 else float(difference.astype(bool).mean())
+        return float("inf") if difference.max(initial=0) > step else float(difference.astype(bool).mean())
     a, b = got.astype(np.float64), want.astype(np.float64)
     same = ~np.isfinite(b)
     if a.shape != b.shape or not np.array_equal(np.isfinite(a), ~same):
@@ -100,7 +107,7 @@ def check_case(data: Path, model: Path, work: Path) -> list[dict[str, Any]]:
             for name, got in outputs.items():
                 want = arrays[f"out.{name}"]
                 limit = BOUNDARY_CODES if want.dtype == np.int8 else float(arrays[f"limit.{name}"])
-                error = error_of(got, want)
+                error = error_of(got, want, int(arrays.get(f"step.{name}", 1)))
                 rows.append({"case": data.stem, "output": name, "cuda_graph": graph, "error": error, "limit": limit,
                              "ok": bool(error <= limit)})  # fmt: skip
     return rows
@@ -138,73 +145,67 @@ def attempt(what: str, action: Callable[[], Any]) -> Any:
 # -- time
 
 
+def parts(name: str) -> tuple[str, str]:
+    """Scheme and cache of a name in the results; all but the baseline update their cache in place."""
+    scheme, _, cache = name.partition("+")
+    return "none" if scheme == "fp16-static" else scheme, cache or "static"
+
+
 def make(arguments: argparse.Namespace) -> bool:
-    config = replace(llama_config("llama-2-7b"), num_hidden_layers=arguments.layers, vocab_size=512)
-    started = time.monotonic()
-    source = arguments.work / f"{BASELINE}.onnx"
-    engine_models.write_decoder(config, source, outliers=0)
-    log(f"make: fp16 model in {time.monotonic() - started:.0f} s")
-    for name, scheme in SCHEMES.items():
+    work, started = arguments.work, time.monotonic()
+    config = replace(LLAMA_PRESETS[arguments.preset], num_hidden_layers=arguments.layers, vocab_size=512)
+    (work / "config.json").write_text(json.dumps({"preset": arguments.preset, **asdict(config)}))
+    source = work / f"{BASELINE}.onnx"
+    if not source.exists():
+        engine_models.write_decoder(config, source, outliers=0)
+        log(f"make: fp16 model in {time.monotonic() - started:.0f} s")
+    statistics = engine_models.planted(source, OUTLIERS, config)
+    for name in arguments.schemes.split(","):
         if name != BASELINE:
-            engine_models.optimize(source, arguments.work / f"{name}.onnx", OUTLIERS, scheme=scheme, cache="static")
+            scheme = "+".join(parts(name))
+            target = work / f"{name}.onnx"
+            engine_models.optimize(source, target, statistics, scheme=scheme, random_codes=True)
             log(f"make: {name} after {time.monotonic() - started:.0f} s")
-    (arguments.work / "config.json").write_text(json.dumps(asdict(config)))
     return True
 
 
 @dataclass(frozen=True)
-class Case:
-    """One call of the decoder: ``seq`` new tokens for each of ``batch`` sequences with ``past`` tokens in the cache."""
+class Model:
+    """Decoder layers of a published size."""
 
-    phase: str
-    batch: int
-    seq: int
-    past: int
+    work: Path
 
-    def name(self, config: LlamaConfig) -> str:
-        layers = config.num_hidden_layers
-        return f"llama-2-7b {layers} layers {self.phase} B={self.batch} S={self.seq} past={self.past}"
+    @property
+    def label(self) -> str:
+        """What the cases are called."""
+        config = json.loads((self.work / "config.json").read_text())
+        layers = config["num_hidden_layers"]
+        return f"{config['preset']} {layers} layer{'s' if layers > 1 else ''}"
 
-    def shapes(self, config: LlamaConfig, *, growing: bool) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs; a cache that is updated in place holds the new tokens too."""
-        rows, total = (self.batch, self.seq), self.past + self.seq
-        shapes: dict[str, tuple[int, ...]] = {"input_ids": rows}
-        if growing:
-            shapes |= {"position_ids": rows, "attention_mask": (self.batch, total)}
-        else:
-            shapes["start"] = (self.batch,)
-        cache = (self.batch, config.num_key_value_heads, self.past if growing else total, config.head_dim)
-        for i in range(config.num_hidden_layers):
-            shapes |= {f"past_key_values.{i}.{kind}": cache for kind in ("key", "value")}
-        return shapes
+    def inputs(self, name: str) -> Inputs:
+        """Of the engine of a scheme."""
+        return Inputs(self.work / f"{name}.onnx", packed=True)
 
 
-#: The most telling first: a run may end before the last.
-CASES = {
-    "decode": [Case("decode", batch, 1, CONTEXT) for batch in (1, 16, 4, 64)],
-    "prefill": [Case("prefill", 1, PROMPT, 0)],
-}
-#: In place of the prefill where TensorRT takes no empty cache.
-PREFILL_AFTER_16 = [Case("prefill", 1, PROMPT, 16)]
+def cases_of(phase: str, batches: list[int]) -> list[Call]:
+    """The calls that are timed."""
+    return [Call(1, PROMPT, 0)] if phase == "prefill" else [Call(batch, 1, CONTEXT) for batch in batches]
 
 
-def build_phase(name: str, cases: list[Case], config: LlamaConfig, work: Path) -> Path | None:
+def build_phase(name: str, phase: str, cases: list[Call], model: Model) -> Path | None:
     """One plan for all ``cases``, tuned for the batch in the middle of them."""
-    plan = work / f"{name}.{cases[0].phase}.plan"
-    growing = name == BASELINE
+    plan, inputs = model.work / f"{name}.{phase}.plan", model.inputs(name)
     ordered = sorted(cases, key=lambda c: c.batch)
-    low, usual, high = (
-        shapes_text(c.shapes(config, growing=growing)) for c in (ordered[0], ordered[len(cases) // 2], ordered[-1])
-    )
+    low, usual, high = (inputs.text(c) for c in (ordered[0], ordered[len(cases) // 2], ordered[-1]))
     log(f"build {plan.name}")
 
     def action() -> float:
         started = time.monotonic()
         options = BuildOptions(
             flavour="tensorrt", min_shapes=(low,), opt_shapes=(usual,), max_shapes=(high,),
-            timing_cache=work / "timing.cache",
+            timing_cache=model.work / "timing.cache",
         )  # fmt: skip
-        result = build(work / f"{name}.onnx", plan, options)
+        result = build(model.work / f"{name}.onnx", plan, options)
         log(f"  {plan.name}: {time.monotonic() - started:.0f} s, {result.manifest.plan_bytes / 1e6:.0f} MB, "
             f"{result.manifest.plugin_layers} plugin layers")  # fmt: skip
         return result.manifest.build_seconds
@@ -212,85 +213,94 @@ def build_phase(name: str, cases: list[Case], config: LlamaConfig, work: Path) -
     return plan if attempt(f"build {plan.name}", action) is not None else None
 
 
-def time_plan(plan: Path, cases: list[Case], config: LlamaConfig, name: str) -> dict[Case, dict[str, Any]]:
-    """Times of one engine in all ``cases``."""
-    growing = name == BASELINE
-    times: dict[Case, dict[str, Any]] = {}
+def time_plan(plan: Path, cases: list[Call], inputs: Inputs, name: str) -> dict[Call, Row]:
+    """Times of one engine in all ``cases``; those of its layers after all others, which the profiler would slow."""
+    times: dict[Call, Row] = {}
     with Runner(plan) as runner:
-        pasts = [p.name for p in runner.inputs if p.name.startswith("past")]
-        if not growing:  # past and present have one address, as `graphopt generate` binds them
+        if name != BASELINE:  # past and present have one address, as `graphopt generate` binds them
+            pasts = [p.name for p in runner.inputs if p.name.startswith("past")]
             runner.share({p.replace("past_key_values", "present"): p for p in pasts})
         for case in cases:
-            runner.fill(case.shapes(config, growing=growing))
+            runner.fill(inputs.shapes(case))
             eager = latency(runner, 30)
             attempt("CUDA graph", runner.capture)
             graph = latency(runner, 50) if runner.captured else None
-            layers = attempt("layer times", lambda: runner.layer_times(5)) or []
             times[case] = {
                 "eager": asdict(eager),
                 "graph": asdict(graph) if graph else None,
                 "memory": asdict(runner.memory()),
+            }
+        for case in cases:
+            runner.fill(inputs.shapes(case))
+            layers = attempt("layer times", lambda: runner.layer_times(5)) or []
+            times[case] |= {
                 "ops": [asdict(o) for o in by_op(layers)[:12]],
                 "slowest": [asdict(layer) for layer in sorted(layers, key=lambda layer: -layer.us)[:12]],
             }
-            best = (graph or eager).median_us
-            log(f"  {case.name(config)} {name}: {best:.0f} us, "
+            log(f"  B={case.batch} S={case.seq} {name}: {best_of(times[case]):.0f} us, "
                 + ", ".join(f"{o.op} {o.us:.0f}" for o in by_op(layers)[:6]))  # fmt: skip
     return times
 
 
-def rows_of(times: dict[str, dict[Case, dict[str, Any]]], config: LlamaConfig) -> list[dict[str, Any]]:
-    """The rows of one phase, with every other engine as a peer."""
-    rows = []
-    best = {
-        (name, case): (m["graph"] or m["eager"])["median_us"] for name, of in times.items() for case, m in of.items()
-    }
-    for (name, case), us in best.items():
-        peers = {other: t for (other, c), t in best.items() if c == case and other != name}
-        rows.append({
-            "suite": "engine", "case": case.name(config), "scheme": name, "phase": case.phase, "B": case.batch,
-            "M": case.batch * case.seq, "bits": BITS[name], "us": us, "peers": peers, "measured": times[name][case],
-        })  # fmt: skip
-    return rows
+def best_of(measured: Row) -> float:
+    median: float = (measured["graph"] or measured["eager"])["median_us"]
+    return median
+
+
+def rows_of(name: str, phase: str, times: dict[Call, Row], label: str) -> list[Row]:
+    """The rows of one engine."""
+    scheme, cache = parts(name)
+    shared = {
+        "suite": "engine", "scheme": name, "phase": phase, "bits": BITS.get(scheme, 16), "cache_bits": BITS[cache],
+    }  # fmt: skip
+    return [
+        {
+            **shared, "case": f"{label} {phase} B={c.batch} S={c.seq} past={c.past}", "B": c.batch,
+            "M": c.batch * c.seq, "us": best_of(measured), "measured": measured,
+        }
+        for c, measured in times.items()
+    ]  # fmt: skip
+
+
+def with_peers(rows: list[Row]) -> list[Row]:
+    """The last row of each case and scheme, with every other engine as a peer."""
+    last = {(row["case"], row["scheme"]): row for row in rows}
+    return [
+        {**row, "peers": {s: other["us"] for (c, s), other in last.items() if c == case and s != scheme}}
+        for (case, scheme), row in last.items()
+    ]
 
 
 def time_engines(arguments: argparse.Namespace) -> bool:
-    config = LlamaConfig(**json.loads((arguments.work / "config.json").read_text()))
+    model = Model(arguments.work)
     device = gpu.query()
     common = {"gpu": device.gpus[0].name, "driver": arguments.driver, "cuda": device.cuda_version, **provenance()}
     if commit := os.environ.get("GRAPHOPT_COMMIT"):
         common["commit"] = commit
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     deadline = time.monotonic() + arguments.seconds
+    batches = [int(b) for b in arguments.batches.split(",")]
     for phase in arguments.phases.split(","):
-        times: dict[str, dict[Case, dict[str, Any]]] = {}
-        # The quick builds first, so that a run that is cut off has timed our engines at least.
-        for name in [s for s in reversed(SCHEMES) if s in arguments.schemes.split(",")]:
+        for name in arguments.schemes.split(","):
             if time.monotonic() > deadline:
                 log(f"out of time before {name} {phase}")
                 break
-            cases = CASES[phase]
-            plan = build_phase(name, cases, config, arguments.work)
-            if plan is None and phase == "prefill":
-                cases = PREFILL_AFTER_16
-                plan = build_phase(name, cases, config, arguments.work)
-            if plan and (found := attempt(name, partial(time_plan, plan, cases, config, name))):
-                times[name] = found
+            cases = cases_of(phase, batches)
+            if (plan := build_phase(name, phase, cases, model)) is None:
+                continue
+            if found := attempt(name, partial(time_plan, plan, cases, model.inputs(name), name)):
+                rows += [{**row, **common} for row in rows_of(name, phase, found, model.label)]
                 plan.unlink()
-                current = [{**row, **common} for row in rows_of(times, config)]
-                arguments.json.write_text(json.dumps(rows + current, indent=1))
-        rows += [{**row, **common} for row in rows_of(times, config)]
+                arguments.json.write_text(json.dumps(with_peers(rows), indent=1))
     return bool(rows)
 
 
 def merge(arguments: argparse.Namespace) -> bool:
-    rows = {(r["case"], r["scheme"]): r for file in arguments.files for r in json.loads(file.read_text())}
-    if gpus := {r["gpu"] for r in rows.values()} - {next(iter(rows.values()))["gpu"]}:
+    rows = with_peers([row for file in arguments.files for row in json.loads(file.read_text())])
+    if gpus := {r["gpu"] for r in rows} - {rows[0]["gpu"]}:
         log(f"rows of another GPU: {min(gpus)}")
         return False
-    for (case, scheme), row in rows.items():
-        row["peers"] = {other: r["us"] for (c, other), r in rows.items() if c == case and other != scheme}
-    arguments.json.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+    arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
     return True
 
 
@@ -308,12 +318,15 @@ def main() -> None:
         if name == "check":
             verb.add_argument("--cases", type=Path, required=True)
         if name == "make":
+            verb.add_argument("--preset", default="llama-2-7b", choices=LLAMA_PRESETS)
             verb.add_argument("--layers", type=int, default=4)
         if name == "time":
             verb.add_argument("--seconds", type=float, default=500)
             verb.add_argument("--driver", default="")
-            verb.add_argument("--schemes", default=",".join(SCHEMES), help="of those that make has written")
             verb.add_argument("--phases", default="decode,prefill", help="of decode and prefill, in this order")
+            verb.add_argument("--batches", default="1,16,4,64", help="of decode")
+        if name in ("make", "time"):
+            verb.add_argument("--schemes", default=f"mixq-w4a8,mixq-w8a8,{BASELINE}", help="in this order")
     arguments = parser.parse_args()
     if arguments.verb != "merge":
         arguments.work.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 # Build what benchmarks/engine_trip.sh needs into carry_trt8/ (not in git): the TensorRT 8 plugin library and the cases.
 #   sh benchmarks/engine_carry.sh INCLUDE [arch]
 # INCLUDE: folder of TensorRT 8.6's NvInferRuntime.h; arch: 90a (H100, H200; default), 80, 89, ...
-# The runtime itself goes into carry_trt8/slim/NN/partNN, parts of at most 56 MiB, one folder each, beside unpack.sh.
+# The runtime itself goes into carry_trt8/slim/NN/partNN, parts of at most 50 MiB, one folder each, beside unpack.sh.
 set -eu
 cd "$(dirname "$0")/.."
 include="$1"

@@ -2,13 +2,16 @@
 # TensorRT 8.6 engines on a GPU host without a network.
 #   bash benchmarks/engine_trip.sh unpack PARTS     rebuild the runtime from the parts in the folder PARTS
 #   bash benchmarks/engine_trip.sh check            small models and every op against their references
-#   bash benchmarks/engine_trip.sh make             random Llama-7B-shaped layers, in fp16 and MixQ (no GPU needed)
+#   bash benchmarks/engine_trip.sh make             random layers of Llama's shapes in the forms SCHEMES (no GPU needed);
+#                                                   PRESET (llama-2-7b), LAYERS (4)
 #   bash benchmarks/engine_trip.sh first PARTS      the three above in one call; `make` runs beside `check`
-#   bash benchmarks/engine_trip.sh time             build and time both; PHASES, SCHEMES: which, comma-separated
-#   bash benchmarks/engine_trip.sh text GGUF STATISTICS PREPARED    SmolLM2 by engines: text and perplexity (needs the
-#                                                   package gguf; PREPARED is from benchmarks/generate.py prepare)
+#   bash benchmarks/engine_trip.sh time             build and time them, one after another; PHASES, BATCHES, SCHEMES
+#   bash benchmarks/engine_trip.sh text GGUF STATISTICS PREPARED    SmolLM2 by engines: text and perplexity in the forms
+#                                                   SCHEMES (needs the package gguf; PREPARED is from
+#                                                   benchmarks/generate.py prepare); plans are built beside each other
 # Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
-# plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540).
+# plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540). SCHEMES,
+# PHASES and BATCHES are lists with commas, as benchmarks/engine.py and generate.py take them.
 cd "$(dirname "$0")/.." || exit 1
 out="$(realpath -m "${OUT:-out/engine}")"
 work="${WORK:-/tmp/engine}"
@@ -37,12 +40,16 @@ run() {
     return "${PIPESTATUS[0]}"
 }
 
+make_layers() {
+    run make --work "$work" --preset "${PRESET:-llama-2-7b}" --layers "${LAYERS:-4}" ${SCHEMES:+--schemes "$SCHEMES"}
+}
+
 package
 case "$verb" in
 first)
     parts="${1:?folder of the parts}"
     bash carry_trt8/unpack.sh "$parts" "$runtime" || exit 1
-    (verb=make; run make --work "$work" --layers "${LAYERS:-4}") &
+    (verb=make; make_layers) &
     made=$!
     verb=check
     cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json"
@@ -52,19 +59,24 @@ first)
     ;;
 unpack) bash carry_trt8/unpack.sh "${1:?folder of the parts}" "$runtime" ;;
 check) cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json" ;;
-make) run make --work "$work" --layers "${LAYERS:-4}" ;;
+make) make_layers ;;
 time)
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
     run time --work "$work" --json "$out/engine.json" --driver "$driver" \
-        --seconds $((limit - 120)) --phases "${PHASES:-decode,prefill}" ${SCHEMES:+--schemes "$SCHEMES"}
+        --seconds $((limit - 120)) --phases "${PHASES:-decode,prefill}" ${BATCHES:+--batches "$BATCHES"} \
+        ${SCHEMES:+--schemes "$SCHEMES"}
     ;;
 text)
     gguf="${1:?GGUF file}" statistics="${2:?statistics}" prepared="${3:?folder of benchmarks/generate.py prepare}"
     generate() { timeout "$limit" "$runtime/bin/trt8-python" benchmarks/generate.py "$@" 2>&1 | tee -a "$out/text.log"; }
-    generate make "$gguf" "$statistics" "$work/text" --schemes "${SCHEMES:-none,mixq-w8a8}"
-    generate build "$work/text"
+    schemes="${SCHEMES:-none,mixq-w8a8}"
+    generate make "$gguf" "$statistics" "$work/text" --schemes "$schemes"
     plans=()
-    for plan in "$work"/text/*.plan; do plans+=("$(basename "$plan" .plan)=$plan"); done
+    for scheme in ${schemes//,/ }; do
+        generate build "$work/text" --schemes "$scheme" &
+        plans+=("$scheme=$work/text/$scheme.plan")
+    done
+    wait
     generate run "$prepared" "${plans[@]}" --json "$out/generate.json"
     ;;
 *) echo "unknown verb $verb" >&2; exit 2 ;;

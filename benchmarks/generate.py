@@ -1,15 +1,16 @@
 """Greedy text and perplexity of the same decoder in several forms, each beside the first.
 
     python benchmarks/generate.py prepare MODEL.onnx FOLDER
-    python benchmarks/generate.py make GGUF STATISTICS FOLDER [--schemes none,mixq-w8a8]
-    python benchmarks/generate.py build FOLDER
+    python benchmarks/generate.py make GGUF STATISTICS FOLDER [--schemes none,mixq-w8a8,vq-quip4+cq4]
+    python benchmarks/generate.py build FOLDER [--schemes none,mixq-w8a8] [--level 0]
     python benchmarks/generate.py run FOLDER NAME=FILE [NAME=FILE ...] --json FILE [--tokens 64] [--chunks 16]
         [--recorded FILE]
 
 `prepare` writes the tokens of the prompts and of the text, with the tokenizer beside MODEL, so that `run` needs none.
 `make` and `build` give `run` its models and plans where neither can be carried: FOLDER/SCHEME.onnx with a cache that is
-updated in place, the head as it is, and FOLDER/SCHEME.plan with one profile, tuned for one token, at a low optimization
-level: TensorRT 8.6 takes minutes for each (benchmarks/NOTES.md).
+updated in place, of the format behind a "+" or in the activation type, the head as it is, and FOLDER/SCHEME.plan with
+one profile, tuned for one token, at a low optimization level: TensorRT 8.6 takes minutes for each
+(benchmarks/NOTES.md). Plans of several schemes may be built by several processes at once where no time counts.
 FILE is an .onnx file or a .plan; NAME is that of its scheme, the first one's is what the others are compared with.
 Where two texts part, the row tells how far apart the reference saw the two tokens: a near tie, or a mistake. Rows of
 `--recorded` files, such as those of engines on another machine, are judged with the first FILE of this one.
@@ -20,11 +21,12 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+from engine_shapes import Call, Inputs
 
 from graphopt.compare import perplexity
 from graphopt.engine import gpu
@@ -57,6 +59,24 @@ def prepare(model: Path, folder: Path) -> None:
     np.save(folder / "chunks.npy", corpus(None, None, model).chunks("evaluation", CHUNKS, LENGTH).astype(np.int32))
 
 
+class Untied:
+    """Weights whose head is a tensor of its own: TensorRT 8 transposes a tied one on the CPU, for half a minute.
+
+    Args:
+        source: of a decoder.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source, self._tied = source, source.config.tie_word_embeddings
+        self.config = replace(source.config, tie_word_embeddings=False)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Return the weight of a Hugging Face name."""
+        tied = self._tied and name == "lm_head.weight"
+        values: np.ndarray = self._source.tensor("model.embed_tokens.weight" if tied else name)
+        return values
+
+
 def make(arguments: argparse.Namespace) -> None:
     from graphopt import compile, ir
     from graphopt.core.recipe import Recipe
@@ -66,43 +86,36 @@ def make(arguments: argparse.Namespace) -> None:
     from graphopt.passes import CACHES, SCHEMES
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    weights = GgufWeights(arguments.gguf)
+    weights = Untied(GgufWeights(arguments.gguf))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
         source = Path(work) / "model.onnx"
         build_llama(weights.config, weights, source, dtype="float16", opset=OPSET)
-        for scheme in arguments.schemes.split(","):
+        for name in arguments.schemes.split(","):
             model = ir.load(source)
-            plain = scheme == "none"
-            recipe = Recipe.preset(scheme, SCHEMES, [] if plain else ["*lm_head*"]).with_cache("static", {}, CACHES)
+            scheme, _, cache = name.partition("+")
+            plain = name == "none"
+            recipe = Recipe.preset(scheme, SCHEMES, [] if scheme == "none" else ["*lm_head*"])
+            recipe = recipe.with_cache(cache or "static", {}, CACHES)
             compile.optimize(model, recipe, None if plain else Statistics.load(arguments.statistics))
-            ir.save(model, arguments.folder / f"{scheme}.onnx")
+            ir.save(model, arguments.folder / f"{name}.onnx")
 
 
 def build(arguments: argparse.Namespace) -> None:
     from graphopt.engine.build import BuildOptions
     from graphopt.engine.build import build as build_plan
+    from graphopt.engine.flavour import select
 
-    for model in sorted(arguments.folder.glob("*.onnx")):
-        inputs = input_sizes(model)
-
-        def shapes(tokens: int, inputs: dict[str, list[int | str]] = inputs) -> str:
-            free = {"sequence_length": tokens, "cache_capacity": CAPACITY}
-            sizes = {n: [d if isinstance(d, int) else free.get(d, 1) for d in dims] for n, dims in inputs.items()}
-            return ",".join(f"{name}:{'x'.join(map(str, dims))}" for name, dims in sizes.items())
-
+    chosen = arguments.schemes and [arguments.folder / f"{name}.onnx" for name in arguments.schemes.split(",")]
+    for model in chosen or sorted(arguments.folder.glob("*.onnx")):
+        inputs = Inputs(model, packed=not select(None).modern)
+        one, most = (inputs.text(Call(1, tokens, 0, CAPACITY)) for tokens in (1, LENGTH))
         options = BuildOptions(
-            min_shapes=(shapes(1),), opt_shapes=(shapes(1),), max_shapes=(shapes(LENGTH),), optimization_level=1,
-            timing_cache=arguments.folder / "timing.cache",
+            min_shapes=(one,), opt_shapes=(one,), max_shapes=(most,), optimization_level=arguments.level,
+            timing_cache=model.with_suffix(".cache"),
         )  # fmt: skip
         started = time.monotonic()
         build_plan(model, model.with_suffix(".plan"), options)
         print(f"{model.stem}: {time.monotonic() - started:.0f} s", flush=True)
-
-
-def input_sizes(model: Path) -> dict[str, list[int | str]]:
-    """Names and dimensions of a model's inputs; free ones by their names."""
-    graph = onnx.load(model, load_external_data=False).graph
-    return {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.input}
 
 
 def texts(file: Path, prompts: Sequence[dict[str, Any]], tokens: int) -> tuple[list[Generation], dict[str, Any]]:
@@ -185,6 +198,8 @@ def main() -> None:
     verb.add_argument("--schemes", default="none,mixq-w8a8", help="presets, comma-separated")
     verb = verbs.add_parser("build")
     verb.add_argument("folder", type=Path)
+    verb.add_argument("--schemes", default="", help="of those that make has written; all by default")
+    verb.add_argument("--level", type=int, default=0, help="TensorRT's optimization level, 0 to 5")
     verb = verbs.add_parser("run")
     verb.add_argument("folder", type=Path)
     verb.add_argument("files", nargs="+", metavar="NAME=FILE")

@@ -26,6 +26,10 @@ LLAMA_PRESETS = {
         vocab_size=32000, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40,
         num_key_value_heads=40, head_dim=128, max_position_embeddings=4096,
     ),
+    "llama-2-70b": LlamaConfig(
+        vocab_size=32000, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=4096,
+    ),
     "llama-3-8b": LlamaConfig(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, rope_theta=5e5, max_position_embeddings=8192,

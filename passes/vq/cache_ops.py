@@ -175,6 +175,7 @@ CACHED_ATTENTION = OpSpec(
     body=_body,
     evaluate=cached_attention,
     examples=_examples,
+    plugin=True,
 )
 
 OPS = (CACHED_ATTENTION,)

@@ -11,6 +11,7 @@ PUBLISHED = {
     "tinyllama-1.1b": 1100,
     "llama-2-7b": 6738,
     "llama-2-13b": 13016,
+    "llama-2-70b": 68977,
     "llama-3-8b": 8030,
 }
 
