@@ -102,6 +102,7 @@ class _Observer:
     def __init__(self, stride: int, scale: float) -> None:
         self._stride, self._scale, self._next = stride, scale, 0
         self._kept: list[tuple[np.ndarray, ...]] = []
+        self._metric: np.ndarray | None = None
 
     def update(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> bool:
         """Add a run; False if q, k or v are not finite.
@@ -116,6 +117,7 @@ class _Observer:
             return False
         batch, heads, length = len(k), k.shape[1], k.shape[2]
         read, key_read = np.zeros((2, batch, heads, length), np.float32)
+        metric = np.zeros((heads, k.shape[3])) if self._metric is None else self._metric
         group = q.shape[1] // heads
         for h in range(q.shape[1]):
             part = mask[:, h : h + 1] if mask.shape[1] > 1 else mask
@@ -125,7 +127,9 @@ class _Observer:
             probabilities = np.divide(scores, total, where=total > 0, out=np.zeros_like(scores))
             squares = np.square(probabilities)
             read[:, h // group] += squares.sum(axis=1)
-            key_read[:, h // group] += self._through_keys(squares, probabilities, q[:, h], v[:, h // group])
+            by_token, by_channel = self._through_keys(squares, probabilities, q[:, h], v[:, h // group])
+            key_read[:, h // group] += by_token
+            metric[h // group] += by_channel
         limit = np.finfo(np.float16).max
         flat = [x.transpose(0, 2, 1, 3).reshape(batch * length, heads, x.shape[3]) for x in (k, v)]
         halves = [np.clip(x, -limit, limit).astype(np.float16) for x in flat]
@@ -133,16 +137,28 @@ class _Observer:
         weights = (x.transpose(0, 2, 1).reshape(-1, heads) for x in (read, key_read))
         self._kept.append(tuple(x[kept] for x in (*halves, *weights)))
         self._next = (self._next - batch * length) % self._stride
+        self._metric = metric
         return True
 
-    def _through_keys(self, squares: np.ndarray, p: np.ndarray, q: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Return Σ p² |v - y|² |scale · q|² of one query head, (B, L): p (B, S, L), q (B, S, D), v (B, L, Dv)."""
+    def _through_keys(
+        self, squares: np.ndarray, p: np.ndarray, q: np.ndarray, v: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return Σ p² |v - y|² |scale · q|² of one query head by token, (B, L), and by channel of q, (D,).
+
+        Args:
+            squares, p: (B, S, L), p² and p.
+            q: (B, S, D).
+            v: (B, L, Dv).
+        """
         y = p @ v
         apart = np.square(v).sum(axis=2)[:, None] - 2 * (y @ v.transpose(0, 2, 1)) + np.square(y).sum(axis=2)[..., None]
-        size = np.float32(self._scale**2) * np.square(q).sum(axis=2)
-        weighted: np.ndarray = (squares * np.maximum(apart, 0) * size[..., None]).sum(axis=1)
-        return weighted
+        energy = np.float32(self._scale**2) * np.square(q)
+        moved = squares * np.maximum(apart, 0)
+        by_token = (moved * energy.sum(axis=2)[..., None]).sum(axis=1)
+        return by_token, np.einsum("bs,bsd->d", moved.sum(axis=2), energy, dtype=np.float64)
 
     def statistics(self) -> AttentionStatistics:
         """Return what was kept."""
-        return AttentionStatistics(*(np.concatenate(parts) for parts in zip(*self._kept, strict=True)))
+        keys, values, read, key_read = (np.concatenate(parts) for parts in zip(*self._kept, strict=True))
+        metric = None if self._metric is None else self._metric.astype(np.float32)
+        return AttentionStatistics(keys, values, read, key_read, metric)

@@ -97,12 +97,15 @@ class AttentionStatistics:
         key_attention: (tokens, Hkv) float32, sum of p² |v - y|² |scale · q|²: an error e of its key moves a score by
             scale · q · e and so, to first order, an output y by p (scale · q · e) (v - y). None in files from before
             it was measured.
+        key_metric: (Hkv, D) float32, sum over all tokens of p² |v - y|² (scale · q)² by channel: what errors of all
+            keys in one channel cost. None in files from before it was measured.
     """
 
     keys: np.ndarray
     values: np.ndarray
     attention: np.ndarray
     key_attention: np.ndarray | None = None
+    key_metric: np.ndarray | None = None
 
     @property
     def parts(self) -> dict[str, np.ndarray]:
@@ -112,9 +115,12 @@ class AttentionStatistics:
     def damage(self) -> str | None:
         """What is wrong with the arrays, as the end of a sentence; None if they belong together and are finite."""
         parts = self.parts.values()
-        shapes = [array.shape[:2] for array in parts]
-        if [array.ndim for array in parts] != [3, 3, 2, 2][: len(parts)] or len(set(shapes)) != 1:
+        costs = [array for array in (self.attention, self.key_attention) if array is not None]
+        shapes = {array.shape[:2] for array in (self.keys, self.values)} | {array.shape for array in costs}
+        if self.keys.ndim != 3 or self.values.ndim != 3 or len(shapes) != 1:
             return f"has keys and values of shapes {self.keys.shape} and {self.values.shape}"
+        if self.key_metric is not None and self.key_metric.shape != self.keys.shape[1:]:
+            return f"has keys of shape {self.keys.shape} and a metric of shape {self.key_metric.shape}"
         if not all(np.isfinite(array).all() for array in parts):
             return "has statistics that are not finite"
         return None

@@ -8,6 +8,7 @@ __all__ = ["CODES", "Codes", "CodesConfig"]
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from graphopt.core.statistics import AttentionStatistics, Statistics
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.passes.vq import cache_ops
+from graphopt.passes.vq.arrange import arrange
 from graphopt.passes.vq.kmeans import kmeans
 
 STAGE = "lower-vq-cache"
@@ -42,6 +44,11 @@ class CodesConfig(BaseModel):
     vector: Literal[2, 4, 8, 16] = Field(2, description="v: channels that share a code of 8 bits")
     weighting: Literal["attention", "none"] = Field(
         "attention", description="whether tokens count in training by what their errors cost, or all alike"
+    )
+    arrange: bool = Field(
+        True,
+        description="whether channels of keys are scaled and reordered for their codebooks, in the weights that make "
+        "queries and keys; scores stay what they are",
     )
     seed: int = Field(0, ge=0, description="of everything random")
 
@@ -72,9 +79,8 @@ class Codes:
         """See `graphopt.core.cache.CacheFormat.emit`."""
         assert statistics is not None
         pairs = []
-        for layer in layers:
+        for layer, entry in _arranged(model, layers, config, statistics, report):
             report.progress(f"{STAGE}: {layer.name}")
-            entry = statistics.attentions[layer.name]
             kind = weights.numpy_dtype(weights.onnx_dtype(layer.q.dtype))
             trained = (book.astype(kind) for book in _train(entry, config, layer.name))
             books = dict(zip(("codebook_k", "codebook_v"), trained, strict=True))
@@ -104,6 +110,28 @@ class Codes:
 CODES = Codes()
 
 
+def _arranged(
+    model: Model, layers: Sequence[CachedLayer], config: CodesConfig, statistics: Statistics, report: Report
+) -> list[tuple[CachedLayer, AttentionStatistics]]:
+    """Return the layers with their statistics, both with keys arranged for codebooks where that is possible."""
+    entries = [statistics.attentions[layer.name] for layer in layers]
+    if not config.arrange:
+        return list(zip(layers, entries, strict=True))
+    token_weights = [_token_weights(_key_costs(entry), config) for entry in entries]
+    result = []
+    done = arrange(model, layers, entries, token_weights, config.vector)
+    for (layer, how), entry in zip(done, entries, strict=True):
+        if isinstance(how, str):
+            report.note(STAGE, CODES.name, layer.name, f"channels of keys stay as they are: {how}")
+        else:
+            entry = replace(entry, keys=how.keys(entry.keys))
+            scales = {"least_scale": float(how.scale.min()), "greatest_scale": float(how.scale.max())}
+            reason = "channels of keys are scaled and reordered, in the weights of queries and keys"
+            report.note(STAGE, CODES.name, layer.name, reason, **scales)
+        result.append((layer, entry))
+    return result
+
+
 def _hold_codes(past: gs.Variable, present: gs.Variable, groups: int) -> None:
     for tensor in (past, present):
         tensor.dtype = np.int8
@@ -113,17 +141,25 @@ def _hold_codes(past: gs.Variable, present: gs.Variable, groups: int) -> None:
 def _train(entry: AttentionStatistics, config: CodesConfig, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the codebooks of keys and of values, each (Hkv, G, 256, v) float32, frequent entries first."""
     rng = np.random.default_rng([config.seed, zlib.crc32(name.encode())])
-    of_values, of_keys = entry.attention, entry.key_attention
-    of_keys = of_values if of_keys is None else of_keys
-    return _books(entry.keys, of_keys, config, rng), _books(entry.values, of_values, config, rng)
+    keys = _books(entry.keys, _token_weights(_key_costs(entry), config), config, rng)
+    return keys, _books(entry.values, _token_weights(entry.attention, config), config, rng)
 
 
-def _books(x: np.ndarray, cost: np.ndarray, config: CodesConfig, rng: np.random.Generator) -> np.ndarray:
-    """Train the codebooks of x (tokens, Hkv, D), errors of which cost (tokens, Hkv): (Hkv, G, 256, v) float32."""
+def _key_costs(entry: AttentionStatistics) -> np.ndarray:
+    """What errors of each token's key cost (tokens, Hkv); in statistics that do not know it, as those of values."""
+    return entry.attention if entry.key_attention is None else entry.key_attention
+
+
+def _token_weights(cost: np.ndarray, config: CodesConfig) -> np.ndarray:
+    """Return how much tokens count in training, (tokens, Hkv), whose errors cost ``cost`` (tokens, Hkv)."""
     weight = cost if config.weighting == "attention" else np.ones_like(cost)
     mean = weight.mean(axis=0)
     # Relative to their mean: sums over a few tokens of tiny costs would vanish in float32.
-    weight = np.divide(weight, mean, where=mean > 0, out=np.ones_like(weight)) + np.float32(_FLOOR)
+    return np.asarray(np.divide(weight, mean, where=mean > 0, out=np.ones_like(weight)) + np.float32(_FLOOR))
+
+
+def _books(x: np.ndarray, weight: np.ndarray, config: CodesConfig, rng: np.random.Generator) -> np.ndarray:
+    """Train codebooks of x (tokens, Hkv, D), whose tokens have ``weight`` (tokens, Hkv): (Hkv, G, 256, v) float32."""
     return np.stack([_head(x[:, h].astype(np.float32), weight[:, h], config.vector, rng) for h in range(x.shape[1])])
 
 

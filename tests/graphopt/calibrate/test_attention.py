@@ -63,14 +63,14 @@ def test_what_an_error_of_a_key_costs(rng: np.random.Generator) -> None:
         return (p / p.sum(axis=-1, keepdims=True)) @ np.repeat(v, 2, axis=1)
 
     exact, step = outputs(k), 1e-5
-    costs = np.zeros((2, KV_HEADS, 6))
-    for batch, head, token in np.ndindex(*costs.shape):
-        for channel in range(SIZE):
-            moved = k.copy()
-            moved[batch, head, token, channel] += step
-            costs[batch, head, token] += np.square((outputs(moved) - exact) / step).sum()
-    assert entry.key_attention is not None
-    expected = costs.transpose(0, 2, 1).reshape(-1, KV_HEADS)
+    costs = np.zeros((2, KV_HEADS, 6, SIZE))
+    for at in np.ndindex(*costs.shape):
+        moved = k.copy()
+        moved[at] += step
+        costs[at] = np.square((outputs(moved) - exact) / step).sum()
+    assert entry.key_attention is not None and entry.key_metric is not None
+    np.testing.assert_allclose(entry.key_metric, costs.sum(axis=(0, 2)), rtol=1e-3, atol=1e-4 * costs.max())
+    expected = costs.sum(axis=3).transpose(0, 2, 1).reshape(-1, KV_HEADS)
     np.testing.assert_allclose(entry.key_attention, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 

@@ -35,7 +35,8 @@ def example(rng: np.random.Generator) -> Statistics:
 
 def attention_entry(rng: np.random.Generator) -> AttentionStatistics:
     keys, values = (activations(rng, 30, 2, size, dtype=np.float16) for size in (8, 4))
-    return AttentionStatistics(keys, values, *rng.uniform(0, 3, (2, 30, 2)).astype(np.float32))
+    costs = rng.uniform(0, 3, (2, 30, 2)).astype(np.float32)
+    return AttentionStatistics(keys, values, *costs, rng.uniform(0, 3, (2, 8)).astype(np.float32))
 
 
 def assert_equal(a: Statistics, b: Statistics) -> None:
@@ -239,12 +240,13 @@ def test_folder_missing(rng: np.random.Generator, tmp_path: Path) -> None:
 
 def test_a_file_from_before_costs_of_keys(rng: np.random.Generator, tmp_path: Path) -> None:
     statistics = example(rng)
-    statistics.attentions["attn"].key_attention = None
+    layer = statistics.attentions["attn"]
+    layer.key_attention = layer.key_metric = None
     statistics.save(tmp_path / "s.npz")
     assert_equal(statistics, Statistics.load(tmp_path / "s.npz"))
 
 
-@pytest.mark.parametrize("field", ["keys", "values", "attention", "key_attention"])
+@pytest.mark.parametrize("field", ["keys", "values", "attention", "key_attention", "key_metric"])
 def test_keys_and_values_that_do_not_fit(rng: np.random.Generator, tmp_path: Path, field: str) -> None:
     for spoil in (lambda a: a[:-1], lambda a: np.full_like(a, np.inf)):
         statistics = example(rng)

@@ -10,9 +10,9 @@ from graphopt import compile, ir
 from graphopt.calibrate.attention import collect_attention
 from graphopt.core.recipe import Recipe
 from graphopt.core.report import Report
-from graphopt.core.statistics import Statistics
+from graphopt.core.statistics import AttentionStatistics, Statistics
 from graphopt.errors import RecipeError
-from graphopt.ir import kv_cache
+from graphopt.ir import kv_cache, weights
 from graphopt.passes import CACHES, SCHEMES
 from graphopt.passes.vq.cache import CODES, CodesConfig, _train
 from graphopt.passes.vq.cache_ops import decode_cache, encode_cache
@@ -115,6 +115,43 @@ def test_statistics_without_costs_of_keys(statistics: Statistics) -> None:
     config = CodesConfig(vector=4)
     for one, other in zip(_train(old, config, name), _train(alike, config, name), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("preset", ["cq4", "cq2"])
+def test_errors_of_arranged_keys_cost_less(source: Path, statistics: Statistics, tmp_path: Path, preset: str) -> None:
+    """By the calibrated metric, with queries of some channels made large and keys of others."""
+    rng = np.random.default_rng(5)
+    skewed = {}
+    for name, entry in statistics.attentions.items():
+        size = entry.keys.shape[2] // 2
+        large = np.tile(np.exp(rng.normal(0, 1.5, size)), 2).astype(np.float32)
+        metric = np.tile(np.exp(rng.normal(0, 3, size)), 2) * np.ones((entry.keys.shape[1], 1))
+        keys = np.repeat(entry.keys, 4, axis=0) * rng.uniform(0.5, 1.5, (len(entry.keys) * 4, 1, 1)) * large
+        costs = (np.repeat(x, 4, axis=0) for x in (entry.values, entry.attention, entry.key_attention))
+        skewed[name] = AttentionStatistics(keys.astype(np.float16), *costs, metric.astype(np.float32))
+    totals = []
+    for arranged in (True, False):
+        model = ir.load(source)
+        settings = {"arrange": arranged, "weighting": "none"}
+        recipe = Recipe.preset("none", SCHEMES).with_cache(preset, settings, CACHES)
+        report = compile.optimize(model, recipe, Statistics(attentions=skewed))
+        total = 0.0
+        for node in (n for n in model.graph.nodes if n.op == "VQCachedAttention"):
+            entry, book = skewed[node.name], weights.read(node.inputs[8])
+            keys, scale = entry.keys.astype(np.float32), np.ones(entry.keys.shape[1:])
+            if arranged:
+                notes = [f for f in report.findings if f.node == node.name and "reordered" in f.reason]
+                assert notes and notes[0].detail["least_scale"] < 1 < notes[0].detail["greatest_scale"]
+                cos = next(n for n in model.graph.nodes if n.op == "Gather" and n.outputs[0] is node.inputs[3])
+                order = weights.read(cos.inputs[1])
+                keys, metric = keys[..., order], entry.key_metric[:, order]
+                scale = np.sqrt(metric / np.exp(np.log(metric).mean(axis=1, keepdims=True)))
+                scale = np.clip(scale, 1 / 16, 16)
+            back = decode_cache(encode_cache(keys * scale, book)[:, :, None], book)[:, :, 0] / scale
+            metric = entry.key_metric[:, order] if arranged else entry.key_metric
+            total += float((np.square(back - keys) * metric).sum() / (np.square(keys) * metric).sum())
+        totals.append(total)
+    assert totals[0] < 0.7 * totals[1]
 
 
 def test_the_format_is_registered() -> None:
