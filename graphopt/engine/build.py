@@ -154,7 +154,8 @@ def _build(
     library = _load_plugins(flavour, options, warnings) if custom_ops.total else None
     missing = parse.missing_plugins(flavour, custom_ops, library, options.native_fallback)
     # The network holds weights that belong to the parser, which has to live as long.
-    network, _parser = parse.parse(flavour, builder, model, missing | custom_ops.plain)
+    network, _parser, changes = parse.parse(flavour, builder, model, missing | custom_ops.plain)
+    warnings.extend(changes)
     plugin_layers = parse.count_plugin_layers(flavour, network, custom_ops, missing)
     profiles = _profiles(flavour, network, options)
     config = builder.create_builder_config()

@@ -79,7 +79,7 @@ def _examine(plan: Path, plugin_library: Path | None) -> tuple[Manifest, tuple[s
     if not plan.is_file():
         raise EngineError(f"{plan} does not exist or is not a file; give the path of a .plan file")
     manifest = manifests.read(plan)
-    problems = [*_plan_problems(plan, manifest), *_flavour_problems(manifest)]
+    problems = [*_plan_problems(plan, manifest), *_flavour_problems(manifest), *_gpu_problems(manifest)]
     if not problems:
         problems += _plugin_problems(manifest, plugin_library)
     return manifest, tuple(problems)
@@ -106,6 +106,17 @@ def _flavour_problems(manifest: Manifest) -> list[str]:
     if found.version != manifest.tensorrt:
         return [f"the plan was built by {wanted}, installed is {found.version}; build it again or install that version"]
     return []
+
+
+def _gpu_problems(manifest: Manifest) -> list[str]:
+    """Plans of TensorRT hold the kernels of one GPU; those of TensorRT-RTX say themselves where they do not run."""
+    here = gpu.query().gpus[:1]
+    if manifest.flavour != "tensorrt" or not here or here[0].compute_capability in manifest.targets:
+        return []
+    return [
+        f"the plan was built for compute capability {', '.join(manifest.targets)}, the GPU here ({here[0].name}) has "
+        f"{here[0].compute_capability}; build it again on this machine"
+    ]
 
 
 def _plugin_problems(manifest: Manifest, explicit: Path | None) -> list[str]:

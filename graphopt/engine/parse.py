@@ -39,8 +39,10 @@ def missing_plugins(
     )
 
 
-def parse(flavour: Flavour, builder: Any, path: Path, inline: frozenset[str] = frozenset()) -> tuple[Any, Any]:
-    """Return the network of the ONNX file ``path``, and the parser, which owns the network's weights.
+def parse(
+    flavour: Flavour, builder: Any, path: Path, inline: frozenset[str] = frozenset()
+) -> tuple[Any, Any, tuple[str, ...]]:
+    """Return the network of the ONNX file ``path``, the parser, which owns the network's weights, and what was changed.
 
     Args:
         flavour: the TensorRT in use.
@@ -53,9 +55,11 @@ def parse(flavour: Flavour, builder: Any, path: Path, inline: frozenset[str] = f
     """
     network = flavour.network(builder)
     parser = flavour.trt.OnnxParser(network, flavour.logger)
+    changes: tuple[str, ...] = ()
     with flavour.messages.record() as record:
         if not flavour.modern:
             prepared = tensorrt8.prepare(_expanded(path, inline))
+            changes = prepared.changes
             if ok := parser.parse(_bytes(prepared.proto), path=str(path)):
                 tensorrt8.refine(flavour.trt, network, prepared.float32)
         elif inline:
@@ -69,7 +73,7 @@ def parse(flavour: Flavour, builder: Any, path: Path, inline: frozenset[str] = f
         raise EngineError(_sentence(flavour, path, errors[-1]))
     if not network.num_layers:
         raise EngineError(f"{path}: {flavour} found no layers in this model")
-    return network, parser
+    return network, parser, changes
 
 
 def count_plugin_layers(flavour: Flavour, network: Any, wanted: CustomOps, inlined: frozenset[str]) -> int:

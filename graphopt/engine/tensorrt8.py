@@ -48,10 +48,12 @@ class Prepared:
     Attributes:
         proto: without its external data.
         float32: tensors of a model with FP16 that are FP32 nevertheless; empty for a model without FP16.
+        changes: one sentence each about what the user may want to know of.
     """
 
     proto: onnx.ModelProto
     float32: frozenset[str]
+    changes: tuple[str, ...]
 
 
 def prepare(proto: onnx.ModelProto) -> Prepared:
@@ -67,6 +69,7 @@ def prepare(proto: onnx.ModelProto) -> Prepared:
     if foreign:
         proto = inliner.inline_selected_functions(proto, foreign)
     types = _types(proto)
+    changes = tuple(_changes(proto))
     _lower_opset(proto)
     _slice_shapes(proto.graph)
     _scalar_ranges(proto.graph)
@@ -76,7 +79,16 @@ def prepare(proto: onnx.ModelProto) -> Prepared:
     del proto.functions[:]
     del proto.graph.value_info[:]  # it names the INT8 tensors by their former type
     mixed = TensorProto.FLOAT16 in types.values()
-    return Prepared(proto, frozenset(n for n, t in types.items() if mixed and t == TensorProto.FLOAT))
+    return Prepared(proto, frozenset(n for n, t in types.items() if mixed and t == TensorProto.FLOAT), changes)
+
+
+def _changes(proto: onnx.ModelProto) -> Iterator[str]:
+    if proto.functions:
+        ops = ", ".join(sorted({f.name for f in proto.functions}))
+        yield f"TensorRT 8 reads no function bodies: those of {ops} were left out, plugins take their place"
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OPSET)
+    if version > OPSET:
+        yield f"the model was lowered from opset {version} to {OPSET}, the last that TensorRT 8 reads"
 
 
 def refine(trt: Any, network: Any, float32: frozenset[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from graphopt.engine import gpu, manifest, plugins
 from graphopt.engine import inspect as inspection
 from graphopt.engine.build import BuildOptions, build
-from graphopt.engine.flavour import Flavour
+from graphopt.engine.flavour import Flavour, Installed
 from graphopt.engine.inspect import Layer, inspect_plan, require_usable
 from graphopt.engine.messages import Messages
 from graphopt.errors import EngineError
@@ -72,6 +72,17 @@ def test_plan_of_a_flavour_that_is_not_here(plan: Path, plugin_library: Path, mo
     monkeypatch.setattr(inspection, "installed", lambda: ())
     edit(plan, flavour="tensorrt", tensorrt="10.14.1")
     assert problem(plan, plugin_library) == "the plan needs TensorRT 10.14.1, which is not installed"
+
+
+def test_plan_of_another_gpu(plan: Path, plugin_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = gpu.Gpu("NVIDIA H100", "9.0", 80 << 30)
+    monkeypatch.setattr(gpu, "query", lambda: gpu.Driver("13.0", (here,), None))
+    monkeypatch.setattr(inspection, "installed", lambda: (Installed("tensorrt", "10.14.1", None),))
+    edit(plan, flavour="tensorrt", tensorrt="10.14.1", targets=["8.0"])
+    assert problem(plan, plugin_library) == (
+        "the plan was built for compute capability 8.0, the GPU here (NVIDIA H100) has 9.0; "
+        "build it again on this machine"
+    )
 
 
 def test_plan_of_another_plugin_library(plan: Path, plugin_library: Path, tmp_path: Path) -> None:

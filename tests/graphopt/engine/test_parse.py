@@ -32,7 +32,8 @@ def refusal(flavour: Flavour, path: Path) -> str:
 
 @pytest.mark.rtx
 def test_network_of_a_plain_model(rtx_flavour: Flavour, mlp: Path) -> None:
-    network, _parser = parse(rtx_flavour, rtx_flavour.builder(), mlp)
+    network, _parser, changes = parse(rtx_flavour, rtx_flavour.builder(), mlp)
+    assert not changes
     assert (network.num_inputs, network.num_outputs) == (1, 1)
     assert network.get_layer(network.num_layers - 1).type.name == "ACTIVATION"
 
@@ -109,7 +110,7 @@ from graphopt.engine.parse import count_plugin_layers, parse
 from graphopt.engine.source import read
 from graphopt.errors import EngineError
 flavour, path = select("rtx"), Path(sys.argv[1])
-network, parser = parse(flavour, flavour.builder(), path)
+network, parser, _ = parse(flavour, flavour.builder(), path)
 wanted = read(path)[1]
 print(count_plugin_layers(flavour, network, wanted, frozenset(wanted.counts)))
 try:
@@ -160,7 +161,7 @@ def test_bodies_asked_for_are_expanded_with_unique_names(
 ) -> None:
     path = quantize_model(count=3, external=external)
     wanted = read(path)[1]
-    network, _parser = parse(rtx_flavour, rtx_flavour.builder(), path, frozenset({"MixQQuantize"}))
+    network, _parser, _ = parse(rtx_flavour, rtx_flavour.builder(), path, frozenset({"MixQQuantize"}))
     assert count_plugin_layers(rtx_flavour, network, wanted, frozenset({"MixQQuantize"})) == 0
     types = [network.get_layer(i).type.name for i in range(network.num_layers)]
     assert types.count("QUANTIZE") == 3
@@ -185,8 +186,12 @@ def test_tensorrt_8_gets_the_model_without_function_bodies(quantize_model: Calla
     trt = SimpleNamespace(OnnxParser=Parser, NetworkDefinitionCreationFlag=flags)
     layer = SimpleNamespace(type=SimpleNamespace(name="PLUGIN_V2"))
     network = SimpleNamespace(num_layers=1, get_layer=lambda i: layer)
-    parse(
-        Flavour("tensorrt", "8.6.1", trt, Messages(), None), SimpleNamespace(create_network=lambda flags: network), path
+    flavour = Flavour("tensorrt", "8.6.1", trt, Messages(), None)
+    *_, changes = parse(flavour, SimpleNamespace(create_network=lambda flags: network), path)
+    opset = onnx.load(path).opset_import[0].version
+    assert changes == (
+        "TensorRT 8 reads no function bodies: those of MixQQuantize were left out, plugins take their place",
+        f"the model was lowered from opset {opset} to 17, the last that TensorRT 8 reads",
     )
     assert not received[0].functions
     assert [n.op_type for n in received[0].graph.node] == ["MixQQuantize"]
