@@ -27,19 +27,22 @@ def engine(
         str | None, typer.Option(help="Shapes of the inputs, such as x:1x4; default: the usual ones.")
     ] = None,
     profile: Annotated[int, typer.Option(min=0, help="Whose usual shapes to take.")] = 0,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Time the replay of a CUDA graph.")] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Time the replay of a CUDA graph, too.")
+    ] = True,
     samples: Annotated[int, typer.Option(min=20, help="Timed runs.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Latency, time by op and memory of a plan, on random inputs; with a baseline, also what is slower than there.
+    """Latency without and with a CUDA graph, time by op and memory of a plan, on random inputs; with a baseline, also
+    what is slower than there.
 
     Examples:
 
       graphopt bench engine model.plan
 
-      graphopt bench engine model.plan --baseline fp16.plan --cuda-graph --shapes 'input_ids:1x1'
+      graphopt bench engine model.plan --baseline fp16.plan --shapes 'input_ids:1x1'
 
       graphopt bench engine model.plan --baseline fp16.plan --json > bench.json
 
@@ -54,7 +57,7 @@ def engine(
     }
     layers = [r.pop("layers") for r in results.values()]
     slow = slower(*layers) if baseline else []
-    data = {**results, "cuda_graph": cuda_graph, "slower": [s.to_dict() for s in slow]}
+    data = {**results, "slower": [s.to_dict() for s in slow]}
     emit(data, json, lambda out: _render(out, results, slow))
 
 
@@ -115,14 +118,17 @@ def _measure(
     with Runner(plan, plugins) as runner:
         wanted = runner.shapes(parse_shapes(shapes, "--shapes") if shapes else None, profile)
         runner.fill(wanted, seed)
+        timing = latency(runner, samples)
+        replayed = None
         if cuda_graph:
             runner.capture()
-        timing = latency(runner, samples)
+            replayed = latency(runner, samples)
         layers = runner.layer_times()
         return {
             "file": str(plan),
             "shapes": {name: list(shape) for name, shape in wanted.items()},
             "latency": asdict(timing),
+            "cuda_graph": asdict(replayed) if replayed else None,
             "memory": asdict(runner.memory()),
             "ops": [asdict(op) for op in by_op(layers)],
             "layers": layers,
@@ -131,8 +137,11 @@ def _measure(
 
 def _render(out: Console, results: dict[str, dict[str, Any]], slow: "list[SlowLayer]") -> None:
     table = Table("", *results)
-    for label, key in (("median", "median_us"), ("90 %", "p90_us"), ("99 %", "p99_us"), ("fastest", "min_us")):
-        table.add_row(label, *(f"{r['latency'][key]:,.1f} us" for r in results.values()))
+    for way in ("latency", "cuda_graph"):
+        for label, key in (("median", "median_us"), ("90 %", "p90_us"), ("99 %", "p99_us"), ("fastest", "min_us")):
+            if all(r[way] for r in results.values()):
+                shown = label if way == "latency" else f"{label}, CUDA graph"
+                table.add_row(shown, *(f"{r[way][key]:,.1f} us" for r in results.values()))
     for label, key in (
         ("weights", "weights"),
         ("activations", "activations"),
@@ -142,7 +151,8 @@ def _render(out: Console, results: dict[str, dict[str, Any]], slow: "list[SlowLa
         table.add_row(label, *(f"{r['memory'][key] / 1e6:,.1f} MB" for r in results.values()))
     out.print(table)
     if "baseline" in results:
-        ratio = results["baseline"]["latency"]["median_us"] / results["plan"]["latency"]["median_us"]
+        base, ours = ((r["cuda_graph"] or r["latency"])["median_us"] for r in (results["baseline"], results["plan"]))
+        ratio = base / ours
         out.print(f"{ratio:.2f} times as fast as the baseline", highlight=False)
     for layer in slow:
         out.print(layer.sentence, highlight=False, soft_wrap=True)

@@ -98,12 +98,22 @@ def test_run_wants_data_or_random(flags: list[str]) -> None:
 
 
 def test_bench_compares_with_the_baseline() -> None:
-    shown = output("bench", "engine", "fast.plan", "--baseline", "slow.plan", "--cuda-graph")
-    assert (shown["plan"]["latency"]["median_us"], shown["baseline"]["latency"]["median_us"]) == (500.0, 1000.0)
+    shown = output("bench", "engine", "fast.plan", "--baseline", "slow.plan")
+    assert (shown["plan"]["latency"]["median_us"], shown["baseline"]["latency"]["median_us"]) == (1000.0, 2000.0)
+    assert (shown["plan"]["cuda_graph"]["p99_us"], shown["baseline"]["cuda_graph"]["min_us"]) == (500.0, 1000.0)
     assert [(o["op"], o["share"]) for o in shown["plan"]["ops"]] == [("MixQLinear", 0.7), ("Softmax", 0.3)]
     done = invoke(app, ["bench", "engine", "fast.plan", "--baseline", "slow.plan"])
     assert "2.00 times as fast as the baseline" in done.output
     assert "'l' takes 700.0 us, 1.40 times the 500.0 us of the baseline" in done.output
+
+
+def test_bench_without_a_cuda_graph() -> None:
+    shown = output("bench", "engine", "fast.plan", "--baseline", "slow.plan", "--no-cuda-graph")
+    assert shown["plan"]["cuda_graph"] is None
+    table = invoke(app, ["bench", "engine", "fast.plan", "--baseline", "slow.plan"]).output
+    assert "median, CUDA graph" in table and "99 %" in table
+    plain = invoke(app, ["bench", "engine", "fast.plan", "--no-cuda-graph"]).output
+    assert "CUDA graph" not in plain and "1,000.0 us" in plain
 
 
 def test_bench_saves_what_was_slower_for_optimize(tmp_path: Path) -> None:
