@@ -52,7 +52,8 @@ def ready_weight(linear: LinearView, path: Path) -> QuantizedWeight | None:
     error = float(np.linalg.norm(decoded - exact))
     if not error <= _ROUNDING * float(np.linalg.norm(exact)):
         raise ModelError(
-            f"{path}: the codes of '{linear.name}' are of another weight; write model and archive together"
+            f"{path}: the codes of '{linear.name}' are of another weight; write model and archive together, and set "
+            "'arrange' of a cache in codes to false: it changes the weights of queries and keys"
         )
     return QuantizedWeight(
         codes=numerics.pack_codes(codes.reshape(n, -1), bits),

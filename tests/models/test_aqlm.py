@@ -105,7 +105,10 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, np.ndarray], str], Any], str]] = {
     "code": (lambda a, n: a[f"{n}:codes"].__setitem__((3, 1, 0), 256), "code 256 .* beyond the 256 entries"),
     "shape": (lambda a, n: a.update({f"{n}:codes": a[f"{n}:codes"][:-1]}), "do not fit"),
     "vector": (lambda a, n: a.update({f"{n}:codebooks": a[f"{n}:codebooks"][..., :3]}), "have shape"),
-    "other": (lambda a, n: a.update({f"{n}:scale": a[f"{n}:scale"][::-1]}), "of another weight"),
+    "other": (
+        lambda a, n: a.update({f"{n}:scale": a[f"{n}:scale"][::-1]}),
+        "of another weight.*set 'arrange' of a cache",
+    ),
     "missing": (lambda a, n: a.pop(f"{n}:scale"), "no archive of codes"),
 }
 

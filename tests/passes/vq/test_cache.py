@@ -13,6 +13,8 @@ from graphopt.core.report import Report
 from graphopt.core.statistics import AttentionStatistics, Statistics
 from graphopt.errors import RecipeError
 from graphopt.ir import kv_cache, weights
+from graphopt.models.llama import build_llama
+from graphopt.models.weights import RandomWeights
 from graphopt.passes import CACHES, SCHEMES
 from graphopt.passes.vq.cache import CODES, CodesConfig, _train
 from graphopt.passes.vq.cache_ops import decode_cache, encode_cache
@@ -84,11 +86,24 @@ def test_without_keys_and_values_the_cache_stays_as_it_is(source: Path, tmp_path
     assert all("graphopt calibrate --keys-values" in reason for reason in reasons)
 
 
-def test_a_head_size_that_is_no_multiple_of_the_vector(source: Path, statistics: Statistics, tmp_path: Path) -> None:
-    odd = Statistics(attentions=statistics.attentions)
-    model = ir.load(source)
-    recipe = Recipe.preset("none", SCHEMES).with_cache("cq4", {}, CACHES)
-    assert not [f for f in compile.optimize(model, recipe, odd).findings if f.status == "skipped" and f.rule == "vq"]
+def test_a_head_size_that_is_no_multiple_of_the_vector(tmp_path: Path) -> None:
+    """All layers keep the cache that they have, and the report says why."""
+    config = dataclasses.replace(CONFIG, head_dim=12)
+    build_llama(config, RandomWeights(config, seed=3), tmp_path / "odd.onnx")
+    model = ir.load(tmp_path / "odd.onnx")
+    compile.canonicalize(model)
+    heads = np.ones((300, CONFIG.num_key_value_heads, 12), np.float16)
+    names = [n.name for n in model.graph.nodes if n.op == "Attention"]
+    entry = AttentionStatistics(heads, heads, np.ones(heads.shape[:2], np.float32))
+    recipe = Recipe.preset("none", SCHEMES).with_cache("cq4", {"vector": 8}, CACHES)
+    report = compile.optimize(
+        ir.load(tmp_path / "odd.onnx"), recipe, Statistics(attentions=dict.fromkeys(names, entry))
+    )
+    refused = [f.reason for f in report.findings if f.status == "skipped" and f.rule == "vq"]
+    assert refused == ["its head size 12 is no multiple of vector 8"] * len(names)
+
+
+def test_a_vector_that_does_not_exist() -> None:
     with pytest.raises(RecipeError, match="vector"):
         Recipe.preset("none", SCHEMES).with_cache("cq4", {"vector": 3}, CACHES)
 

@@ -57,6 +57,13 @@ def test_calibration_pays(rng: np.random.Generator, settings: dict[str, object],
     assert all(calibrated < plain for plain, calibrated in zip(*errors, strict=True))
 
 
+def test_progress_names_each_linear(rng: np.random.Generator) -> None:
+    heard: list[str] = []
+    report = Report(on_progress=heard.append)
+    SCHEME.lower(CanonicalMlp.random(rng).model, dict.fromkeys("qko", VQConfig(rounds=0)), None, report, dry_run=False)
+    assert [text.split()[-1] for text in heard] == ["q", "k", "o"]
+
+
 def test_gptq_needs_second_moments(rng: np.random.Generator) -> None:
     mlp = CanonicalMlp.random(rng)
     with pytest.raises(CalibrationError, match="'q' needs statistics with second moments"):
