@@ -2,15 +2,16 @@
 
     python benchmarks/engine.py check --cases FOLDER --work FOLDER --json FILE
     python benchmarks/engine.py make --work FOLDER [--preset llama-2-7b] [--layers 4] [--schemes NAMES]
-    python benchmarks/engine.py time --work FOLDER --json FILE [--schemes NAMES] [--phases decode,prefill]
-        [--batches 1,16,4,64] [--seconds 500]
+    python benchmarks/engine.py build --work FOLDER [--schemes NAMES] [--phases decode,prefill] [--batches 1,4,16,64]
+    python benchmarks/engine.py time --work FOLDER --json FILE [as build] [--seconds 500]
     python benchmarks/engine.py merge FILE [FILE ...] --json FILE
 
 NAMES, with commas between, are tensorrt_fp16 (a growing cache, no plugins), fp16-static, or a preset of `optimize`,
-with "+" and the preset of a cache behind it: vq-quip4+cq4. `check` reads what benchmarks/engine_cases.py wrote. `time`
-builds and times what `make` wrote, one plan per scheme and phase; it writes the JSON after every plan and starts none
-once ``--seconds`` have passed. `merge` makes one file of several runs of `time`, of which each may have built some of
-the plans: the last row of a case and scheme counts.
+with "+" and the preset of a cache behind it: vq-quip4+cq4. `check` reads what benchmarks/engine_cases.py wrote. `build`
+makes one plan per scheme and phase of what `make` wrote. Plans of plugins may be built beside each other; what
+TensorRT tunes itself, the baseline above all, is built alone. `time` builds what is missing and times all; it writes
+the JSON after every plan and starts none once ``--seconds`` have passed. `merge` makes one file of several runs of
+`time`: the last row of a case and scheme counts.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -193,8 +194,10 @@ def cases_of(phase: str, batches: list[int]) -> list[Call]:
 
 
 def build_phase(name: str, phase: str, cases: list[Call], model: Model) -> Path | None:
-    """One plan for all ``cases``, tuned for the batch in the middle of them."""
+    """One plan for all ``cases``, tuned for the batch in the middle of them; not again where there is one."""
     plan, inputs = model.work / f"{name}.{phase}.plan", model.inputs(name)
+    if plan.exists():
+        return plan
     ordered = sorted(cases, key=lambda c: c.batch)
     low, usual, high = (inputs.text(c) for c in (ordered[0], ordered[len(cases) // 2], ordered[-1]))
     log(f"build {plan.name}")
@@ -203,7 +206,7 @@ def build_phase(name: str, phase: str, cases: list[Call], model: Model) -> Path 
         started = time.monotonic()
         options = BuildOptions(
             flavour="tensorrt", min_shapes=(low,), opt_shapes=(usual,), max_shapes=(high,),
-            timing_cache=model.work / "timing.cache",
+            timing_cache=plan.with_suffix(".cache"),
         )  # fmt: skip
         result = build(model.work / f"{name}.onnx", plan, options)
         log(f"  {plan.name}: {time.monotonic() - started:.0f} s, {result.manifest.plan_bytes / 1e6:.0f} MB, "
@@ -271,6 +274,19 @@ def with_peers(rows: list[Row]) -> list[Row]:
     ]
 
 
+def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str, list[Call]]]:
+    """The plans that were asked for: phase, scheme, calls."""
+    batches = [int(b) for b in arguments.batches.split(",")]
+    for phase in arguments.phases.split(","):
+        for name in arguments.schemes.split(","):
+            yield phase, name, cases_of(phase, batches)
+
+
+def build_engines(arguments: argparse.Namespace) -> bool:
+    plans = [build_phase(name, phase, cases, Model(arguments.work)) for phase, name, cases in wanted(arguments)]
+    return all(plan is not None for plan in plans)
+
+
 def time_engines(arguments: argparse.Namespace) -> bool:
     model = Model(arguments.work)
     device = gpu.query()
@@ -279,19 +295,16 @@ def time_engines(arguments: argparse.Namespace) -> bool:
         common["commit"] = commit
     rows: list[Row] = []
     deadline = time.monotonic() + arguments.seconds
-    batches = [int(b) for b in arguments.batches.split(",")]
-    for phase in arguments.phases.split(","):
-        for name in arguments.schemes.split(","):
-            if time.monotonic() > deadline:
-                log(f"out of time before {name} {phase}")
-                break
-            cases = cases_of(phase, batches)
-            if (plan := build_phase(name, phase, cases, model)) is None:
-                continue
-            if found := attempt(name, partial(time_plan, plan, cases, model.inputs(name), name)):
-                rows += [{**row, **common} for row in rows_of(name, phase, found, model.label)]
-                plan.unlink()
-                arguments.json.write_text(json.dumps(with_peers(rows), indent=1))
+    for phase, name, cases in wanted(arguments):
+        if time.monotonic() > deadline:
+            log(f"out of time before {name} {phase}")
+            continue
+        if (plan := build_phase(name, phase, cases, model)) is None:
+            continue
+        if found := attempt(name, partial(time_plan, plan, cases, model.inputs(name), name)):
+            rows += [{**row, **common} for row in rows_of(name, phase, found, model.label)]
+            arguments.json.write_text(json.dumps(with_peers(rows), indent=1))
+        plan.unlink()
     return bool(rows)
 
 
@@ -307,13 +320,13 @@ def merge(arguments: argparse.Namespace) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name in ("check", "make", "time", "merge"):
+    for name in ("check", "make", "build", "time", "merge"):
         verb = verbs.add_parser(name)
         if name == "merge":
             verb.add_argument("files", type=Path, nargs="+")
         else:
             verb.add_argument("--work", type=Path, required=True)
-        if name != "make":
+        if name not in ("make", "build"):
             verb.add_argument("--json", type=Path, required=True)
         if name == "check":
             verb.add_argument("--cases", type=Path, required=True)
@@ -323,14 +336,16 @@ def main() -> None:
         if name == "time":
             verb.add_argument("--seconds", type=float, default=500)
             verb.add_argument("--driver", default="")
+        if name in ("build", "time"):
             verb.add_argument("--phases", default="decode,prefill", help="of decode and prefill, in this order")
-            verb.add_argument("--batches", default="1,16,4,64", help="of decode")
-        if name in ("make", "time"):
+            verb.add_argument("--batches", default="1,4,16,64", help="of decode")
+        if name in ("make", "build", "time"):
             verb.add_argument("--schemes", default=f"mixq-w4a8,mixq-w8a8,{BASELINE}", help="in this order")
     arguments = parser.parse_args()
     if arguments.verb != "merge":
         arguments.work.mkdir(parents=True, exist_ok=True)
-    done = {"check": check, "make": make, "time": time_engines, "merge": merge}[arguments.verb](arguments)
+    verbs_of = {"check": check, "make": make, "build": build_engines, "time": time_engines, "merge": merge}
+    done = verbs_of[arguments.verb](arguments)
     sys.exit(0 if done else 1)
 
 

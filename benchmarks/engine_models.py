@@ -1,7 +1,7 @@
 """Random models in the schemes' forms, made without calibration data: planted outlier sets, caches updated in place.
 
-Codes of M-ANT and VQ-LLM are random where `optimize` is asked for ``random_codes``: a kernel takes as long with them as
-with those that a search of minutes finds.
+Codes are random where `optimize` is asked for ``random_codes``: a kernel takes as long with them as with those that a
+search of minutes finds.
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,9 @@ from graphopt.passes import CACHES, SCHEMES
 from graphopt.passes.mant import lower as mant_lower
 from graphopt.passes.mant import weight as mant_weight
 from graphopt.passes.mant.config import MantConfig
+from graphopt.passes.mixq import lower as mixq_lower
+from graphopt.passes.mixq import weight as mixq_weight
+from graphopt.passes.mixq.config import MixQConfig
 from graphopt.passes.vq import cache as vq_cache
 from graphopt.passes.vq import lower as vq_lower
 from graphopt.passes.vq import weight as vq_weight
@@ -67,7 +70,7 @@ def optimize(source: Path, target: Path, statistics: Statistics, *, scheme: str,
         target: the file to write.
         statistics: of its linears, and of its attention where the cache is in codes.
         scheme: preset, with "+" and the preset of a cache behind it for a cache that is updated in place.
-        random_codes: whether codes of M-ANT and VQ-LLM, and codebooks of a cache, are random.
+        random_codes: whether the codes of weights and the codebooks of a cache are random.
     """
     model = ir.load(source)
     name, _, cache = scheme.partition("+")
@@ -88,6 +91,7 @@ def optimize(source: Path, target: Path, statistics: Statistics, *, scheme: str,
 @contextmanager
 def _random_codes() -> Iterator[None]:
     with (
+        patch.object(mixq_lower, "quantize_weight", _random_mixq),
         patch.object(vq_lower, "quantize_weight", _random_vq),
         patch.object(mant_lower, "quantize_weight", _random_mant),
         patch.object(vq_cache, "_train", _random_books),
@@ -97,6 +101,20 @@ def _random_codes() -> Iterator[None]:
 
 def _rng(name: str) -> np.random.Generator:
     return np.random.default_rng([SEED, len(name), *name.encode()])
+
+
+def _random_mixq(
+    linear: LinearView, indices: np.ndarray, config: MixQConfig, **calibration: Any
+) -> mixq_weight.QuantizedWeight:
+    (n, k), rng, four = linear.shape, _rng(linear.name), config.weight_bits == 4
+    codes = rng.integers(-127, 128, (n, packed_bytes(k) if four else k), np.int8)
+    groups = rng.integers(1, 16, (-(-k // config.group) if config.group else 1, n), np.int8) if four else None
+    outliers = (0.02 * rng.standard_normal((n, indices.size), np.float32)).astype(np.float16)
+    outliers[:, indices < 0] = 0
+    if not four:
+        codes[:, indices[indices >= 0]] = 0
+    group = config.group or max(2 * packed_bytes(k), 2)
+    return mixq_weight.QuantizedWeight(codes, groups, group, np.full(n, 1e-4, np.float32), outliers, 1.0, None)
 
 
 def _random_vq(
