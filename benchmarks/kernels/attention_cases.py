@@ -48,6 +48,8 @@ def cached_checks() -> Iterator[Case]:
         yield Case(2, 1, 2, 2, 128, 300, (-5, 1 << 30), dtype=dtype)
         yield Case(2, 1000, 2, 2, 128, 1500, (0, 333), rotary=False, dtype=dtype)
         yield Case(1, 129, 1, 6, 64, 4096, (3900,), in_place=False, dtype=dtype)
+        yield Case(2, 257, 2, 3, 64, 1024, (767, 1), dtype=dtype)
+        yield Case(2, 1024, 8, 4, 128, 1536, (512, 100), dtype=dtype)  # more work than blocks
         yield Case(2, 3, 2, 2, 24, 90, (50, 7), dtype=dtype)  # no multiple of two vectors
         yield Case(2, 70, 2, 2, 12, 90, (5, 7), dtype=dtype)
         yield Case(2, 3, 2, 2, 40, 90, (50, 7), rotary=False, dtype=dtype)
@@ -80,6 +82,7 @@ def quick_checks() -> Iterator[Case]:
     yield Case(2, 4, 1, 4, 80, 100, (97, 3), dtype=torch.bfloat16)
     yield Case(1, 2, 1, 1, 256, 100, (60,))
     yield Case(1, 70, 1, 2, 64, 150, (60,))
+    yield Case(2, 200, 1, 2, 128, 400, (100, 3))
     yield Case(1, 3, 2, 2, 12, 20, (5,), in_place=False)
     yield Case(2, 1, 1, 4, 128, 600, (550, 3), vector=2)
     yield Case(1, 1, 2, 1, 128, 1100, (1050,), vector=4)
@@ -90,5 +93,7 @@ def quick_checks() -> Iterator[Case]:
 DECODE = [  # B, Hkv, group, S
     (16, 32, 1, 4096), (8, 8, 4, 8192), (64, 8, 4, 4096), (1, 32, 1, 4096), (1, 8, 4, 8192), (8, 32, 1, 512),
 ]  # fmt: skip
-PREFILL = [(1, 32, 1, 2048), (1, 8, 4, 4096), (4, 8, 4, 1024)]
+PREFILL = [
+    (1, 32, 1, 512), (1, 32, 1, 2048), (1, 32, 1, 4096), (1, 32, 1, 8192), (1, 8, 4, 4096), (4, 8, 4, 1024),
+]  # fmt: skip
 HEAD_SIZE = 128

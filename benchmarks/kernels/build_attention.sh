@@ -9,7 +9,9 @@ objects=${3:-carry/attention}
 hopper=$([ "$arch" = 90a ] && echo -DGRAPHOPT_SM90A || true)
 lib=$(dirname "$(command -v "$nvcc")")/../lib  # where the wheels of nvcc keep what a toolkit has in lib64
 mkdir -p carry "$objects"
-for source in benchmarks/kernels/attention.cu trt_plugins/common/check.cpp trt_plugins/attention/*/*.cu; do
+for source in benchmarks/kernels/attention.cu trt_plugins/common/check.cpp trt_plugins/common/tensor_map.cpp \
+    trt_plugins/attention/*/*.cu; do
+    case $source in */sm90_*) [ "$arch" = 90a ] || continue ;; esac
     object="$objects/$(echo "$source" | tr / _).o"
     if [ -z "$(find "$object" -newer "$source" 2>/dev/null)" ] ||
         [ -n "$(find trt_plugins/attention trt_plugins/common -name '*.*h' -newer "$object")" ]; then

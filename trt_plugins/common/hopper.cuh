@@ -207,6 +207,15 @@ __device__ __forceinline__ void warpgroup_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kWarpgroup) : "memory");
 }
 
+/// The two halves of barrier `id` between two warpgroups, of which one arrives and goes on, and the other waits for it.
+__device__ __forceinline__ void warpgroup_signal(int id) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(2 * kWarpgroup) : "memory");
+}
+
+__device__ __forceinline__ void warpgroup_await(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(2 * kWarpgroup) : "memory");
+}
+
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -30,6 +30,14 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t shared) {
   return kSwizzle | kEightRows | kUnusedWhenSwizzled | ((shared & 0x3ffff) >> 4);
 }
 
+/// The same of a tile [K, N] of 16-bit elements, each row stored along N: blocks of 64 elements of N, `block_bytes` from
+/// one to the next, each in rows of kSwizzleBytes. A step along K is 16 rows.
+__device__ __forceinline__ uint64_t wgmma_columns_descriptor(uint32_t shared, uint32_t block_bytes) {
+  constexpr uint64_t kSwizzle = uint64_t{1} << 62;
+  constexpr uint64_t kEightRows = uint64_t{8 * kSwizzleBytes / 16} << 32;
+  return kSwizzle | kEightRows | uint64_t{block_bytes / 16} << 16 | ((shared & 0x3ffff) >> 4);
+}
+
 /// Order register and shared-memory accesses of the warpgroup before its next products.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 
@@ -72,13 +80,36 @@ __device__ __forceinline__ void wgmma_pin(uint32_t (&d)[kCount]) {
   GRAPHOPT_D_64, GRAPHOPT_D_FROM(64), GRAPHOPT_D_FROM(72), GRAPHOPT_D_FROM(80), GRAPHOPT_D_FROM(88),               \
       GRAPHOPT_D_FROM(96), GRAPHOPT_D_FROM(104), GRAPHOPT_D_FROM(112), GRAPHOPT_D_FROM(120)
 
-/// Products for one N. A sum starts anew where `accumulate` is false; `outliers` always adds to floats.
-/// Registers of A must keep their values until the product has been waited for.
+/// Products for one N. A sum starts anew where `accumulate` is false.
+/// Registers of A must keep their values until the product has been waited for. kTransposeW: W lies [K, N], see
+/// wgmma_columns_descriptor.
 template <int kN>
 struct Wgmma;
 
-// N = 2 x registers; a, b, c, d, e, f: the operands' numbers, which follow those of the registers.
-#define GRAPHOPT_WGMMA(N, REGISTERS, a, b, c, d_, e, f)                                                              \
+// N = 2 x registers; a, b, c, d, e, f, g: the operands' numbers, which follow those of the registers.
+#define GRAPHOPT_WGMMA_PRODUCTS(N, REGISTERS, T, TYPE, a, b, c, d_, e, f, g)                                         \
+    __device__ __forceinline__ static void product(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, bool accumulate,\
+                                                   T) {                                                              \
+      asm volatile(                                                                                                  \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, " c ", 0;\n"                                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GRAPHOPT_REGISTERS_##REGISTERS        \
+          "}, " a ", " b ", add, 1, 1, 0, 0;\n}\n"                                                                   \
+          : GRAPHOPT_D_##REGISTERS                                                                                   \
+          : "l"(x), "l"(w), "r"(static_cast<int>(accumulate)));                                                      \
+    }                                                                                                                \
+    template <int kTransposeW = 0>                                                                                   \
+    __device__ __forceinline__ static void product(uint32_t (&d)[REGISTERS], uint32_t const* x, uint64_t w,          \
+                                                   bool accumulate, T) {                                             \
+      asm volatile(                                                                                                  \
+          "{\n.reg .pred add;\nsetp.ne.b32 add, " f ", 0;\n"                                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" GRAPHOPT_REGISTERS_##REGISTERS        \
+          "}, {" a ", " b ", " c ", " d_ "}, " e ", add, 1, 1, " g ";\n}\n"                                          \
+          : GRAPHOPT_D_##REGISTERS                                                                                   \
+          : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "r"(static_cast<int>(accumulate)),                   \
+            "n"(kTransposeW));                                                                                       \
+    }
+
+#define GRAPHOPT_WGMMA(N, REGISTERS, a, b, c, d_, e, f, g)                                                           \
   template <>                                                                                                        \
   struct Wgmma<N> {                                                                                                  \
     __device__ __forceinline__ static void s8(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, bool accumulate) {   \
@@ -98,43 +129,15 @@ struct Wgmma;
           : GRAPHOPT_D_##REGISTERS                                                                                   \
           : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "r"(static_cast<int>(accumulate)));                  \
     }                                                                                                                \
-    __device__ __forceinline__ static void outliers(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w, __half) {      \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" GRAPHOPT_REGISTERS_##REGISTERS "}, " a \
-                   ", " b ", 1, 1, 1, 0, 0;"                                                                         \
-                   : GRAPHOPT_D_##REGISTERS                                                                          \
-                   : "l"(x), "l"(w));                                                                                \
-    }                                                                                                                \
-    __device__ __forceinline__ static void outliers(uint32_t (&d)[REGISTERS], uint64_t x, uint64_t w,                \
-                                                    __nv_bfloat16) {                                                 \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" GRAPHOPT_REGISTERS_##REGISTERS       \
-                   "}, " a ", " b ", 1, 1, 1, 0, 0;"                                                                 \
-                   : GRAPHOPT_D_##REGISTERS                                                                          \
-                   : "l"(x), "l"(w));                                                                                \
-    }                                                                                                                \
-    __device__ __forceinline__ static void product(uint32_t (&d)[REGISTERS], uint32_t const* x, uint64_t w,          \
-                                                   bool accumulate, __half) {                                        \
-      asm volatile(                                                                                                  \
-          "{\n.reg .pred add;\nsetp.ne.b32 add, " f ", 0;\n"                                                         \
-          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" GRAPHOPT_REGISTERS_##REGISTERS "}, {" a ", " b  \
-          ", " c ", " d_ "}, " e ", add, 1, 1, 0;\n}\n"                                                              \
-          : GRAPHOPT_D_##REGISTERS                                                                                   \
-          : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "r"(static_cast<int>(accumulate)));                  \
-    }                                                                                                                \
-    __device__ __forceinline__ static void product(uint32_t (&d)[REGISTERS], uint32_t const* x, uint64_t w,          \
-                                                   bool accumulate, __nv_bfloat16) {                                 \
-      asm volatile(                                                                                                  \
-          "{\n.reg .pred add;\nsetp.ne.b32 add, " f ", 0;\n"                                                         \
-          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" GRAPHOPT_REGISTERS_##REGISTERS "}, {" a ", " b\
-          ", " c ", " d_ "}, " e ", add, 1, 1, 0;\n}\n"                                                              \
-          : GRAPHOPT_D_##REGISTERS                                                                                   \
-          : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(w), "r"(static_cast<int>(accumulate)));                  \
-    }                                                                                                                \
+    GRAPHOPT_WGMMA_PRODUCTS(N, REGISTERS, __half, "f16", a, b, c, d_, e, f, g)                                       \
+    GRAPHOPT_WGMMA_PRODUCTS(N, REGISTERS, __nv_bfloat16, "bf16", a, b, c, d_, e, f, g)                               \
   };
 
-GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
-GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
-GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130", "%131", "%132", "%133")
+GRAPHOPT_WGMMA(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
+GRAPHOPT_WGMMA(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
+GRAPHOPT_WGMMA(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 #undef GRAPHOPT_WGMMA
+#undef GRAPHOPT_WGMMA_PRODUCTS
 #undef GRAPHOPT_REGISTERS_32
 #undef GRAPHOPT_REGISTERS_64
 #undef GRAPHOPT_REGISTERS_128

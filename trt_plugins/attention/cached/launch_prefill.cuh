@@ -3,6 +3,7 @@
 
 #include "attention/cached/launch.cuh"
 #include "attention/prefill.cuh"
+#include "attention/sm90_prefill.h"
 
 namespace graphopt::attention {
 
@@ -20,6 +21,11 @@ Status launch_prefill_shape(AttentionArgs<typename Traits::T> const& args, cudaS
 
 template <class T>
 Status launch_prefill(AttentionArgs<T> const& args, cudaStream_t stream) {
+#ifdef GRAPHOPT_SM90A
+  bool sm90 = false;
+  GRAPHOPT_TRY(is_sm90(&sm90));
+  if (sm90 && supports_sm90(args)) return launch_prefill_sm90<T>(args, stream);
+#endif
   if (args.head_size <= 64) return launch_prefill_shape<PrefillTraits<T, 64>>(args, stream);
   if (args.head_size <= 96) return launch_prefill_shape<PrefillTraits<T, 96>>(args, stream);
   if (args.head_size <= 128) return launch_prefill_shape<PrefillTraits<T, 128>>(args, stream);

@@ -165,7 +165,7 @@ class Sm90Consumer {
       vectors_parity_ ^= 1;
       scale(sx);
       multiply(sum_, stages_, at_, args_.order.outlier_tiles, *this, [](auto& d, uint64_t x, uint64_t w, bool) {
-        Product::outliers(d, x, w, T{});
+        Product::product(d, x, w, true, T{});
       });
       store(row, column);
       // Every lane, for its own reads: once a tile, and an order that compute-sanitizer can follow.

@@ -402,7 +402,7 @@ class Sm90W4Consumer {
       wgmma_fence();
 #pragma unroll
       for (int s = 0; s < kCodeRowBytes / kWgmmaStepBytes; ++s) {
-        Product::outliers(sum_, w + s * (kWgmmaStepBytes / 16), x + s * (kWgmmaStepBytes / 16), T{});
+        Product::product(sum_, w + s * (kWgmmaStepBytes / 16), x + s * (kWgmmaStepBytes / 16), true, T{});
       }
       wgmma_commit();
       wgmma_wait<1>();
