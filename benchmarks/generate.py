@@ -12,15 +12,16 @@ updated in place, of the format behind a "+" or in the activation type, the head
 one profile, tuned for one token, at a low optimization level: TensorRT 8.6 takes minutes for each
 (benchmarks/NOTES.md). Plans of several schemes may be built by several processes at once where no time counts.
 FILE is an .onnx file or a .plan; NAME is that of its scheme, the first one's is what the others are compared with.
-Where two texts part, the row tells how far apart the reference saw the two tokens: a near tie, or a mistake. Rows of
-`--recorded` files, such as those of engines on another machine, are judged with the first FILE of this one.
+Where two texts part, the row tells how far apart the reference saw the two tokens, and how far the logits of the scheme
+are from its: a near tie, or a mistake. Rows of `--recorded` files, such as those of engines on another machine, are
+judged with the first FILE of this one.
 """
 
 import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,15 +128,20 @@ def texts(file: Path, prompts: Sequence[dict[str, Any]], tokens: int) -> tuple[l
         return results, {"runner": runner.note, "cache": decoder.kind, "capacity": decoder.capacity}
 
 
-def gap(decoder: Decoder, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]) -> Row:
-    """Where two texts part, and the logits that the reference gives both tokens there."""
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
-    if at is None:  # the shorter one ended
-        return {"equal_tokens": min(len(ours), len(theirs))}
-    context = [*prompt, *theirs[:at]]
-    decoder.begin(len(context))
-    logits = decoder.feed(context)[0]
-    return {"equal_tokens": at, "margin": float(logits[theirs[at]] - logits[ours[at]]), "spread": float(logits.std())}
+def parting(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """Where two texts part; None if they do not, or one only ends earlier."""
+    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+
+
+def logits_after(file: Path, contexts: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """The logits of the token behind each context."""
+    found = {}
+    with open_runner(file) as runner:
+        decoder = Decoder(runner)
+        for name, context in contexts.items():
+            decoder.begin(len(context))
+            found[name] = decoder.feed(context)[0]
+    return found
 
 
 def rows_of(name: str, file: Path, prompts: Sequence[dict[str, Any]], chunks: np.ndarray, tokens: int) -> list[Row]:
@@ -155,15 +161,32 @@ def rows_of(name: str, file: Path, prompts: Sequence[dict[str, Any]], chunks: np
     return [{**row, **how} for row in rows]
 
 
-def judge(rows: Sequence[Row], reference: Path, prompts: Sequence[dict[str, Any]]) -> None:
-    """Add to every text where it parts from the first file's, and how far apart that saw the two tokens."""
+def judge(rows: Sequence[Row], files: Mapping[str, Path], prompts: Sequence[dict[str, Any]]) -> None:
+    """Add to every text where it parts from the first file's, and how near a tie the reference has there.
+
+    ``margin`` is how much the reference prefers its own token, ``spread`` the standard deviation of its logits, and
+    ``noise``, where the scheme's file is here, that of what the scheme's logits differ by.
+    """
     ids = {p["text"]: p["ids"] for p in prompts}
     found = [row for row in rows if row["suite"] == "generate"]
-    expected = {row["case"]: row["ids"] for row in found if row["scheme"] == found[0]["scheme"]}
-    with open_runner(reference) as runner:
-        decoder = Decoder(runner)
-        for row in found:
-            row |= gap(decoder, ids[row["case"]], row["ids"], expected[row["case"]])
+    first = found[0]["scheme"]
+    expected = {row["case"]: row["ids"] for row in found if row["scheme"] == first}
+    for scheme in dict.fromkeys(row["scheme"] for row in found):
+        parted = {}
+        for row in (row for row in found if row["scheme"] == scheme):
+            ours, theirs = row["ids"], expected[row["case"]]
+            at = parting(ours, theirs)
+            row["equal_tokens"] = min(len(ours), len(theirs)) if at is None else at
+            if at is not None:
+                parted[row["case"]] = row, [*ids[row["case"]], *theirs[:at]], ours[at], theirs[at]
+        contexts = {case: context for case, (_, context, _, _) in parted.items()}
+        wanted = logits_after(files[first], contexts)
+        got = logits_after(files[scheme], contexts) if scheme in files else {}
+        for case, (row, _, our, their) in parted.items():
+            logits = wanted[case]
+            row |= {"margin": float(logits[their] - logits[our]), "spread": float(logits.std())}
+            if case in got:
+                row["noise"] = float((got[case] - logits).std())
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -178,9 +201,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")  # a run that is cut off has still measured this
     for recorded in arguments.recorded:
         rows += [row for row in json.loads(recorded.read_text()) if row["scheme"] not in files]
-    judge(rows, next(iter(files.values())), prompts)
+    judge(rows, files, prompts)
     arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    shown = ("case", "equal_tokens", "margin", "spread", "first_token_ms", "decode_tokens_s", "ppl")
+    shown = ("case", "equal_tokens", "margin", "spread", "noise", "first_token_ms", "decode_tokens_s", "ppl")
     for row in rows:
         print(row["scheme"], {k: row[k] for k in shown if k in row}, flush=True)
 

@@ -85,7 +85,9 @@ def generation(rows: Sequence[dict]) -> Iterator[str]:
     lines = []
     for scheme in dict.fromkeys(r["scheme"] for r in texts):
         mine = [r for r in texts if r["scheme"] == scheme]
-        parted = [f"{r['margin'] / r['spread']:.2f}" for r in mine if "margin" in r]
+        parted = [
+            f"{r['margin']:.2f}" + (f" ({r['noise']:.2f})" if "noise" in r else "") for r in mine if "margin" in r
+        ]
         rate = sorted(r["decode_tokens_s"] for r in mine)[len(mine) // 2]
         same = sum(r["equal_tokens"] == r["tokens"] for r in mine)
         lines.append((
@@ -93,8 +95,9 @@ def generation(rows: Sequence[dict]) -> Iterator[str]:
             number(perplexity.get(scheme), ".3f"),
         ))  # fmt: skip
     yield (
-        "Where a text is another one: by how much the reference prefers its own token there, in standard deviations of "
-        "its logits.\n"
+        "Where a text is another one: by how much the reference's logit of its own token is larger there than that of "
+        "the other one (in brackets, the standard deviation of what the scheme's logits differ by from the "
+        "reference's).\n"
     )
     head = ("scheme", "runs in", "KV cache", "same text", "where not", "tokens/s", "perplexity")
     yield from tables.table(head, lines)
