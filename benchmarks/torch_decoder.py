@@ -134,9 +134,9 @@ def packed_block(bits: int, device: str) -> nn.Module:
     for name, parameter in block.named_parameters():
         last = name.rpartition(".")[2]
         if last == "idx":
-            columns = WIDE if "activation" in name else HIDDEN
+            columns = WIDE if "down_proj" in name else HIDDEN
             parameter.copy_(torch.randperm(columns)[:OUTLIERS].sort().values.int())
-        elif last in ("wq", "wq4"):
+        elif last == "codes":
             parameter.copy_(torch.randint(-119, 120, parameter.shape, dtype=torch.int8, device=device))
         elif last == "sg":
             parameter.fill_(9)
@@ -200,21 +200,23 @@ def time_host(add: Callable[[dict[str, Any]], None]) -> None:
 
     block = packed_block(8, "cuda")
     x, residual = (rows_of(1, HIDDEN, torch.float16, "cuda", seed) for seed in (0, 1))
-    norm, linear = block.input_layernorm, block.o_proj
-    quantized = norm(x, residual)[0]
-    weights = [getattr(linear, name) for name in ("wq", "sw", "wo", "bias")]
+    linear = block.o_proj
+    gamma, idx, weights = torch.ones_like(x[0]), linear.idx, [linear.codes, linear.sw, linear.wo, linear.bias]
+    quantized = torch.ops.graphopt.mixq_rms_norm(x, gamma, idx, EPSILON)
     y, w = torch.empty_like(x), torch.empty(HIDDEN, HIDDEN, device="cuda", dtype=torch.float16)
     lib, stream = library(), torch.cuda.current_stream().cuda_stream
     pointers = [t.data_ptr() for t in (*quantized, *weights, y)]
     outputs = tuple(torch.empty_like(t) for t in quantized)
     given = [1, HIDDEN, HIDDEN, OUTLIERS]
+    fused = torch.ops.graphopt.mixq_quantize_linear.default
     calls = {
         "linear in C": lambda: lib._lib.graphopt_mixq_linear(1, *given, *pointers, stream),
         "linear through Library": lambda: lib.linear((*quantized, *weights), y),
         "linear as a torch op": lambda: torch.ops.graphopt.mixq_linear(*quantized, *weights),
-        "linear as a module": lambda: linear(quantized),
-        "norm through Library": lambda: lib.quantize(1, x, norm.idx, outputs, gamma=norm.weight, epsilon=EPSILON),
-        "norm as a torch op": lambda: torch.ops.graphopt.mixq_rms_norm(x, norm.weight, norm.idx, EPSILON),
+        "norm through Library": lambda: lib.quantize(1, x, idx, outputs, gamma=gamma, epsilon=EPSILON),
+        "norm as a torch op": lambda: torch.ops.graphopt.mixq_rms_norm(x, gamma, idx, EPSILON),
+        "quantize and linear as one torch op": lambda: fused(0, x, None, idx, 0.0, weights[0], None, *weights[1:], 0),
+        "quantize and linear as a module": lambda: linear(x),
         "torch linear": lambda: nn.functional.linear(x, w),
         "torch add": lambda: x + residual,
         "torch current stream": lambda: torch.cuda.current_stream().cuda_stream,

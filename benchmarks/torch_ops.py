@@ -33,9 +33,11 @@ PRODUCERS = {
     "MixQQuantize": "mixq_quantize",
     "MixQRMSNorm": "mixq_rms_norm",
     "MixQAddRMSNorm": "mixq_add_rms_norm",
-    "MixQGatedSilu": "mixq_gated_silu",
+    "MixQSwiGLU": "mixq_swiglu",
 }
 LINEARS = {"MixQLinear": "mixq_linear", "MixQLinearW4A8": "mixq_linear_w4a8"}
+#: Producer in the C API's numbers -> the plugin of it alone; the ops that quantize and multiply.
+FUSED = {0: "MixQQuantize", 1: "MixQRMSNorm", 2: "MixQAddRMSNorm", 10: "MixQSwiGLU"}
 #: What compilers, graphs and streams are tried with.
 PAIRS = [(op, t) for op in LINEARS for t in (torch.float16, torch.bfloat16)]
 #: Fraction of codes that may differ by one from the evaluator's, whose y is rounded from another float32.
@@ -110,8 +112,73 @@ def check_case(case: QuantizeCase | LinearCase, device: str) -> None:
         assert np.array_equal(found[3], total, equal_nan=True), "the sum is not exact"
 
 
+def fused_arguments(producer: int, linear: LinearCase, device: str) -> tuple[Any, tuple[Any, ...]]:
+    """The op that quantizes and multiplies, and its arguments."""
+    rng = np.random.default_rng(zlib.crc32(f"{producer} {linear}".encode()))
+    case = QuantizeCase(FUSED[producer], linear.dtype, linear.m, linear.k, linear.capacity)
+    given = {name: tensor(v, device) for name, v in case.inputs(rng).items()}
+    codes, *scales = (tensor(v, device) for name, v in linear.weights(rng).items() if name != "idx")
+    weights = (codes, *scales, linear.group) if linear.op == "MixQLinearW4A8" else (codes, None, *scales, 0)
+    shared = (given.get("gamma"), given["idx"], EPSILON, *weights)
+    if case.adds:
+        return OPS.mixq_add_rms_norm_linear, (given["x"], given["other"], *shared)
+    return OPS.mixq_quantize_linear, (producer, given["x"], *shared)
+
+
+def check_fused(producer: int, linear: LinearCase, device: str) -> None:
+    """Compare an op that quantizes and multiplies with the two ops that do one of both: the bits are the same."""
+    op, given = fused_arguments(producer, linear, device)
+    adds = FUSED[producer] == "MixQAddRMSNorm"
+    inputs, (gamma, idx, epsilon, codes, sg, *scales, group) = given[:2], given[2:]
+    inputs = inputs if adds else inputs[1:]
+    norm = () if gamma is None else (gamma,)
+    apart = getattr(OPS, PRODUCERS[FUSED[producer]])(*inputs, *norm, idx, *((epsilon,) if norm else ()))
+    product = OPS.mixq_linear(*apart[:3], codes, *scales) if sg is None else None
+    if sg is not None:
+        product = OPS.mixq_linear_w4a8(*apart[:3], codes, sg, *scales, group)
+    got = op(*given)
+    same(got if adds else (got,), (product, apart[3]) if adds else (product,))
+
+
+def fused_cases(quick: bool) -> Iterator[tuple[int, LinearCase]]:
+    for producer in FUSED:
+        for dtype in TYPES:
+            for op in LINEARS:
+                for n, k in ((72, 160), (33, 100)) if quick else ((72, 160), (1000, 576), (4096, 4096), (33, 100)):
+                    for m in (0, 1, 17):
+                        yield producer, LinearCase(dtype, m, n, k, 48, op=op, group=64)
+
+
+def check_module(producer: int, op: str, dtype: torch.dtype, device: str) -> None:
+    """A module, which may leave torch's dispatcher aside, gives the bits of its op, also when its weights move."""
+    from graphopt_trtllm.layers import PackedLinear
+
+    n, k, bits = 72, 160, 4 if op == "MixQLinearW4A8" else 8
+    settings = {"bits": bits, "group": 64, "outliers": 32}
+    with torch.device(device):
+        module = PackedLinear(n, k, settings, dtype, {2: 1}.get(producer, producer), EPSILON)
+    name = next(n for n, t in TYPES.items() if t == dtype)
+    for m in (1, 5, 0):
+        call, given = fused_arguments(producer, LinearCase(name, m, n, k, 32, op=op, group=64), device)
+        adds = FUSED[producer] == "MixQAddRMSNorm"
+        x, (gamma, idx, _, *weights, _) = given[0 if adds else 1], given[2:]
+        for parameter, value in zip(module._parameters.values(), (gamma, idx, *weights), strict=True):
+            if parameter is not None:
+                parameter.data = value.clone()
+        wanted = call(*given)
+        got = module(x, given[1]) if adds else module(x)[:1]
+        same(got, wanted if adds else (wanted,))
+    wide = torch.zeros(4, 4 * k, dtype=dtype, device=device)
+    for wrong in (wide[:, : x.shape[-1]], wide[:, :-1].contiguous(), wide[:, : x.shape[-1]].to(torch.float64)):
+        try:
+            module(wrong)
+        except ValueError:
+            continue
+        raise AssertionError(f"{wrong.dtype} {tuple(wrong.shape)} {wrong.stride()} was not refused")
+
+
 class Chain(nn.Module):
-    """Add and norm, gate and up, gated SiLU, down: what a compiler and a graph get to see of a layer."""
+    """Add and norm, gate and up, SwiGLU, down: what a compiler and a graph get to see of a layer."""
 
     def __init__(self, width: int, wide: int, dtype: torch.dtype, device: str, op: str) -> None:
         super().__init__()
@@ -121,16 +188,14 @@ class Chain(nn.Module):
             case = LinearCase(name, 0, n, k, 32, op=op, group=64)
             return [tensor(v, device) for v in case.weights(np.random.default_rng(n)).values()]
 
-        self.idx, *self.gate = linear(wide, width)
-        _, *self.up = linear(wide, width)
+        self.idx, *self.gate_up = linear(2 * wide, width)
         self.wide_idx, *self.down = linear(width, wide)
         self.gamma = torch.linspace(0.5, 1.5, width, device=device).to(dtype)
         self.op, self.group = getattr(OPS, LINEARS[op]), () if op == "MixQLinear" else (64,)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         *quantized, total = OPS.mixq_add_rms_norm(x, residual, self.gamma, self.idx, EPSILON)
-        gate, up = (self.op(*quantized, *w, *self.group) for w in (self.gate, self.up))
-        quantized = OPS.mixq_gated_silu(gate, up, self.wide_idx)
+        quantized = OPS.mixq_swiglu(self.op(*quantized, *self.gate_up, *self.group), self.wide_idx)
         return self.op(*quantized, *self.down, *self.group), total
 
 
@@ -205,6 +270,19 @@ def check_refusals(device: str) -> None:
     raise AssertionError("a transposed tensor was not refused")
 
 
+def check_fused_refusals(device: str) -> None:
+    """The same of an op that quantizes and multiplies."""
+    op, good = fused_arguments(1, LinearCase("float16", 4, 72, 160, 32, op="MixQLinearW4A8", group=64), device)
+    op(*good)
+    wrong = {0: 3, 1: good[1].float(), 2: None, 3: good[3][:5], 5: good[5][:, :-1], 6: None, 7: good[7].half(), 10: 48}
+    for position, value in wrong.items():
+        try:
+            op(*good[:position], value, *good[position + 1 :])
+        except ValueError:
+            continue
+        raise AssertionError(f"argument {position} was not refused")
+
+
 class Report:
     """Results, written as they come."""
 
@@ -240,9 +318,13 @@ def check_compilers(report: Report, folder: Folder) -> None:
         *(QuantizeCase(p, t, 5, 96, 32) for p in PRODUCERS for t in ("float16", "bfloat16")),
         *(LinearCase("float16", 5, 40, 96, 32, op=op) for op in LINEARS),
     ]
+    calls = {str(c): (op_of(c), arguments(c, device)) for c in small}
+    for producer, op in ((10, "MixQLinear"), (2, "MixQLinearW4A8")):
+        calls[f"{FUSED[producer]} and {op}"] = fused_arguments(
+            producer, LinearCase("float16", 5, 40, 96, 32, op=op), device
+        )
     report.check(
-        "opcheck",
-        {str(c): lambda c=c: torch.library.opcheck(op_of(c).default, arguments(c, device)) and None for c in small},
+        "opcheck", {n: lambda c=c: torch.library.opcheck(c[0].default, c[1]) and None for n, c in calls.items()}
     )
     report.check("compile", {f"{op} {t}": partial(check_compiled, op, t, device) for op, t in PAIRS})
     report.check(f"compiled decoder {folder.name}", {"compiled": folder.compiled})
@@ -259,7 +341,16 @@ def check(options: argparse.Namespace) -> int:
     report = Report(options.json, shared)
     with torch.no_grad():
         report.check("evaluators", {str(c): partial(check_case, c, device) for c in cases(options.quick)})
-        report.check("refusals", {device: lambda: check_refusals(device)})
+        report.check(
+            "fused", {f"{FUSED[p]} {c}": partial(check_fused, p, c, device) for p, c in fused_cases(options.quick)}
+        )
+        report.check(
+            "modules",
+            {f"{FUSED[p]} {op} {t}": partial(check_module, p, op, t, device) for p in FUSED for op, t in PAIRS},
+        )
+        report.check(
+            "refusals", {"ops": lambda: check_refusals(device), "fused ops": lambda: check_fused_refusals(device)}
+        )
         if device == "cuda":
             report.check("cuda_graph", {f"{op} {t}": partial(check_graph, op, t, device) for op, t in PAIRS})
             report.check("stream", {f"{op} {t}": partial(check_stream, op, t, device) for op, t in PAIRS})

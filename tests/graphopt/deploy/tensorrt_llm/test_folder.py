@@ -30,7 +30,7 @@ def test_a_folder(optimized: Optimized, library: Path, tmp_path: Path) -> None:
     model = optimized("mixq-w8a8")
     files = write_package(model, out, PackageOptions(plugins=library))
     modules = {f"{PACKAGE}/{name}.py" for name in (
-        "__init__", "executor", "layers", "library", "llama", "ops", "reference", "safetensors", "versions",
+        "__init__", "executor", "fused", "layers", "library", "llama", "ops", "reference", "safetensors", "versions",
     )}  # fmt: skip
     assert {str(f) for f in files} == modules | {
         "README.md", "checkpoint/config.json", "checkpoint/hf_quant_config.json", "checkpoint/model.safetensors",

@@ -83,7 +83,8 @@ def test_ops_and_decoders_on_the_cpu(torch_run: Run, folders: list[Path], tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {row["case"]: row for row in json.loads(report.read_text())}
     assert all(row["failures"] == [] for row in rows.values())
-    assert rows["evaluators"]["checks"] >= 100 and rows["opcheck"]["checks"] == 10 and rows["compile"]["checks"] == 4
+    assert rows["evaluators"]["checks"] >= 100 and rows["fused"]["checks"] >= 100 and rows["modules"]["checks"] == 16
+    assert rows["opcheck"]["checks"] == 12 and rows["compile"]["checks"] == 4
     assert rows["decoder mixq-w8a8_float32"]["worst"] < 5e-3
     assert sum(case.startswith("decoder") for case in rows) == len(folders)
 
