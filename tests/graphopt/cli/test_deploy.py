@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from graphopt.cli.main import app
-from tests.support.triton import write_text_model
+from tests.support.text_model import write_text_model
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (pip extra 'triton')")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.triton import write_text_model
+from tests.support.text_model import write_text_model
 
 SCRIPT = Path(__file__).parents[4] / "scripts" / "fetch_triton.py"
 
