@@ -37,6 +37,7 @@ class HostCuda:
         self.engines = self.contexts = 0
         self._thread = threading.local()
         self.graphs: list[list[Callable[[], None]]] = []
+        self.destroyed: list[list[Callable[[], None]]] = []
         self.launches = 0
         self.downloaded = 0
         self.cudaError_t = SimpleNamespace(cudaErrorMemoryAllocation=2)
@@ -74,6 +75,10 @@ class HostCuda:
     def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[int, Any]:  # noqa: N802
         return 0, graph
 
+    def cudaGraphExecDestroy(self, graph: Any) -> tuple[int]:  # noqa: N802
+        self.destroyed.append(graph)
+        return (0,)
+
     def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[int]:  # noqa: N802
         self.launches += 1
         for work in graph:
@@ -92,6 +97,7 @@ class HostContext:
 
     def __init__(self, engine: "HostEngine") -> None:
         self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
+        self.profiler: Any = None
         # As in TensorRT 8: an engine's first context begins with its first profile, and the others with none.
         self.active_optimization_profile = -1 if engine.contexts else 0
         engine.contexts += 1
@@ -119,6 +125,8 @@ class HostContext:
     def execute_async_v3(self, stream: int) -> bool:
         feeds = dict(self.shapes)
         self.engine.cuda.enqueue(lambda: self._run(feeds))
+        if self.profiler is not None:
+            self.profiler.report_layer_time("everything", 0.5)
         return True
 
     def _run(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -152,6 +160,10 @@ class HostEngine:
 
     def create_execution_context(self) -> HostContext:
         return HostContext(self)
+
+    def create_engine_inspector(self) -> Any:
+        layers = json.dumps({"Layers": [{"Name": "everything", "LayerType": "Session"}]})
+        return SimpleNamespace(get_engine_information=lambda form: layers)
 
     def get_tensor_name(self, index: int) -> str:
         return str(self.ports[index].name)
@@ -222,7 +234,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     """Let `graphopt.engine.run` find the host in place of a GPU."""
     cuda = HostCuda()
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: HostEngine(bytes(plan).decode(), cuda))
-    trt = SimpleNamespace(Runtime=lambda logger: runtime, TensorIOMode=SimpleNamespace(INPUT="input"))
+    trt = SimpleNamespace(
+        Runtime=lambda logger: runtime, TensorIOMode=SimpleNamespace(INPUT="input"), IProfiler=object,
+        LayerInformationFormat=SimpleNamespace(JSON=1),
+    )  # fmt: skip
     flavour = SimpleNamespace(trt=trt, logger=None, messages=Messages())
     monkeypatch.setattr(run, "plugins", SimpleNamespace(locate=lambda *_: Path("p.so"), load=lambda *_: None))
     monkeypatch.setattr(run, "select", lambda name: flavour)

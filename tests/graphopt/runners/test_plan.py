@@ -8,6 +8,8 @@ import pytest
 from graphopt import ir
 from graphopt.calibrate.feeds import declared
 from graphopt.engine import manifest as manifests
+from graphopt.engine.layers import LayerTime
+from graphopt.engine.run import Runner as Engine
 from graphopt.errors import EngineError
 from graphopt.generate import Sampler, generate
 from graphopt.runners import Decoder, open_runner
@@ -70,3 +72,21 @@ def test_siblings_share_an_engine_and_nothing_else(
     assert (tuple(got[0]), tuple(got[1])) == (wanted[0][:5], wanted[1])
     assert (cuda.engines, cuda.contexts) == (1, 2)
     assert not cuda.memory
+
+
+def test_layers_are_timed_in_a_context_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profiler that stayed would lengthen what is timed later."""
+    cuda = host_engine.install(monkeypatch)
+    model = write_decoder(tmp_path / "m.onnx")
+    plan = write_plan(tmp_path / "m.plan", model, growing_profiles(((1, 1, 1), (0, 8, 32)), ((1, 8, 16), (0, 8, 32))))
+    with Engine(plan) as runner:
+        runner.fill(runner.shapes(profile=1))
+        runner.capture()
+        before = cuda.contexts
+        assert runner.layer_times(runs=4) == [LayerTime("everything", "Session", 500.0)]
+        assert cuda.contexts == before + 1
+        assert runner.captured
+        reports: list[str] = []
+        monkeypatch.setattr(host_engine.HostContext, "_run", lambda self, shapes: reports.append(str(self.profiler)))
+        runner.execute()
+        assert reports == ["None"]
