@@ -27,7 +27,7 @@ class Buffer:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A captured CUDA graph, ready to launch."""
 
@@ -135,6 +135,11 @@ class Device:
     def launch(self, graph: Graph) -> None:
         """Put ``graph`` into the stream."""
         self._call("cudaGraphLaunch", graph.handle, self.stream)
+
+    def discard(self, graph: Graph) -> None:
+        """Let go of ``graph``, which is not running."""
+        self._graphs.remove(graph)
+        self._call("cudaGraphExecDestroy", graph.handle)
 
     def milliseconds(self, enqueue: Callable[[], None]) -> float:
         """Return the GPU time of what ``enqueue`` puts into the stream."""
