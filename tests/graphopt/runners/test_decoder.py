@@ -134,6 +134,7 @@ def test_a_static_cache_stays_at_one_address_and_decoding_is_replayed(
             np.testing.assert_allclose(np.concatenate(rows), whole[-13:], atol=NOISE)
             assert sorted(cuda.memory) == addresses
             assert len(cuda.graphs) == graphs
+            assert len(cuda.destroyed) == graphs - 1, "a server makes a graph for each text"
             assert cuda.launches == 12 * graphs  # the first token's run is what the graph is recorded after
 
 

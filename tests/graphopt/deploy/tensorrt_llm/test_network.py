@@ -117,6 +117,8 @@ def test_other_ops_are_refused_by_name(optimized: Optimized, tmp_path: Path) -> 
         ("MixQQuantizeOnline", "predicts outliers online"),
         ("CachedAttention", "without --kv-cache"),
         ("VQLinear", "mixq-w8a8 or mixq-w4a8"),
+        ("VQLinearE8", "mixq-w8a8 or mixq-w4a8"),
+        ("MANTLinear", "mixq-w8a8 or mixq-w4a8"),
     ):
         node.op_type = op
         onnx.save(proto, tmp_path / "m.onnx")
