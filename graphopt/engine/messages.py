@@ -12,7 +12,7 @@ from graphopt import log
 _log = log.get(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """Errors and warnings that TensorRT logged while a record was open."""
 
@@ -50,7 +50,7 @@ class Messages:
         # Every error on a machine without a GPU is followed by this one, which says nothing about its cause.
         if "catchCudaError" in text:
             return
-        for record in self._open:
+        for record in tuple(self._open):  # threads open and close theirs meanwhile
             if severity in ("ERROR", "INTERNAL_ERROR"):
                 record.errors.append(text)
             elif severity == "WARNING":

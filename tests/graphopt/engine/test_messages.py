@@ -58,3 +58,17 @@ def test_records_hold_what_was_said_while_they_were_open(caplog: pytest.LogCaptu
     with messages.record() as silent:
         pass
     assert silent.reason() == "it gave no reason"
+
+
+def test_records_of_threads_end_in_any_order() -> None:
+    """Two that hold nothing yet are two all the same: the one that stays open hears what is said."""
+    messages = Messages()
+    first, second = messages.record(), messages.record()
+    first.__enter__()
+    heard = second.__enter__()
+    first.__exit__(None, None, None)
+    messages.receive("ERROR", "later")
+    second.__exit__(None, None, None)
+    assert heard.errors == ["later"]
+    messages.receive("ERROR", "after all")
+    assert heard.errors == ["later"]

@@ -1,5 +1,6 @@
 """Whole repositories: what is in them, what is refused, and that nothing half-written stays."""
 
+import ast
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from tests.support.plans import write_server_plan
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed (pip extra 'triton')")
 
+ROOT = Path(__file__).parents[4]
 LIMITS: dict[str, Any] = {"max_prompt_tokens": 40, "max_new_tokens": 20}
 
 
@@ -206,3 +208,20 @@ def test_changes_are_found(text_model: Path, tmp_path: Path) -> None:
     (out / "graphopt.json").write_text("[]")
     with pytest.raises(DeployError, match=r"no readable graphopt.json"):
         check_repository(out)
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    """By the calls in all sources: what graphopt reads is data."""
+    found = set()
+    for package in ("graphopt", "passes", "models"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [getattr(node, "module", None) or "", *(a.name for a in node.names)]
+                    found |= {f"{path}: {n}" for n in names if n.split(".")[0] in ("pickle", "marshal", "shelve")}
+                elif isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    pickled = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
+                    if called in ("eval", "exec", "compile", "torch.load") or pickled:
+                        found.add(f"{path}:{node.lineno}: {called}")
+    assert not found
