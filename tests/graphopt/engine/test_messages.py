@@ -64,11 +64,11 @@ def test_records_of_threads_end_in_any_order() -> None:
     """Two that hold nothing yet are two all the same: the one that stays open hears what is said."""
     messages = Messages()
     first, second = messages.record(), messages.record()
-    first.__enter__()
-    heard = second.__enter__()
-    first.__exit__(None, None, None)
-    messages.receive("ERROR", "later")
+    heard = first.__enter__()
+    second.__enter__()
     second.__exit__(None, None, None)
+    messages.receive("ERROR", "later")
+    first.__exit__(None, None, None)
     assert heard.errors == ["later"]
     messages.receive("ERROR", "after all")
     assert heard.errors == ["later"]
