@@ -304,7 +304,8 @@ def time_engines(arguments: argparse.Namespace) -> bool:
         if found := attempt(name, partial(time_plan, plan, cases, model.inputs(name), name)):
             rows += [{**row, **common} for row in rows_of(name, phase, found, model.label)]
             arguments.json.write_text(json.dumps(with_peers(rows), indent=1))
-        plan.unlink()
+        if not arguments.keep:
+            plan.unlink()
     return bool(rows)
 
 
@@ -336,6 +337,7 @@ def main() -> None:
         if name == "time":
             verb.add_argument("--seconds", type=float, default=500)
             verb.add_argument("--driver", default="")
+            verb.add_argument("--keep", action="store_true", help="plans, which are big, stay")
         if name in ("build", "time"):
             verb.add_argument("--phases", default="decode,prefill", help="of decode and prefill, in this order")
             verb.add_argument("--batches", default="1,4,16,64", help="of decode")
