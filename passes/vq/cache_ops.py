@@ -6,7 +6,7 @@ codebook that is nearest to it. Bytes are INT8 at the boundary: code c is the by
 
 __all__ = ["CACHED_ATTENTION", "OPS", "cached_attention", "decode_cache", "encode_cache"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,17 @@ def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
     return (*given, *past, np.array([3, 8], np.int32), *codebooks)
 
 
+def _damage(constants: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Codebooks that have no entry for a byte, or entries that are no numbers (`OpSpec.damage`)."""
+    for name in ("codebook_k", "codebook_v"):
+        codebook = constants.get(name)
+        if codebook is not None and (codebook.ndim != 4 or codebook.shape[2] != _ENTRIES):
+            return name, f"has shape {codebook.shape}, not (Hkv, G, {_ENTRIES}, v)"
+        if codebook is not None and not np.isfinite(codebook).all():
+            return name, "holds NaN or Inf"
+    return None
+
+
 CACHED_ATTENTION = OpSpec(
     name="VQCachedAttention",
     family="CachedAttention",
@@ -176,6 +187,7 @@ CACHED_ATTENTION = OpSpec(
     evaluate=cached_attention,
     examples=_examples,
     plugin=True,
+    damage=_damage,
 )
 
 OPS = (CACHED_ATTENTION,)

@@ -1,9 +1,11 @@
 """The cache in codes, end to end: calibrate, lower, and prefill and decode like the decoder with a growing cache."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 from graphopt import compile, ir
@@ -11,7 +13,7 @@ from graphopt.calibrate.attention import collect_attention
 from graphopt.core.recipe import Recipe
 from graphopt.core.report import Report
 from graphopt.core.statistics import AttentionStatistics, Statistics
-from graphopt.errors import RecipeError
+from graphopt.errors import ModelError, RecipeError
 from graphopt.ir import kv_cache, weights
 from graphopt.models.llama import build_llama
 from graphopt.models.weights import RandomWeights
@@ -77,6 +79,25 @@ def test_prefill_and_decode_resemble_the_growing_cache(
         got.append(outputs["logits"])
     logits = np.concatenate(got, axis=1)
     assert 1e-4 < np.linalg.norm(logits - expected) / np.linalg.norm(expected) < allowed
+
+
+@pytest.mark.parametrize(
+    ("change", "clause"),
+    [(lambda book: book[:, :, :255], r"not \(Hkv, G, 256, v\)"), (lambda book: book * np.nan, "holds NaN or Inf")],
+)
+@pytest.mark.parametrize("place", [8, 9])
+def test_damaged_codebooks_are_found_before_a_kernel_reads_them(
+    source: Path, statistics: Statistics, place: int, change: Callable[[np.ndarray], np.ndarray], clause: str
+) -> None:
+    model = ir.load(source)
+    recipe = Recipe.preset("none", SCHEMES).with_cache("cq2", {}, CACHES)
+    compile.optimize(model, recipe, statistics)
+    compile.check(model)
+    node = next(n for n in model.graph.nodes if n.op == "VQCachedAttention")
+    name = node.inputs[place].name
+    node.inputs[place] = gs.Constant(name, np.ascontiguousarray(change(weights.read(node.inputs[place]))))
+    with pytest.raises(ModelError, match=f"tensor '{name}' .* {clause}"):
+        compile.check(model)
 
 
 def test_without_keys_and_values_the_cache_stays_as_it_is(source: Path, tmp_path: Path) -> None:
