@@ -7,13 +7,15 @@ import onnx
 
 #: INT8 values to an element of TensorRT 8's INT32.
 _PACK = 4
+#: Rows of a cache come in multiples of this: pages of M-ANT's.
+_PAGE = 64
 
 
 @dataclass(frozen=True)
 class Call:
     """``seq`` new tokens for each of ``batch`` sequences that have ``past`` tokens already.
 
-    A cache that is updated in place has ``capacity`` rows, or just enough for all of them.
+    A cache that is updated in place has ``capacity`` rows, or just enough pages for all of them.
     """
 
     batch: int
@@ -27,7 +29,7 @@ class Call:
         total = self.past + self.seq
         return {
             "batch_size": self.batch, "sequence_length": self.seq, "past_sequence_length": self.past,
-            "total_sequence_length": total, "cache_capacity": self.capacity or total,
+            "total_sequence_length": total, "cache_capacity": self.capacity or -(-total // _PAGE) * _PAGE,
         }  # fmt: skip
 
 
