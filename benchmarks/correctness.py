@@ -9,12 +9,13 @@ planted outliers, NaN, Inf and zero rows. Exit code 1 if anything failed.
 
 import argparse
 import concurrent.futures
+import functools
 import itertools
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import time
 import zlib
 from collections import defaultdict
@@ -50,7 +51,8 @@ _TORCH = {
     np.dtype(np.int8): torch.int8,
     np.dtype(np.int32): torch.int32,
 }
-_gpu = threading.Lock()
+#: What runs at a time.
+WORKERS = max(2, (os.cpu_count() or 2) - 2)
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -108,7 +110,23 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.astype(np.float64), b.astype(np.float64), equal_nan=True))
 
 
-def check_quantize(lib: Library, case: QuantizeCase, offset: int = 0) -> float:
+@functools.cache
+def opened(path: Path) -> Library:
+    """The library at ``path``, once a process."""
+    return Library(path)
+
+
+def check(path: Path, case: QuantizeCase | LinearCase, offset: int = 0) -> float:
+    """Return the worst row error of what the library at ``path`` makes of ``case``.
+
+    Raises:
+        AssertionError: as `check_quantize` and `check_linear`.
+    """
+    run = check_quantize if isinstance(case, QuantizeCase) else check_linear
+    return run(opened(path), case, offset)
+
+
+def check_quantize(lib: Library, case: QuantizeCase, offset: int) -> float:
     """Return the worst row error of y.
 
     Raises:
@@ -134,8 +152,7 @@ def check_quantize(lib: Library, case: QuantizeCase, offset: int = 0) -> float:
         torch.cuda.synchronize()
         return {name: output.read() for name, output in outputs.items()}
 
-    with _gpu:
-        got, again, lean = run(True), run(True), run(False)
+    got, again, lean = run(True), run(True), run(False)
     assert all(same_bits(got[n], again[n]) for n in got), "two runs differ"
     assert all(same_bits(got[n], lean[n]) for n in lean), "emitting y changed the codes"
     for name, value in case.quantized(got["y"], inputs["idx"]).items():
@@ -147,33 +164,32 @@ def check_quantize(lib: Library, case: QuantizeCase, offset: int = 0) -> float:
     return row_error(got["y"], want)
 
 
-def check_linear(lib: Library, case: LinearCase, offset: int = 0) -> float:
+def check_linear(lib: Library, case: LinearCase, offset: int) -> float:
     """Return the worst row error.
 
     Raises:
         AssertionError: two runs differ or something was written outside y.
     """
     operands = case.inputs(rng_for(case))
-    moved = offset * np.array([name in ("xq", "xq4", "wo") for name in operands])
-    with _gpu:
-        device = [upload(value, by) for value, by in zip(operands.values(), moved.tolist(), strict=True)]
-        runs = []
-        for _ in range(2):
-            y = Output((case.m, case.n), TYPES[case.dtype], offset)
-            call_linear(lib, case, device, y.tensor)
-            torch.cuda.synchronize()
-            runs.append(y.read())
+    moved = ("xq", "xq4", "wo", "residual")
+    device = {name: upload(value, offset if name in moved else 0) for name, value in operands.items()}
+    runs = []
+    for _ in range(2):
+        y = Output((case.m, case.n), TYPES[case.dtype], offset)
+        call_linear(lib, case, device, y.tensor)
+        torch.cuda.synchronize()
+        runs.append(y.read())
     assert same_bits(*runs), "two runs differ"
     return row_error(runs[0], case.expected(operands))
 
 
-def call_linear(lib: Library, case: LinearCase, operands: list[torch.Tensor], y: torch.Tensor) -> None:
-    if case.op == "MixQLinear":
-        lib.linear(*operands, y)
-    elif case.op == "MixQLinearW4A8":
-        lib.linear_w4a8(*operands, y, group=case.group)
+def call_linear(lib: Library, case: LinearCase, operands: dict[str, torch.Tensor], y: torch.Tensor) -> None:
+    if case.kind == "MixQLinear":
+        lib.linear(**operands, y=y)
+    elif case.kind == "MixQLinearW4A8":
+        lib.linear_w4a8(**operands, y=y, group=case.group)
     else:
-        lib.linear_w4a4(*operands, y, group=case.group)
+        lib.linear_w4a4(**operands, y=y, group=case.group)
 
 
 def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
@@ -215,6 +231,13 @@ def linear_cases(quick: bool) -> Iterator[LinearCase]:
     for op, dtype in itertools.product(FOUR_BITS, TYPES):
         for m, n, k in ((3072, 2176, 128), (2100, 4104, 272), (9000, 64, 96), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
             yield LinearCase(dtype, m, n, k, 48, True, op, 64)
+    # A residual, in every kernel.
+    sizes = [
+        *((0, 8, 64), (1, 4100, 1536), (12, 4096, 576), (40, 1, 1), (9, 1001, 100), (30, 72, 160), (100, 72, 1024)),
+        *((100, 2176, 2048), (128, 4096, 1024), (300, 4104, 272), (1024, 2176, 64), (3072, 1408, 80)),
+    ]
+    for op, dtype, (m, n, k) in itertools.product(("MixQLinear", *FOUR_BITS), TYPES, sizes):
+        yield LinearCase(dtype, m, n, k, 48, True, f"{op}Add", 64)
 
 
 class Tally:
@@ -243,37 +266,42 @@ class Tally:
         ]
 
 
-def sweep(tasks: list[tuple[str, str, str, Callable[[], float]]]) -> Tally:
+def attempt(check: Callable[[], float]) -> tuple[float | None, str | None]:
+    """Return what ``check`` returns, or why it failed."""
+    try:
+        return check(), None
+    except Exception as e:  # whatever it is, it is this case's failure, and the others still run
+        return None, f"{type(e).__name__}: {e}".splitlines()[0]
+
+
+def sweep(
+    tasks: list[tuple[str, str, str, Callable[[], float]]], pool: concurrent.futures.Executor | None = None
+) -> Tally:
+    """Attempt all checks, in ``pool`` or by threads."""
     tally = Tally()
-
-    def attempt(check: Callable[[], float]) -> tuple[float | None, str | None]:
-        try:
-            return check(), None
-        except Exception as e:  # whatever it is, it is this case's failure, and the others still run
-            return None, f"{type(e).__name__}: {e}".splitlines()[0]
-
-    with concurrent.futures.ThreadPoolExecutor(max(2, (os.cpu_count() or 2) - 2)) as pool:
-        results = pool.map(attempt, [task[3] for task in tasks])
+    with pool or concurrent.futures.ThreadPoolExecutor(WORKERS) as workers:
+        results = workers.map(attempt, [task[3] for task in tasks], chunksize=4)
         for (op, dtype, name, _), (error, reason) in zip(tasks, results, strict=True):
             tally.add(op, dtype, name, error, reason)
     return tally
 
 
-def through_capi(lib: Library, quick: bool) -> list[dict[str, object]]:
-    tasks = []
-    for case in quantize_cases(quick):
-        tasks.append((case.op, case.dtype, str(case), lambda c=case: check_quantize(lib, c)))
-    for case in linear_cases(quick):
-        tasks.append((case.op, case.dtype, str(case), lambda c=case: check_linear(lib, c)))
+def through_capi(path: Path, quick: bool) -> list[dict[str, object]]:
+    """Check by processes: the evaluators take most of the time."""
+    cases: list[tuple[QuantizeCase | LinearCase, int]] = [
+        (case, 0) for case in itertools.chain(quantize_cases(quick), linear_cases(quick))
+    ]
     for dtype in TYPES:  # pointers that no 16-byte access may use
-        for producer in PRODUCERS:
-            for bits in (8, 4):
-                case = QuantizeCase(producer, dtype, 9, 576, 32, special=True, bits=bits)
-                tasks.append((case.op, dtype, f"{case} misaligned", lambda c=case: check_quantize(lib, c, offset=1)))
-        for m, op in itertools.product((5, 70), ("MixQLinear", *FOUR_BITS)):
-            linear = LinearCase(dtype, m, 72, 160, 32, True, op)
-            tasks.append((op, dtype, f"{linear} misaligned", lambda c=linear: check_linear(lib, c, offset=1)))
-    return sweep(tasks).report("capi")
+        for producer, bits in itertools.product(PRODUCERS, (8, 4)):
+            cases.append((QuantizeCase(producer, dtype, 9, 576, 32, special=True, bits=bits), 1))
+        for m, op in itertools.product((5, 70), ("MixQLinear", "MixQLinearAdd", *FOUR_BITS, "MixQLinearW4A8Add")):
+            cases.append((LinearCase(dtype, m, 72, 160, 32, True, op), 1))
+    tasks = [
+        (case.op, case.dtype, f"{case}{' misaligned' if offset else ''}", functools.partial(check, path, case, offset))
+        for case, offset in cases
+    ]
+    context = multiprocessing.get_context("spawn")  # a fork cannot use the CUDA of its parent
+    return sweep(tasks, concurrent.futures.ProcessPoolExecutor(WORKERS, context)).report("capi")
 
 
 def chain_error(lib: Library) -> float:
@@ -318,6 +346,9 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
         *((100, 2176, 2048), (256, 4352, 128), (100, 4352, 4096), (300, 8448, 128)),
     ]
     cases += [LinearCase("float16", *size, 48, True, "MixQLinearW4A8", 128) for size in sizes]
+    sizes = [(1, 40, 64), (12, 43, 80), (20, 33, 100), (40, 72, 160), (100, 2176, 128), (300, 8448, 128)]
+    ops = [f"{op}Add" for op in ("MixQLinear", *FOUR_BITS)]
+    cases += [LinearCase(t, *size, 48, True, op, 128) for t, op, size in itertools.product(TYPES, ops, sizes)]
     return cases
 
 
@@ -362,7 +393,7 @@ def main() -> None:
         return
     lib = Library(options.library)
     start = time.time()
-    entries = through_capi(lib, options.quick)
+    entries = through_capi(options.library, options.quick)
     entries += through_plugins(options.library, options.host, plugin_cases(options.quick))
     chain = chain_error(lib)
     failures = publish(lib, entries, options.json, seconds=round(time.time() - start, 1), chain_error=chain)

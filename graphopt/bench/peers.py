@@ -102,7 +102,9 @@ def _bitsandbytes(x: "Tensor", n: int, copies: int) -> Calls:
 
     def layer() -> Any:
         k = x.shape[1]
-        linear = nn.Linear8bitLt(k, n, bias=False, has_fp16_weights=False, threshold=_BITSANDBYTES_THRESHOLD)
+        linear = nn.Linear8bitLt(
+            k, n, bias=False, has_fp16_weights=False, threshold=_BITSANDBYTES_THRESHOLD, device="cuda"
+        )  # to draw a weight that is not used takes seconds on the host
         weight = torch.randn(n, k, dtype=torch.float16, device="cuda").mul_(k**-0.5).cpu()
         linear.weight = nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         return linear.cuda()  # quantizes on the way
