@@ -274,6 +274,12 @@ def attempt(check: Callable[[], float]) -> tuple[float | None, str | None]:
         return None, f"{type(e).__name__}: {e}".splitlines()[0]
 
 
+def processes() -> concurrent.futures.Executor:
+    """A pool of processes: the evaluators take most of the time."""
+    context = multiprocessing.get_context("spawn")  # a fork cannot use the CUDA of its parent
+    return concurrent.futures.ProcessPoolExecutor(WORKERS, context)
+
+
 def sweep(
     tasks: list[tuple[str, str, str, Callable[[], float]]], pool: concurrent.futures.Executor | None = None
 ) -> Tally:
@@ -287,7 +293,6 @@ def sweep(
 
 
 def through_capi(path: Path, quick: bool) -> list[dict[str, object]]:
-    """Check by processes: the evaluators take most of the time."""
     cases: list[tuple[QuantizeCase | LinearCase, int]] = [
         (case, 0) for case in itertools.chain(quantize_cases(quick), linear_cases(quick))
     ]
@@ -300,8 +305,7 @@ def through_capi(path: Path, quick: bool) -> list[dict[str, object]]:
         (case.op, case.dtype, f"{case}{' misaligned' if offset else ''}", functools.partial(check, path, case, offset))
         for case, offset in cases
     ]
-    context = multiprocessing.get_context("spawn")  # a fork cannot use the CUDA of its parent
-    return sweep(tasks, concurrent.futures.ProcessPoolExecutor(WORKERS, context)).report("capi")
+    return sweep(tasks, processes()).report("capi")
 
 
 def chain_error(lib: Library) -> float:
@@ -353,18 +357,24 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
 
 
 def through_plugins(library: Path, host: Path, cases: Sequence[v3_cases.Case]) -> list[dict[str, object]]:
-    tally = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        written = v3_cases.write(Path(folder), cases, rng_for)
-        printed = v3_cases.run(host, library, Path(folder))
-        for name, case in written.items():
-            outputs = v3_cases.read(Path(folder), name, printed)
-            try:
-                error, reason = v3_cases.compare(case, outputs, rng_for(case)), None
-            except AssertionError as e:
-                error, reason = None, str(e)
-            tally.add(case.op, case.dtype, str(case), error, reason)
-    return tally.report("plugin_v3")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        written = v3_cases.write(folder, cases, rng_for)
+        printed = v3_cases.run(host, library, folder)
+        tasks = [
+            (case.op, case.dtype, str(case), functools.partial(compare_outputs, folder, name, case, printed))
+            for name, case in written.items()
+        ]
+        return sweep(tasks, processes()).report("plugin_v3")
+
+
+def compare_outputs(folder: Path, name: str, case: v3_cases.Case, printed: str) -> float:
+    """Return the worst row error of what host_v3 wrote for ``case``.
+
+    Raises:
+        AssertionError: as `v3_cases.compare`.
+    """
+    return v3_cases.compare(case, v3_cases.read(folder, name, printed), rng_for(case))
 
 
 def publish(lib: Library, entries: Sequence[dict[str, object]], path: Path, **more: object) -> list[str]:
