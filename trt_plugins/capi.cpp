@@ -1,5 +1,10 @@
 #include "capi.h"
 
+#include <algorithm>
+#include <exception>
+#include <string>
+#include <vector>
+
 #include "attention/cached/params.h"
 #include "attention/mant/params.h"
 #include "attention/vq/params.h"
@@ -12,6 +17,8 @@
 #include "mixq/online/online.h"
 #include "mixq/quantize/params.h"
 #include "vq/hadamard/params.h"
+#include "vq/jit/generate.h"
+#include "vq/jit/launch.h"
 #include "vq/linear/params.h"
 #include "vq/linear/plan.h"
 
@@ -30,6 +37,21 @@ graphopt::attention::CachedParams cached_sizes(int32_t dtype, int64_t batch, int
   params.head_size = head_size;
   params.capacity = capacity;
   params.tables = tables;
+  return params;
+}
+
+graphopt::vq::LinearParams vq_sizes(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t vector, int32_t bits,
+                                    int32_t residuals, int64_t tile_rows, int64_t tile_columns) {
+  graphopt::vq::LinearParams params{};
+  params.dtype = static_cast<DType>(dtype);
+  params.m = m;
+  params.n = n;
+  params.k = k;
+  params.vector = vector;
+  params.bits = bits;
+  params.residuals = residuals;
+  params.tile_rows = tile_rows;
+  params.tile_columns = tile_columns;
   return params;
 }
 
@@ -328,15 +350,8 @@ GRAPHOPT_EXPORT int32_t graphopt_vq_linear(int32_t dtype, int64_t m, int64_t n, 
 GRAPHOPT_EXPORT int64_t graphopt_vq_linear_workspace_bytes(int64_t n, int64_t k, int32_t vector, int32_t bits,
                                                            int32_t residuals, int64_t tile_rows,
                                                            int64_t tile_columns) {
-  graphopt::vq::LinearParams params{};
-  params.n = n;
-  params.k = k;
-  params.vector = vector;
-  params.bits = bits;
-  params.residuals = residuals;
-  params.tile_rows = tile_rows;
-  params.tile_columns = tile_columns;
-  return static_cast<int64_t>(graphopt::vq::linear_workspace_bytes(params));
+  return static_cast<int64_t>(graphopt::vq::linear_workspace_bytes(
+      vq_sizes(/*dtype=*/0, /*m=*/0, n, k, vector, bits, residuals, tile_rows, tile_columns)));
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_vq_linear_e8(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t residuals,
@@ -367,24 +382,42 @@ GRAPHOPT_EXPORT int64_t graphopt_vq_plan(int32_t dtype, int64_t m, int64_t n, in
                                          int32_t multiprocessors, int32_t compute_capability, char* text,
                                          int64_t size) {
   void* const aligned = reinterpret_cast<void*>(uintptr_t{256});  // only asked for its alignment
-  graphopt::vq::LinearParams params{};
-  params.dtype = static_cast<DType>(dtype);
-  params.m = m;
-  params.n = n;
-  params.k = k;
-  params.vector = vector;
-  params.bits = bits;
-  params.residuals = residuals;
-  params.tile_rows = tile_rows;
-  params.tile_columns = tile_columns;
+  graphopt::vq::LinearParams params = vq_sizes(dtype, m, n, k, vector, bits, residuals, tile_rows, tile_columns);
   params.codebooks = lattice != 0 ? nullptr : aligned;
   params.workspace = aligned;
-  // Shared memory of a block, from CUDA's programming guide.
-  constexpr int64_t kMost = 227 * 1024, kAmpere = 163 * 1024, kLeast = 99 * 1024;
-  int64_t const shared_bytes =
-      compute_capability == 80 ? kAmpere : compute_capability / 10 == 9 || compute_capability / 10 == 10 ? kMost : kLeast;
+  constexpr int64_t kLeast = 99 * 1024;
+  int64_t const shared_bytes = std::max<int64_t>(kLeast, graphopt::vq::jit::shared_bytes(compute_capability));
   graphopt::vq::Device const device{multiprocessors, compute_capability == 90, shared_bytes};
   return graphopt::vq::describe_plan(params, device, text, size);
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_vq_generate(int32_t dtype, int64_t n, int64_t k, int32_t vector, int32_t bits,
+                                             int32_t residuals, int64_t tile_rows, int64_t tile_columns,
+                                             int32_t compute_capability, void* kernels, int64_t size, char* text,
+                                             int64_t text_size) try {
+  namespace jit = graphopt::vq::jit;
+  std::string bytes, message;
+  graphopt::Status const status = jit::generate_for(
+      vq_sizes(dtype, /*m=*/0, n, k, vector, bits, residuals, tile_rows, tile_columns),
+      compute_capability == 0 ? jit::library_archs() : std::vector<int>{compute_capability}, &bytes, &message);
+  jit::Kernels made;
+  if (status != graphopt::Status::kOk) message = graphopt::status_string(status);
+  if (!bytes.empty() && jit::decode(bytes, &made) == graphopt::Status::kOk) message = jit::describe(made);
+  if (text != nullptr && text_size > 0) {
+    text[message.copy(text, static_cast<size_t>(text_size - 1))] = '\0';
+  }
+  if (kernels != nullptr && size > 0) bytes.copy(static_cast<char*>(kernels), static_cast<size_t>(size));
+  return static_cast<int64_t>(bytes.size());
+} catch (std::exception const&) {  // memory exhausted
+  return 0;
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_vq_install(void const* kernels, int64_t size) try {
+  if (kernels == nullptr || size < 0) return static_cast<int32_t>(graphopt::Status::kNullPointer);
+  std::string const bytes(static_cast<char const*>(kernels), static_cast<size_t>(size));
+  return static_cast<int32_t>(graphopt::vq::jit::install(bytes));
+} catch (std::exception const&) {
+  return static_cast<int32_t>(graphopt::Status::kTooLarge);
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_vq_hadamard(int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block,

@@ -200,6 +200,17 @@ int64_t graphopt_vq_plan(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t
                          int32_t residuals, int64_t tile_rows, int64_t tile_columns, int32_t lattice,
                          int32_t multiprocessors, int32_t compute_capability, char* text, int64_t size);
 
+// Makes kernels for a linear as above whose format has none compiled ahead of time, by NVRTC or from the files that it left
+// ($GRAPHOPT_CACHE), and takes them into use: graphopt_vq_linear then runs them. Needs no GPU. compute_capability: 80 and so on,
+// or 0 for those that the library is compiled for. Returns the bytes of the kernels, of which not more than `size` are written;
+// `text` gets their registers, spills and plan as JSON. 0: there are none, and `text` says why, or nothing if none are needed.
+int64_t graphopt_vq_generate(int32_t dtype, int64_t n, int64_t k, int32_t vector, int32_t bits, int32_t residuals,
+                             int64_t tile_rows, int64_t tile_columns, int32_t compute_capability, void* kernels,
+                             int64_t size, char* text, int64_t text_size);
+
+// Takes such bytes into use in this process, for all linears of their format.
+int32_t graphopt_vq_install(void const* kernels, int64_t size);
+
 // y = T((x padded with zeros to `channels` * signs) H / sqrt(block)), H block-diagonal, H[i, j] = (-1)^(common bits of i and j).
 //   x [rows, k] T, signs [channels] int8 of 1 and -1, y [rows, channels] T; block a power of two up to 65536
 int32_t graphopt_vq_hadamard(int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block, void const* x,

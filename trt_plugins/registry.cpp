@@ -38,3 +38,8 @@ extern "C" GRAPHOPT_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators
 extern "C" GRAPHOPT_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
   graphopt::set_logger_finder(finder);
 }
+
+/// Of severities as ILogger numbers them; may be called from any thread until it is set to null again.
+extern "C" GRAPHOPT_EXPORT void graphopt_plugins_set_log(graphopt::LogFunction function) {
+  graphopt::g_log_function.store(function);
+}

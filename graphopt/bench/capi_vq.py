@@ -3,13 +3,16 @@
 __all__ = ["VqFormat", "VqLibrary"]
 
 import ctypes
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from graphopt.bench.capi import Library
+from graphopt.bench.capi import DTYPES, Library
+from graphopt.errors import PluginError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -61,6 +64,9 @@ class VqLibrary(Library):
             lib.graphopt_vq_linear.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [pointer] * 8
             lib.graphopt_vq_linear_e8.argtypes = [number] + [long] * 3 + [number] + [pointer] * 7
             lib.graphopt_vq_hadamard.argtypes = [number] + [long] * 4 + [pointer] * 4
+            sizes = [number] + [long] * 2 + [number] * 3 + [long] * 2 + [number]
+            lib.graphopt_vq_generate.argtypes = [*sizes, pointer, long, ctypes.c_char_p, long]
+            lib.graphopt_vq_generate.restype = long
             self._workspace = lib.graphopt_vq_linear_workspace_bytes
         self._workspace.argtypes, self._workspace.restype = [long] * 2 + [number] * 3 + [long] * 2, long
 
@@ -68,6 +74,21 @@ class VqLibrary(Library):
         """Return scratch memory for `vq_linear`, which may be empty."""
         size = self._workspace(n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k))
         return self._torch.empty(size, dtype=self._torch.int8, device="cuda")
+
+    def generate(self, fmt: VqFormat, dtype: "torch.dtype", n: int, k: int) -> dict[str, Any]:
+        """Make kernels for a format that has none of its own, and have `vq_linear` run them; return their numbers.
+
+        Raises:
+            PluginError: none can be made; the library's own sentence.
+        """
+        major, minor = self._torch.cuda.get_device_capability()
+        text = ctypes.create_string_buffer(1 << 14)
+        sizes = n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k), 10 * major + minor
+        made = self._lib.graphopt_vq_generate(DTYPES[str(dtype)], *sizes, None, 0, text, len(text))
+        if not made:
+            raise PluginError(text.value.decode() or f"{fmt} needs no generated kernels")
+        numbers: dict[str, Any] = json.loads(text.value)
+        return numbers
 
     def vq_linear(
         self,

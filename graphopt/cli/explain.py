@@ -55,6 +55,7 @@ def explain(
       graphopt explain model.opt.onnx --device a100 --json
     """
     from graphopt import compile, ir
+    from graphopt.engine import nvrtc
     from graphopt.engine.plugins import locate
     from graphopt.errors import ModelError
     from graphopt.explain.cost import Switches
@@ -74,6 +75,7 @@ def explain(
         )
     if dtype is not None:
         linears = [replace(view, dtype=dtype.value) for view in linears]
+    nvrtc.offer()
     planner = Planner(locate(plugins)) if linears else None
     switches = Switches(cache, dataflow, fusion)
     rows = [_linear(view, tokens or [1, 16, 2048], where, planner, switches) for view in linears if planner is not None]
@@ -179,7 +181,10 @@ def _render_linear(out: Console, row: dict[str, Any], more: int) -> None:
 def _render_plan(out: Console, plan: dict[str, Any]) -> None:
     tokens = "1 token" if plan["m"] == 1 else f"{plan['m']:,} tokens"
     if plan["us"] is None:
-        out.print(f"  {tokens}: {plan['kernel']} kernel: {plan['reason']}", highlight=False, soft_wrap=True)
+        lines = [f"{tokens}: {plan['kernel']} kernel: {plan['reason']}"]
+        if plan["cache"]:
+            lines.append(_shared(plan["cache"]))
+        out.print("\n".join(f"  {line}" for line in lines), highlight=False, soft_wrap=True)
         return
     split = "" if plan["split"] == 1 else f", {plan['split']} blocks share K"
     others = [f"{name} {_us(us)}" for name, us in plan["candidates"].items() if name != plan["kernel"]]
@@ -191,13 +196,16 @@ def _render_plan(out: Console, plan: dict[str, Any]) -> None:
         f"  without: {', '.join(without)}",
     ]
     if cache := plan["cache"]:
-        lines.insert(
-            1,
-            f"  in shared memory: codes below {cache['n_shared']}, {cache['served']:.0%} of look-ups, "
-            f"{cache['shared_bytes'] / 1024:.0f} KB with {cache['copies']} copies, {cache['left_bytes'] / 1024:.0f} KB "
-            "for all else",
-        )
+        lines.insert(1, _shared(cache))
     out.print("\n".join(f"  {line}" for line in lines), highlight=False, soft_wrap=True)
+
+
+def _shared(cache: dict[str, Any]) -> str:
+    copies = "1 copy" if cache["copies"] == 1 else f"{cache['copies']} copies"
+    return (
+        f"  in shared memory: codes below {cache['n_shared']}, {cache['served']:.0%} of look-ups, "
+        f"{cache['shared_bytes'] / 1024:.0f} KB with {copies}, {cache['left_bytes'] / 1024:.0f} KB for all else"
+    )
 
 
 def _us(value: float | None) -> str:

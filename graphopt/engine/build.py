@@ -15,7 +15,7 @@ from typing import Any
 
 import graphopt
 from graphopt.engine import manifest as manifests
-from graphopt.engine import parse, plugins
+from graphopt.engine import nvrtc, parse, plugins
 from graphopt.engine.flavour import Flavour, select
 from graphopt.engine.manifest import Manifest, Plugins, Tensor
 from graphopt.engine.messages import Record, brief
@@ -208,6 +208,7 @@ def _load_plugins(flavour: Flavour, options: BuildOptions, warnings: list[str]) 
             warnings.append(f"{e}; every custom op runs as its function body")
             return None
         raise
+    nvrtc.offer()
     return plugins.load(path, flavour)
 
 

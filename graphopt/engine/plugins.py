@@ -17,6 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import graphopt
 from graphopt.engine import elf
@@ -36,6 +37,10 @@ NAMESPACE = "graphopt"
 #: Exported by a library for IPluginV3, and by one for TensorRT 8.6.
 _MODERN_ENTRY, _TENSORRT8_ENTRY = "getCreators", "getPluginCreators"
 _VERSION_FUNCTION, _BUILD_FUNCTION = "graphopt_plugins_version", "graphopt_plugins_build_info"
+_LOG_FUNCTION = "graphopt_plugins_set_log"
+#: Names of ILogger.Severity, by number.
+_SEVERITIES = "INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"
+_Receiver = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_char_p)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class PluginLibrary:
 
 #: What this process has loaded: TensorRT's registry refuses a second registration of the same plugins.
 _loaded: dict[str, PluginLibrary] = {}
+#: What libraries call as long as the process lives.
+_receivers: list[Any] = []
 
 
 def locate(explicit: str | os.PathLike[str] | None = None, flavour: Flavour | None = None) -> Path:
@@ -161,6 +168,7 @@ def load(path: Path, flavour: Flavour) -> PluginLibrary:
     creators = sorted(c.name for c in known if c.plugin_namespace == NAMESPACE)
     if not creators:
         raise PluginError(f"plugin library {path} has no plugin in namespace '{NAMESPACE}'; is it another project's?")
+    _listen(path, flavour)
     library = PluginLibrary(path, digest, _text(path, _VERSION_FUNCTION), _text(path, _BUILD_FUNCTION), tuple(creators))
     _loaded[flavour.name] = library
     return library
@@ -192,6 +200,19 @@ def uncovered(library: PluginLibrary, targets: tuple[str, ...]) -> tuple[str, ..
         return compiled or any(major == a and (minor == b if exact else minor >= b) for a, b, exact in archs)
 
     return tuple(t for t in targets if not covered(t))
+
+
+def _listen(path: Path, flavour: Flavour) -> None:
+    """Receive what plugins say where TensorRT gives them no logger, as TensorRT-RTX does not."""
+    call = getattr(ctypes.CDLL(str(path)), _LOG_FUNCTION, None)
+    if call is None:
+        return
+
+    def receive(severity: int, message: bytes) -> None:
+        flavour.messages.receive(_SEVERITIES[severity], message.decode(errors="replace"))
+
+    _receivers.append(_Receiver(receive))
+    call(_receivers[-1])
 
 
 def _text(path: Path, function: str) -> str | None:

@@ -24,6 +24,7 @@ from graphopt.explain.planner import Planner
 
 _LANES, _SHARED_BYTES_PER_CYCLE = 32, 128
 _GENERIC, _GENERIC_TOKENS = "generic", 8
+_FEW_TOKENS = 8  # of the smaller generated kernel
 _ROWS_OF_BLOCK, _ROWS_OF_PERSISTENT = 128, 16
 _LOAD_US = 0.7  # until the first bytes of a codebook arrive from L2
 _LANE_ELEMENTS = 2  # consecutive weights that mma.sync wants in a lane
@@ -56,7 +57,7 @@ class Explanation:
         kernel: that is chosen.
         reason: why it is that one, as a clause.
         split: blocks that share K.
-        us: estimated time; None for the generic kernel, which no estimate knows.
+        us: estimated time; None for generated kernels and the generic one, which no estimate knows.
         candidates: estimated time by kernel, with the switches as they are.
         traffic: bytes that multiprocessors read and write: codes, codebooks, x and y.
         memory_us: the least time for that, codebooks counted once: again they come from L2.
@@ -97,6 +98,11 @@ def explain(layer: VqLinear, m: int, device: Device, planner: Planner, switches:
     plan = planner.plan(layer, m, device)
     candidates = _candidates(plan, layer, m, device, planner, switches)
     kernel = min(candidates, key=lambda name: candidates[name]) if candidates else _GENERIC
+    wanted = kernel == _GENERIC and layer.dtype != "float32" and not layer.format.lattice
+    made, problem = planner.generated(layer, device) if wanted else ({}, "")
+    reason = problem or _reason(layer, kernel)
+    if made:
+        kernel, reason = _generated(layer, m, made)
     split = int(plan["split"]) if switches.dataflow and kernel == plan["kernel"] else 1
     passes = math.ceil(m / _tokens(kernel))
     element = 4 if layer.dtype == "float32" else 2
@@ -111,7 +117,7 @@ def explain(layer: VqLinear, m: int, device: Device, planner: Planner, switches:
     return Explanation(
         m=m,
         kernel=kernel,
-        reason=_reason(layer, kernel),
+        reason=reason,
         split=split,
         us=candidates.get(kernel),
         candidates=candidates,
@@ -119,7 +125,7 @@ def explain(layer: VqLinear, m: int, device: Device, planner: Planner, switches:
         memory_us=(sum(traffic.values()) - traffic["codebooks"] + layer.book_bytes) / device.bytes_per_us,
         paper_split=math.sqrt(unsplit / (m * layer.n * _SUM_BYTES)),
         shuffles=layer.format.vector // _LANE_ELEMENTS,
-        cache=_cache(plan, layer, kernel, device, switches),
+        cache=_cache(made or plan, layer, kernel, device, switches),
     )
 
 
@@ -149,6 +155,16 @@ def _reason(layer: VqLinear, kernel: str) -> str:
     if layer.dtype == "float32":
         return "x is float32, and the other kernels take float16 and bfloat16"
     return f"no other kernel is compiled for {layer.format} with these tiles and {layer.k} input channels"
+
+
+def _generated(layer: VqLinear, m: int, made: dict[str, Any]) -> tuple[str, str]:
+    """Name and reason."""
+    tokens = made["tokens"] if m > _FEW_TOKENS else _FEW_TOKENS
+    which = int(tokens > _FEW_TOKENS)
+    return f"generated{tokens}", (
+        f"made for {layer.format} when an engine is built: {made['registers'][which]} registers, "
+        f"{made['spilled_bytes'][which]} bytes spilled, {made['groups']} groups of warps share K"
+    )
 
 
 def _tokens(kernel: str) -> int:
@@ -192,13 +208,16 @@ def _loads(layer: VqLinear, kernel: str, passes: int, device: Device | None) -> 
 
 
 def _cache(plan: dict[str, Any], layer: VqLinear, kernel: str, device: Device, switches: Switches) -> dict[str, float]:
-    if not switches.cache or "entries" not in plan or kernel != plan["kernel"]:
+    generated = "n_shared" in plan
+    if not switches.cache or not (generated or ("entries" in plan and kernel == plan["kernel"])):
         return {}
-    bound = int(plan["entries"]) // (1 if layer.format.lattice else layer.format.residuals)
+    fmt = layer.format
+    entries = plan["n_shared"] if generated else int(plan["entries"]) // (1 if fmt.lattice else fmt.residuals)
     return {
-        "n_shared": bound,
+        "n_shared": entries,
         "n_registers": 0,
-        "served": layer.usage.hits(bound),
-        **{name: plan[name] for name in ("entry_bytes", "copies", "tables", "shared_bytes", "panel_bytes")},
+        "served": layer.usage.hits(entries),
+        "entry_bytes": fmt.entry_bytes,
+        **{name: plan[name] for name in ("copies", "tables", "shared_bytes", "panel_bytes")},
         "left_bytes": device.shared_bytes - plan["shared_bytes"] - 2 * plan["panel_bytes"],
     }

@@ -26,10 +26,14 @@ class Planner:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._plan = ctypes.CDLL(str(path)).graphopt_vq_plan
+            library = ctypes.CDLL(str(path))
+            self._plan, self._generate = library.graphopt_vq_plan, library.graphopt_vq_generate
         except (OSError, AttributeError) as e:
             raise PluginError(f"{path} is no plugin library that can be asked for plans ({e}); build it again") from e
         long, number = ctypes.c_int64, ctypes.c_int32
+        sizes = [number] + [long] * 2 + [number] * 3 + [long] * 2 + [number]
+        self._generate.argtypes = [*sizes, ctypes.c_void_p, long, ctypes.c_char_p, long]
+        self._generate.restype = long
         self._plan.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [number] * 3 + [ctypes.c_char_p, long]
         self._plan.restype = long
 
@@ -50,3 +54,17 @@ class Planner:
         self._plan(_DTYPES[layer.dtype], *sizes, *where, text, len(text))
         plan: dict[str, Any] = json.loads(text.value)
         return plan
+
+    def generated(self, layer: VqLinear, device: Device) -> tuple[dict[str, Any], str]:
+        """Generate the kernel that a linear without one of its own gets in an engine.
+
+        Returns:
+            Its numbers, as the library describes them; without any, why it has none.
+        """
+        fmt = layer.format
+        sizes = layer.n, layer.k, fmt.vector, fmt.bits, fmt.residuals, fmt.tile_rows, fmt.tile_columns
+        text = ctypes.create_string_buffer(1 << 14)
+        made = self._generate(_DTYPES[layer.dtype], *sizes, device.compute_capability, None, 0, text, len(text))
+        if not made:
+            return {}, text.value.decode()
+        return json.loads(text.value)["images"][0], ""

@@ -26,6 +26,10 @@ char const* status_string(Status status) noexcept {
       return "a plugin field is missing or has the wrong type";
     case Status::kNoState:
       return "an op that keeps state was run before its shapes were set";
+    case Status::kDamaged:
+      return "generated kernels are damaged; build the engine again";
+    case Status::kOtherLibrary:
+      return "generated kernels are of another version of the plugin library; build the engine again";
     default:
       return "unknown status";
   }

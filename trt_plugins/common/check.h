@@ -17,6 +17,8 @@ enum class Status : int32_t {
   kTooLarge = 6,         // a size beyond what int32 accumulation or the launch grid can hold
   kBadAttribute = 7,     // a plugin field is missing or of the wrong type
   kNoState = 8,          // an op with state was run before its shapes were set
+  kDamaged = 9,          // generated kernels are not as they were written
+  kOtherLibrary = 10,    // generated kernels are of another version of the library
   kCudaErrorBase = 1000  // this plus a cudaError_t: the CUDA runtime refused
 };
 

@@ -5,6 +5,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "common/packing.h"
@@ -64,7 +66,10 @@ constexpr size_t kMaxFields = 8;
 struct Attributes {
   std::array<int32_t, kMaxFields> ints{};
   std::array<float, kMaxFields> floats{};
+  std::shared_ptr<std::string const> kernels;  // that OpClass::generate made, if any
 };
+
+constexpr char const* kKernelsField = "kernels";  // what a plugin calls them in an engine
 
 /// Device memory that belongs to one execution context and keeps its contents from call to call.
 struct OpState {
@@ -85,6 +90,13 @@ struct OpClass {
   size_t (*state_bytes)(OpClass const& op, Attributes const& attributes, TensorView const* inputs) = nullptr;
   Status (*launch_stateful)(OpClass const& op, Attributes const& attributes, TensorView const* inputs,
                             TensorView const* outputs, void* workspace, OpState state, cudaStream_t stream) = nullptr;
+  /// Of an op whose kernels may be generated when an engine is built: make those for operands of these types and shapes
+  /// and take them into use; none are made where the library has its own. Where they cannot be made, *problem says why
+  /// in one sentence, and the op runs without them.
+  Status (*generate)(OpClass const& op, Attributes const& attributes, TensorView const* inputs, std::string* kernels,
+                     std::string* problem) = nullptr;
+  /// Take kernels into use that an engine has kept. Refuses what `generate` did not make.
+  Status (*install)(std::string const& kernels) = nullptr;
 
   /// Value of the flag `field`; 0 where the op has no such field.
   int32_t flag(Attributes const& attributes, char const* field) const;

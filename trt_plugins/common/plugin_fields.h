@@ -7,7 +7,9 @@
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "common/op.h"
 
@@ -18,11 +20,21 @@ inline std::atomic<nvinfer1::ILoggerFinder*> g_logger_finder{nullptr};
 /// Logger of the TensorRT that loaded the library; messages go nowhere until it is set.
 inline void set_logger_finder(nvinfer1::ILoggerFinder* finder) { g_logger_finder.store(finder); }
 
-inline void log_error(std::string const& message) {
+/// Who takes messages where there is no such logger: TensorRT-RTX 1.7 finds none.
+using LogFunction = void (*)(int32_t severity, char const* message);
+inline std::atomic<LogFunction> g_log_function{nullptr};
+
+inline void log(nvinfer1::ILogger::Severity severity, std::string const& message) {
   nvinfer1::ILoggerFinder* finder = g_logger_finder.load();
   nvinfer1::ILogger* logger = finder == nullptr ? nullptr : finder->findLogger();
-  if (logger != nullptr) logger->log(nvinfer1::ILogger::Severity::kERROR, message.c_str());
+  if (logger != nullptr) {
+    logger->log(severity, message.c_str());
+  } else if (LogFunction const function = g_log_function.load(); function != nullptr) {
+    function(static_cast<int32_t>(severity), message.c_str());
+  }
 }
+
+inline void log_error(std::string const& message) { log(nvinfer1::ILogger::Severity::kERROR, message); }
 
 /// Run `body` and turn an exception (memory exhausted) into `fallback`: TensorRT calls through noexcept functions.
 template <class Result, class Body>
@@ -67,6 +79,25 @@ inline Status read_fields(OpClass const& op, nvinfer1::PluginFieldCollection con
     std::memcpy(target, found->data, sizeof(int32_t));
   }
   return Status::kOk;
+}
+
+/// Have kernels generated for these operands, where the op can do that, and keep them in `attributes`.
+inline Status generate_kernels(OpClass const& op, TensorView const* inputs, Attributes* attributes) {
+  if (op.generate == nullptr) return Status::kOk;
+  std::string kernels, problem;
+  Status const status = op.generate(op, *attributes, inputs, &kernels, &problem);
+  if (!problem.empty()) log(nvinfer1::ILogger::Severity::kWARNING, problem);
+  attributes->kernels = kernels.empty() ? nullptr : std::make_shared<std::string const>(std::move(kernels));
+  return status;
+}
+
+/// Take `bytes`, kernels that an engine has kept, into use and into `attributes`.
+inline Status install_kernels(OpClass const& op, char const* bytes, size_t length, Attributes* attributes) {
+  auto const kernels = std::make_shared<std::string const>(bytes, length);
+  Status const status = op.install == nullptr ? Status::kBadAttribute : op.install(*kernels);
+  if (status != Status::kOk) log_error(std::string("graphopt plugin ") + op.name + ": " + status_string(status));
+  attributes->kernels = kernels;
+  return status;
 }
 
 }  // namespace graphopt

@@ -16,9 +16,11 @@ constexpr int32_t kFailure = -1;
 constexpr int32_t kPack = 4;  // INT8 values to an INT32 element
 constexpr char const* kTypeId = "type_id";
 
-/// What an engine keeps of a plugin. The plugin library's digest is in the plan's manifest, so this needs no versions.
+/// What an engine keeps of a plugin, followed by generated kernels. The plugin library's digest is in the plan's
+/// manifest, so this needs no versions.
 struct Serialized {
-  Attributes attributes;
+  std::array<int32_t, kMaxFields> ints;
+  std::array<float, kMaxFields> floats;
   int32_t activation;
 };
 static_assert(std::is_trivially_copyable_v<Serialized>);
@@ -93,11 +95,15 @@ int32_t PluginV2::initialize() noexcept {
   });
 }
 
-size_t PluginV2::getSerializationSize() const noexcept { return sizeof(Serialized); }
+size_t PluginV2::getSerializationSize() const noexcept {
+  return sizeof(Serialized) + (attributes_.kernels == nullptr ? 0 : attributes_.kernels->size());
+}
 
 void PluginV2::serialize(void* buffer) const noexcept {
-  Serialized const state{attributes_, static_cast<int32_t>(activation_)};
+  Serialized const state{attributes_.ints, attributes_.floats, static_cast<int32_t>(activation_)};
   std::memcpy(buffer, &state, sizeof(state));
+  if (attributes_.kernels == nullptr) return;
+  std::memcpy(static_cast<char*>(buffer) + sizeof(state), attributes_.kernels->data(), attributes_.kernels->size());
 }
 
 DataType PluginV2::getOutputDataType(int32_t index, DataType const*, int32_t) const noexcept {
@@ -151,10 +157,12 @@ void PluginV2::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, 
                                nvinfer1::DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
   // Called in a context too, before it first runs: the last moment at which memory can be had. State depends on sizes
   // that are never dynamic.
-  if (op_.state_bytes == nullptr || !has_operands(input_count, output_count)) return;
+  if (!has_operands(input_count, output_count)) return;
   guarded(op_.name, kFailure, [&] {
     std::vector<TensorView> views;
     for (int32_t i = 0; i < input_count; ++i) views.push_back(input_view(i, nullptr, inputs[i].max));
+    if (attributes_.kernels == nullptr) generate_kernels(op_, views.data(), &attributes_);
+    if (op_.state_bytes == nullptr) return 0;
     Status const status = state_.reserve(op_.state_bytes(op_, attributes_, views.data()));
     if (status == Status::kOk) return 0;
     log_error(std::string("graphopt plugin ") + op_.name + ": no memory for its state: " + status_string(status));
@@ -235,12 +243,17 @@ nvinfer1::IPluginV2* CreatorV2::createPlugin(char const*, nvinfer1::PluginFieldC
 nvinfer1::IPluginV2* CreatorV2::deserializePlugin(char const*, void const* data, size_t length) noexcept {
   return guarded(op_.name, static_cast<nvinfer1::IPluginV2*>(nullptr), [&]() -> nvinfer1::IPluginV2* {
     Serialized state{};
-    if (data != nullptr && length == sizeof(state)) std::memcpy(&state, data, sizeof(state));
-    if (data == nullptr || length != sizeof(state) || !is_activation(state.activation)) {
+    bool const whole = data != nullptr && length >= sizeof(state) && (length == sizeof(state) || op_.install != nullptr);
+    if (whole) std::memcpy(&state, data, sizeof(state));
+    if (!whole || !is_activation(state.activation)) {
       log_error(std::string("graphopt plugin ") + op_.name + ": the engine was built with another plugin library");
       return nullptr;
     }
-    return new PluginV2(op_, state.attributes, static_cast<DataType>(state.activation));
+    Attributes attributes{state.ints, state.floats, nullptr};
+    auto const* const kernels = static_cast<char const*>(data) + sizeof(state);
+    size_t const bytes = length - sizeof(state);
+    if (bytes > 0 && install_kernels(op_, kernels, bytes, &attributes) != Status::kOk) return nullptr;
+    return new PluginV2(op_, attributes, static_cast<DataType>(state.activation));
   });
 }
 

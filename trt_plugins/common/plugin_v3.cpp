@@ -85,10 +85,19 @@ PluginV3::PluginV3(OpClass const& op, Attributes const& attributes)
       activation_input_(0),
       timing_cache_id_(describe(op, attributes)) {
   while (signature_.inputs[activation_input_].element != Element::kActivation) ++activation_input_;
-  for (size_t i = 0; i < op.fields.size(); ++i) {
-    void const* value = op.fields[i].type == FieldType::kInt32 ? static_cast<void const*>(&attributes_.ints[i])
-                                                               : static_cast<void const*>(&attributes_.floats[i]);
-    fields_.emplace_back(op.fields[i].name, value, plugin_type(op.fields[i].type), /*length=*/1);
+  list_fields();
+}
+
+void PluginV3::list_fields() {
+  fields_.clear();
+  for (size_t i = 0; i < op_.fields.size(); ++i) {
+    void const* value = op_.fields[i].type == FieldType::kInt32 ? static_cast<void const*>(&attributes_.ints[i])
+                                                                : static_cast<void const*>(&attributes_.floats[i]);
+    fields_.emplace_back(op_.fields[i].name, value, plugin_type(op_.fields[i].type), /*length=*/1);
+  }
+  if (std::string const* const kernels = attributes_.kernels.get(); kernels != nullptr) {
+    fields_.emplace_back(kKernelsField, kernels->data(), nvinfer1::PluginFieldType::kCHAR,
+                         static_cast<int32_t>(kernels->size()));
   }
   serialized_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
 }
@@ -115,14 +124,22 @@ nvinfer1::IPluginV3* PluginV3::clone() noexcept {
                  [&]() -> nvinfer1::IPluginV3* { return new PluginV3(op_, attributes_); });
 }
 
-int32_t PluginV3::configurePlugin(nvinfer1::DynamicPluginTensorDesc const*, int32_t input_count,
+int32_t PluginV3::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t input_count,
                                   nvinfer1::DynamicPluginTensorDesc const*, int32_t output_count) noexcept {
   return guarded(op_.name, kFailure, [&] {
     if (!has_operands(input_count, output_count)) return kFailure;
     // A device that the library was not compiled for must fail the build, not the first enqueue.
-    Status const status = check_device();
+    Status const device = check_device();
+    if (device != Status::kOk) {
+      log_error(std::string("graphopt plugin ") + op_.name + ": no kernels for this GPU: " + status_string(device));
+      return kFailure;
+    }
+    std::vector<TensorView> views;
+    for (int32_t i = 0; i < input_count; ++i) views.push_back(view(nullptr, inputs[i].desc.type, inputs[i].max));
+    Status const status = generate_kernels(op_, views.data(), &attributes_);
+    list_fields();
     if (status == Status::kOk) return 0;
-    log_error(std::string("graphopt plugin ") + op_.name + ": no kernels for this GPU: " + status_string(status));
+    log_error(std::string("graphopt plugin ") + op_.name + ": " + status_string(status));
     return kFailure;
   });
 }
@@ -230,7 +247,13 @@ nvinfer1::IPluginV3* CreatorV3::createPlugin(char const*, nvinfer1::PluginFieldC
   return guarded(op_.name, none, [&]() -> nvinfer1::IPluginV3* {
     Attributes attributes;
     nvinfer1::PluginFieldCollection const empty{};
-    if (read_fields(op_, fields == nullptr ? empty : *fields, &attributes) != Status::kOk) return nullptr;
+    nvinfer1::PluginFieldCollection const& given = fields == nullptr ? empty : *fields;
+    if (read_fields(op_, given, &attributes) != Status::kOk) return nullptr;
+    nvinfer1::PluginField const* const kernels = find_field(given, kKernelsField);
+    if (kernels != nullptr) {
+      auto const* const bytes = static_cast<char const*>(kernels->data);
+      if (install_kernels(op_, bytes, static_cast<size_t>(kernels->length), &attributes) != Status::kOk) return nullptr;
+    }
     return new PluginV3(op_, attributes);
   });
 }

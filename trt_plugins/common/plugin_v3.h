@@ -58,6 +58,7 @@ class PluginV3 final : public nvinfer1::IPluginV3,
 
  private:
   bool has_operands(int32_t input_count, int32_t output_count) const;
+  void list_fields();  // what an engine keeps
 
   OpClass const& op_;
   Attributes attributes_;

@@ -6,6 +6,7 @@
 //   case NAME OP
 //   field NAME i|f VALUE
 //   input TYPE FILE DIM...        TYPE: f32 f16 bf16 i8 i32
+//   damage NAME                   flip a bit of that field on its way from the built plugin to the one that runs
 //   end
 // For each output i of a case it prints "NAME i TYPE DIM..." and writes CASES/NAME.i.bin. With --describe it stops
 // short of the GPU: no operand is read and nothing is enqueued. Exit code 1 and one line on stderr say what went wrong.
@@ -14,7 +15,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -78,6 +78,7 @@ struct Case {
   std::string op;
   std::vector<FieldValue> fields;
   std::vector<Operand> inputs;
+  std::string damaged;  // name of a field
 };
 
 std::vector<Case> read_cases(std::string const& folder) {
@@ -110,6 +111,8 @@ std::vector<Case> read_cases(std::string const& folder) {
       operand.type = kTypes.at(type).trt;
       for (int64_t dim; words >> dim;) operand.dims.d[operand.dims.nbDims++] = dim;
       cases.back().inputs.push_back(operand);
+    } else if (kind == "damage") {
+      words >> cases.back().damaged;
     } else {
       require(kind == "end" || kind.empty(), "unknown line in cases.txt: " + line);
     }
@@ -240,18 +243,20 @@ Built build_phase(IPluginV3& plugin, Case const& c) {
 }
 
 /// Serialize as an engine would, with copies of the values, and create the runtime plugin from that.
-std::unique_ptr<IPluginV3> revive(IPluginCreatorV3One& creator, IPluginV3& built) {
+std::unique_ptr<IPluginV3> revive(IPluginCreatorV3One& creator, IPluginV3& built, std::string const& damaged) {
   auto* runtime = capability<IPluginV3OneRuntime>(built, PluginCapabilityType::kRUNTIME);
   PluginFieldCollection const* fields = runtime->getFieldsToSerialize();
   require(fields != nullptr, "getFieldsToSerialize returned null");
-  std::deque<std::array<char, 8>> values;
+  std::deque<std::vector<char>> values;
   std::deque<std::string> names;
   std::vector<PluginField> copies;
   for (int32_t i = 0; i < fields->nbFields; ++i) {
     PluginField const& field = fields->fields[i];
-    values.emplace_back();
+    size_t const bytes = (field.type == PluginFieldType::kCHAR ? 1 : 4) * static_cast<size_t>(field.length);
+    auto const* const data = static_cast<char const*>(field.data);
+    values.emplace_back(data, data + bytes);
     names.emplace_back(field.name);
-    std::memcpy(values.back().data(), field.data, 4 * static_cast<size_t>(field.length));
+    if (damaged == field.name) values.back()[bytes / 2] ^= 1;
     copies.emplace_back(names.back().c_str(), values.back().data(), field.type, field.length);
   }
   PluginFieldCollection const collection{static_cast<int32_t>(copies.size()), copies.data()};
@@ -347,7 +352,7 @@ void run_case(std::map<std::string, IPluginCreatorV3One*> const& creators, Case 
 
   Built const built = build_phase(*clone, c);
   std::vector<Operand> const& outputs = built.outputs;
-  std::unique_ptr<IPluginV3> const revived = revive(creator, *clone);
+  std::unique_ptr<IPluginV3> const revived = revive(creator, *clone, c.damaged);
   clone.reset();
   for (size_t i = 0; i < outputs.size(); ++i) {
     std::cout << c.name << ' ' << i << ' ' << type_name(outputs[i].type);

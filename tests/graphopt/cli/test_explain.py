@@ -10,6 +10,8 @@ from typer.testing import CliRunner, Result
 from graphopt import compile, ir
 from graphopt.cli.main import app
 from graphopt.core.recipe import Recipe
+from graphopt.engine import nvrtc, plugins
+from graphopt.errors import PluginError
 from graphopt.explain.layers import VqLinear
 from graphopt.explain.planner import Planner
 from graphopt.passes import SCHEMES
@@ -88,6 +90,25 @@ def test_like_layers_are_one_table_that_fits(optimized: Path, library: Path) -> 
 def test_float32_is_named_as_the_reason(optimized: Path, library: Path) -> None:
     shown = explain(optimized, "--plugins", library, "--dtype", "float32", "--layer", "*q_proj*").stdout
     assert "generic kernel: x is float32, and the other kernels take float16 and bfloat16" in shown
+
+
+def test_generated_kernels_are_shown(exported: Path, tmp_path: Path) -> None:
+    if nvrtc.find() is None:
+        pytest.skip("the wheel nvidia-cuda-nvrtc is not installed")
+    try:
+        real = plugins.locate()
+    except PluginError as e:
+        pytest.skip(str(e))
+    model = ir.load(exported)
+    layer = {"match": "*", "scheme": "vq", "settings": {"vector": 2, "bits": 4, "residuals": 1, "tile": 0}}
+    compile.optimize(model, Recipe.parse({"version": 1, "layers": [layer]}, SCHEMES, "recipe"))
+    path = tmp_path / "m.opt.onnx"
+    ir.save(model, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRAPHOPT_CACHE", str(tmp_path))
+        shown = explain(path, "--plugins", real, "--layer", "*gate_proj*", "--tokens", "1").stdout
+    assert "1 token: generated8 kernel: made for VQ<2,4,1> when an engine is built:" in shown
+    assert "in shared memory: codes below 16, 100% of look-ups" in shown
 
 
 def test_refusals(exported: Path, optimized: Path, library: Path) -> None:

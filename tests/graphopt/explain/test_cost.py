@@ -20,8 +20,11 @@ def layer(fmt: Format, n: int = 8192, k: int = 8192, dtype: str = "float16") -> 
 class Plans:
     """A planner with fixed estimates; without clusters, the kernel few8 takes twice as long."""
 
-    def __init__(self, candidates: dict[str, float], split: int = 1) -> None:
-        self.candidates, self.split = candidates, split
+    def __init__(self, candidates: dict[str, float], split: int = 1, made: dict[str, Any] | None = None) -> None:
+        self.candidates, self.split, self.made = candidates, split, made or {}
+
+    def generated(self, view: VqLinear, device: Device) -> tuple[dict[str, Any], str]:
+        return self.made, ""
 
     def plan(self, view: VqLinear, m: int, device: Device, *, clusters: bool = True) -> dict[str, Any]:
         found = {k: us * (2 if k == "few8" and not clusters else 1) for k, us in self.candidates.items()}
@@ -112,6 +115,20 @@ def test_the_generic_kernel_has_a_reason_and_no_estimate(view: VqLinear, reason:
     assert (found.kernel, found.us, found.candidates) == ("generic", None, {})
     assert re.search(reason, found.reason)
     assert found.traffic["codes"] == 2 * view.code_bytes  # eight tokens at a time
+
+
+@pytest.mark.parametrize(("m", "kernel", "registers"), [(1, "generated8", 90), (9, "generated16", 104)])
+def test_a_generated_kernel_has_its_registers_and_cache(m: int, kernel: str, registers: int) -> None:
+    made = {"tokens": 16, "registers": [90, 104], "spilled_bytes": [0, 0], "groups": 2, "n_shared": 48, "copies": 4}
+    plans = Plans({}, made=made | {"tables": 1, "shared_bytes": 65536, "panel_bytes": 8192})
+    view = layer(Format(2, 6, 1, 8192, 8192))
+    found = of(plans, view, m=m)
+    assert (found.kernel, found.us) == (kernel, None)
+    assert f"made for VQ<2,6,1> when an engine is built: {registers} registers, 0 bytes spilled" in found.reason
+    assert (found.cache["n_shared"], found.cache["copies"], found.cache["served"]) == (48, 4, 0.75)
+    assert found.cache["left_bytes"] == 227 * 1024 - 65536 - 2 * 8192
+    assert of(plans, view, m=m, switches=Switches(cache=False)).cache == {}
+    assert of(plans, layer(view.format, dtype="float32")).kernel == "generic"
 
 
 def test_shuffles_by_the_papers_rule() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphopt.engine import plugins
+from graphopt.engine import nvrtc, plugins
 from graphopt.errors import PluginError
 from graphopt.explain.devices import DEVICES, Device
 from graphopt.explain.layers import Format, Usage, VqLinear
@@ -59,9 +59,21 @@ def test_blocks_share_k_on_hopper_only_and_gain_by_it(planner: Planner) -> None:
     assert together["us"] < alone["us"]
 
 
-def test_other_formats_get_the_generic_kernel(planner: Planner) -> None:
-    plan = planner.plan(layer(Format(2, 6, 1, 256, 256), 256, 256), 1, DEVICES["h100"])
+def test_other_formats_get_a_generated_kernel_where_blocks_fit_tiles(
+    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if nvrtc.find() is None:
+        pytest.skip("the wheel nvidia-cuda-nvrtc is not installed")
+    monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path))
+    monkeypatch.setenv(nvrtc.ENVIRONMENT, str(nvrtc.find()))
+    view = layer(Format(2, 4, 1, 512, 512), 512, 512)
+    plan = planner.plan(view, 1, DEVICES["h100"])
     assert (plan["kernel"], plan["candidates"]) == ("generic", {})
+    numbers, problem = planner.generated(view, DEVICES["h100"])
+    assert problem == ""
+    assert (numbers["compute_capability"], numbers["n_shared"], numbers["spilled_bytes"]) == (90, 16, [0, 0])
+    odd = layer(Format(2, 4, 1, 96, 512), 512, 512)
+    assert planner.generated(odd, DEVICES["h100"]) == ({}, "")
 
 
 def test_not_a_library(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // Checks the arguments, plans and dispatches.
 #include "common/launch.h"
+#include "vq/jit/launch.h"
 #include "vq/linear/kernel_generic.cuh"
 #include "vq/linear/launch.h"
 #include "vq/linear/params.h"
@@ -79,7 +80,10 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
   if (params.m == 0) return Status::kOk;
   Device device{};
   GRAPHOPT_TRY(current_device(&device));
-  return launch_linear(params, make_plan(params, device), stream);
+  Plan const plan = make_plan(params, device);
+  bool launched = false;
+  if (plan.kernel == LinearKernel::kGeneric) GRAPHOPT_TRY(jit::launch(params, device, stream, &launched));
+  return launched ? Status::kOk : launch_linear(params, plan, stream);
 }
 
 }  // namespace graphopt::vq

@@ -1,5 +1,8 @@
 // VQLinear and VQLinearE8 as OpClasses. Inputs: x, codes, codebooks or ratios, scale, bias. Output: y.
+#include "vq/jit/generate.h"
+#include "vq/jit/launch.h"
 #include "vq/linear/params.h"
+#include "vq/linear/plan.h"
 #include "vq/ops.h"
 
 namespace graphopt::vq {
@@ -94,11 +97,22 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
   return launch_linear(p, stream);
 }
 
+/// Kernels for a format that has none compiled ahead of time. Where x is float32 or tiles are odd, none can be made.
+Status generate(OpClass const& op, Attributes const& attributes, TensorView const* inputs, std::string* kernels,
+                std::string* problem) {
+  LinearParams p{};
+  GRAPHOPT_TRY(sizes(op, inputs, &p));
+  GRAPHOPT_TRY(tiles(op, attributes, inputs[kBooks], &p));
+  return jit::generate_for(p, jit::library_archs(), kernels, problem);
+}
+
 OpClass make_op(char const* name, Codebook codebook) {
   OpClass op;
   op.name = name;
   if (codebook == kTrained) {
     op.fields = {{kBits, FieldType::kInt32}, {kTileRows, FieldType::kInt32}, {kTileColumns, FieldType::kInt32}};
+    op.generate = generate;
+    op.install = jit::install;
   }
   op.signature = signature;
   op.workspace_bytes = workspace_bytes;

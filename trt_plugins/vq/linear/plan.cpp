@@ -115,13 +115,15 @@ double estimate(LinearParams const& p, Device const& device, int preset, int ker
 
 }  // namespace
 
-Preset preset_of(LinearParams const& p) {
+bool takes_vectors(LinearParams const& p) {
   constexpr size_t kAlignment = 16;
+  if (element_size(p.dtype) != 2 || p.k % 8 != 0) return false;
+  return is_aligned(p.x, kAlignment) && is_aligned(p.codes, kAlignment) && is_aligned(p.codebooks, kAlignment);
+}
+
+Preset preset_of(LinearParams const& p) {
   constexpr int64_t kTileColumns = 256, kTileRows = 128;  // what blocks take at a time
-  if (element_size(p.dtype) != 2 || p.k % 8 != 0) return Preset::kNone;
-  for (void const* pointer : {p.x, static_cast<void const*>(p.codes), p.codebooks}) {
-    if (!is_aligned(pointer, kAlignment)) return Preset::kNone;
-  }
+  if (!takes_vectors(p)) return Preset::kNone;
   bool const whole = p.tile_rows >= p.n && p.tile_columns >= p.k;
   bool const tiles = (p.tile_rows >= p.n || p.tile_rows % kTileRows == 0) &&
                      (p.tile_columns >= p.k || p.tile_columns % kTileColumns == 0);

@@ -46,6 +46,9 @@ struct Plan {
   double candidates[kFastKernels];  // estimated times; negative where a kernel cannot be used
 };
 
+/// Whether the kernels that load vectors of 16 bytes take these operands.
+bool takes_vectors(LinearParams const& params);
+
 /// Which preset has this format; kNone if no kernel but the generic one takes these operands.
 Preset preset_of(LinearParams const& params);
 
