@@ -36,6 +36,7 @@ ROWS = (0, 1, 3, 16, 17, 128, 300, 1000)
 COLS = (64, 576, 1536, 4096, 4100, 11008)
 COLUMNS_OUT = (8, 64, 576, 1001, 4096)
 CAPACITIES = (16, 64, 128)
+MANY_ROWS = 65536
 FOUR_BITS = ("MixQLinearW4A8", "MixQLinearW4A4")
 GROUPS = (32, 64, 128, 256, 1 << 20)
 #: erf of the evaluator is a Python loop.
@@ -207,6 +208,8 @@ def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
     for dtype, producer in itertools.product(TYPES, PRODUCERS):  # few rows of many threads, and many
         for m, k in ((0, 64), (9, 48), (9, 4096), (5, 100), (300, 1024)):
             yield QuantizeCase(producer, dtype, m, k, 32, special=True, bits=4)
+    for producer in ("MixQQuantize", "MixQRMSNorm", "MixQAddLayerNorm", "MixQSwiGLU"):
+        yield QuantizeCase(producer, "float16", MANY_ROWS, 64, 16, special=True)
     # Rows enough for blocks to read one and two of them ahead.
     for dtype, producer in itertools.product(TYPES, PRODUCERS):
         if producer not in SLOW_EVALUATORS:
@@ -231,6 +234,8 @@ def linear_cases(quick: bool) -> Iterator[LinearCase]:
     for op, dtype in itertools.product(FOUR_BITS, TYPES):
         for m, n, k in ((3072, 2176, 128), (2100, 4104, 272), (9000, 64, 96), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
             yield LinearCase(dtype, m, n, k, 48, True, op, 64)
+    for op in ("MixQLinear", "MixQLinearAdd", *FOUR_BITS):
+        yield LinearCase("float16", MANY_ROWS, 40, 64, 16, True, op, 64)
     # A residual, in every kernel.
     sizes = [
         *((0, 8, 64), (1, 4100, 1536), (12, 4096, 576), (40, 1, 1), (9, 1001, 100), (30, 72, 160), (100, 72, 1024)),
