@@ -210,6 +210,8 @@ def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
             yield QuantizeCase(producer, dtype, m, k, 32, special=True, bits=4)
     for producer in ("MixQQuantize", "MixQRMSNorm", "MixQAddLayerNorm", "MixQSwiGLU"):
         yield QuantizeCase(producer, "float16", MANY_ROWS, 64, 16, special=True)
+        for m, k, capacity in ((9, 64, 64), (9, 100, 112), (300, 2048, 2048)):
+            yield QuantizeCase(producer, "float16", m, k, capacity, nothing_left=True)
     # Rows enough for blocks to read one and two of them ahead.
     for dtype, producer in itertools.product(TYPES, PRODUCERS):
         if producer not in SLOW_EVALUATORS:

@@ -41,6 +41,7 @@ class QuantizeCase:
         rows, cols, capacity: M, K, C.
         special: whether some rows hold NaN, Inf or only zeros.
         bits: of a code, 8 or 4.
+        nothing_left: whether every channel is an outlier.
     """
 
     producer: str
@@ -50,6 +51,7 @@ class QuantizeCase:
     capacity: int
     special: bool = False
     bits: int = 8
+    nothing_left: bool = False
 
     @property
     def op(self) -> str:
@@ -81,7 +83,7 @@ class QuantizeCase:
     def inputs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """x [, other] [, gamma] [, beta], idx, by their names in the C API."""
         dtype = _DTYPES[self.dtype]
-        filled = min(int(self.capacity * _FILLED), (self.cols + 1) // 2)
+        filled = self.cols if self.nothing_left else min(int(self.capacity * _FILLED), (self.cols + 1) // 2)
         channels = rng.choice(self.cols, filled, replace=False)
         x = rng.standard_normal((self.rows, self.cols), np.float32)
         x[:, channels] *= rng.uniform(10, 60, filled).astype(np.float32)
