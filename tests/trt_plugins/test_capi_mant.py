@@ -118,6 +118,13 @@ def test_x_is_widened_in_parts(lib: ctypes.CDLL, k: int) -> None:
         assert tokens * k <= max(1 << 26, 256 * k)
 
 
+def test_fewer_tokens_never_want_more(lib: ctypes.CDLL) -> None:
+    """TensorRT asks for the most tokens only."""
+    for k in (16, 8192, 28672):
+        sizes = [_workspace(lib, SPLIT, m, 8, k) for m in (97, 2048, 2304, 2305, 4096, 8192, 8200, 12000, 1 << 18)]
+        assert sizes == sorted(sizes)
+
+
 def _workspace(lib: ctypes.CDLL, decode: int, m: int, n: int, k: int) -> int:
     function = lib.graphopt_mant_linear_workspace_bytes
     function.restype = ctypes.c_int64

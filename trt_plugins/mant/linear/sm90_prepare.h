@@ -13,6 +13,7 @@
 #include "common/tensor.h"
 #include "mant/linear/params.h"
 #include "mant/linear/policy.h"
+#include "mant/linear/sm90_tile.h"
 
 namespace graphopt::mant {
 
@@ -23,12 +24,16 @@ struct FoldedTables {
   float* row_scale;  // [N]
 };
 
-/// Tokens whose x is widened at once, a multiple of 256 or all of them.
+/// Tokens that the workspace holds as float16, a multiple of a tile's or all of them.
+constexpr int64_t most_widened_tokens(int64_t m, int64_t k) {
+  constexpr int64_t kElements = int64_t{1} << 26;
+  return std::min(m, std::max(kFoldedTokens, kElements / k / kFoldedTokens * kFoldedTokens));
+}
+
+/// Tokens whose x is widened at once: about as many every time.
 constexpr int64_t widened_tokens(int64_t m, int64_t k) {
-  constexpr int64_t kElements = int64_t{1} << 26, kTile = 256;
-  int64_t const most = std::max(kTile, kElements / k / kTile * kTile);
-  int64_t const parts = (m + most - 1) / most;
-  return std::min(m, ((m + parts - 1) / parts + kTile - 1) / kTile * kTile);
+  int64_t const most = most_widened_tokens(m, k), parts = (m + most - 1) / most;
+  return std::min(m, ((m + parts - 1) / parts + kFoldedTokens - 1) / kFoldedTokens * kFoldedTokens);
 }
 
 /// Bytes of workspace that the kernels for many tokens want.
@@ -37,7 +42,7 @@ constexpr int64_t widened_tokens(int64_t m, int64_t k) {
 ///   groups: ceil(K / group).
 constexpr int64_t prepared_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
   if (m <= kMostFewTokens || n < 1 || k < 1) return 0;
-  if (decode == Decode::kSplit) return widened_tokens(m, k) * k * 2;
+  if (decode == Decode::kSplit) return most_widened_tokens(m, k) * k * 2;
   if (decode == Decode::kBytes) return groups * n * 16 + n * 4;
   return 0;
 }

@@ -12,6 +12,7 @@ constexpr int kSm90Segment = 64;         // columns whose sums are scaled togeth
 // For 128 threads each, they fit the 64 K of a multiprocessor.
 constexpr int kSm90ProducerRegisters = 40;
 constexpr int kSm90ConsumerRegisters = 232;
+constexpr int64_t kFoldedTokens = 256;  // of a tile where numbers carry their scales
 constexpr int kSm90MaxSharedBytes = 227 * 1024;
 
 /// Of the kernel that scales sums: int8 x, 128 tokens.
@@ -37,7 +38,7 @@ struct Sm90Tile {
 /// Of the kernel whose numbers carry their scales: 256 tokens, 128 bytes of x and kCodeBytes of codes in a stage.
 template <int kCodeBytes>
 struct FoldedTile {
-  static constexpr int kTokens = 256;
+  static constexpr int kTokens = kFoldedTokens;
   static constexpr int kCluster = 2;  // blocks with the same tokens
   static constexpr int kConsumers = 2;
   static constexpr int kReaderWarps = 4 * kConsumers;
