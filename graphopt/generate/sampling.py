@@ -8,6 +8,9 @@ import numpy as np
 
 from graphopt.errors import GraphOptError
 
+#: So many tokens are usually a nucleus.
+_FEW = 256
+
 
 @dataclass
 class Sampler:
@@ -46,8 +49,28 @@ class Sampler:
             return int(np.argmax(logits))
         scaled = logits.astype(np.float64)
         p = np.exp((scaled - scaled.max()) / self.temperature)
-        order = np.argsort(-p, kind="stable")
-        cumulative = np.cumsum(p[order])
-        last = np.searchsorted(cumulative, self.top_p * cumulative[-1])
+        if self.top_p == 1:
+            cumulative = np.cumsum(p)
+            return int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
+        share = self.top_p * p.sum()
+        order, cumulative = _most_probable(p, share)
+        last = min(int(np.searchsorted(cumulative, share)), len(order) - 1)
         drawn = self._rng.random() * cumulative[last]
         return int(order[np.searchsorted(cumulative, drawn, side="right")])
+
+
+def _most_probable(p: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens, the most probable first and equals in their order, and cumulative p; enough to reach ``share``.
+
+    Sorting a whole vocabulary takes longer than a step of a small model on a GPU.
+    """
+    count = _FEW
+    while count < len(p):
+        found = np.sort(np.argpartition(-p, count)[:count])
+        order = found[np.argsort(-p[found], kind="stable")]
+        cumulative = np.cumsum(p[order])
+        if cumulative[-1] >= share:
+            return order, cumulative
+        count *= 8
+    order = np.argsort(-p, kind="stable")
+    return order, np.cumsum(p[order])

@@ -43,14 +43,24 @@ class TextStream:
         return self._release(self._fresh(final=True), final=True)
 
     def _fresh(self, *, final: bool) -> str:
-        """Text of the tokens that were not read yet, if it ends with a whole character."""
+        """Text of the tokens that were not read yet, up to the last whole character."""
         before = self._decode(self._ids[self._window : self._read])
-        now = self._decode(self._ids[self._window :])
-        unfinished = now.endswith(_REPLACEMENT) and len(self._ids) - self._read < _LONGEST
-        if len(now) <= len(before) or (unfinished and not final):
+        now, end = self._decode(self._ids[self._window :]), len(self._ids)
+        if now.endswith(_REPLACEMENT) and not final:
+            now, end = self._certain(now)
+        if len(now) <= len(before):
             return ""
-        self._window, self._read = self._read, len(self._ids)
+        self._window, self._read = self._read, end
         return now[len(before) :]
+
+    def _certain(self, text: str) -> tuple[str, int]:
+        """The part of ``text``, whose end is no character or not yet one, that no further token changes; its end."""
+        last = len(self._ids)
+        for end in range(max(last - _LONGEST + 1, self._read), last):
+            part = self._decode(self._ids[self._window : end])
+            if end > self._read and last - self._read >= _LONGEST and text.startswith(part):
+                return part, end
+        return "", self._read
 
     def _release(self, fresh: str, *, final: bool) -> str:
         if self.stopped is not None:

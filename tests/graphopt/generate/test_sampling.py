@@ -39,6 +39,23 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
     assert set(np.flatnonzero(shares(Sampler(1.0, top_p=0.4, seed=2), np.log(p)))) == {1}
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.3, 4.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0 - 1e-12])
+def test_a_large_vocabulary_is_not_sorted_but_drawn_from_alike(
+    rng: np.random.Generator, scale: float, top_p: float
+) -> None:
+    """Each draw is the one among all tokens in the order of their probability."""
+    logits = np.round(scale * rng.standard_normal(3000), 2)  # with equals
+    sampler, draws = Sampler(1.0, top_p, seed=5), np.random.default_rng(5)
+    p = np.exp(logits - logits.max())
+    order = np.argsort(-p, kind="stable")
+    cumulative = np.cumsum(p[order])
+    last = np.searchsorted(cumulative, top_p * cumulative[-1])
+    for _ in range(50):
+        wanted = order[np.searchsorted(cumulative, draws.random() * cumulative[last], side="right")]
+        assert p[sampler.pick(logits)] == p[wanted]
+
+
 def test_tokens_that_are_ruled_out_are_never_drawn() -> None:
     logits = np.array([-np.inf, 0.0, -np.inf, 1.0], np.float32)
     assert set(np.flatnonzero(shares(Sampler(5.0), logits))) == {1, 3}

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders
+from tokenizers.pre_tokenizers import ByteLevel
 
 from graphopt.generate import TextStream
 from graphopt.models.tokenizer import Tokenizer
@@ -49,6 +50,16 @@ def test_broken_characters_cost_no_others(before: str, kept: int, after: str) ->
     ids = [*WORDS.encode(before), *WORDS.encode("😀")[:kept], *WORDS.encode(f"x{after}")]
     stream = TextStream(WORDS.decode)
     assert "".join(pieces(stream, ids)) == WORDS.decode(ids)
+
+
+#: Bytes that begin characters, go on with them, or are none, as tokens.
+_BYTES = tuple(bytes_tokenizer().token_to_id(c) for c in ByteLevel.alphabet())
+_HARD = [t for t in (WORDS.encode(c) for c in "aé€भ😀") for t in t]
+
+
+@given(st.lists(st.one_of(st.sampled_from(_HARD), st.sampled_from(_BYTES)), max_size=16))
+def test_pieces_of_any_bytes_add_up(ids: list[int]) -> None:
+    assert "".join(pieces(TextStream(WORDS.decode), ids)) == WORDS.decode(ids)
 
 
 @pytest.mark.parametrize(
