@@ -53,22 +53,9 @@ struct PartlyCachedWeights {
 
     /// See BookWeights.
     __device__ __forceinline__ void eight(uint32_t (&out)[4], Codes const& codes, int q) const {
-      constexpr int kVectors = v >= 8 ? 1 : 8 / v;
-      constexpr int kWords = v >= 8 ? 4 : v / 2;
-#pragma unroll
-      for (int j = 0; j < kVectors; ++j) {
-        int const vector = v >= 8 ? 8 * q / v : q * kVectors + j;
-        uint32_t sum[kWords];
-#pragma unroll
-        for (int i = 0; i < r; ++i) {
-          uint32_t entry[kWords];
-          look_up(entry, i, codes.code(vector * r + i), v == 16 ? 16 * (q % 2) : 0);
-#pragma unroll
-          for (int w = 0; w < kWords; ++w) sum[w] = i == 0 ? entry[w] : add_pair<T>(sum[w], entry[w]);
-        }
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) out[j * kWords + w] = sum[w];
-      }
+      decode_eight<T, v, r>(out, codes, q, [this](auto& entry, int i, uint32_t code, uint32_t skipped) {
+        look_up(entry, i, code, skipped);
+      });
     }
 
    private:

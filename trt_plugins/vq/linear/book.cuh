@@ -74,6 +74,29 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t a, uint3
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
+/// Pairs of T of columns 8 q to 8 q + 7 of what `codes` holds, of VQ<v, b, r>. look_up(words, i, code, skipped) gives
+/// words of an entry of residual i, from byte `skipped` on.
+template <class T, int v, int r, class Codes, class LookUp>
+__device__ __forceinline__ void decode_eight(uint32_t (&out)[4], Codes const& codes, int q, LookUp const& look_up) {
+  constexpr int kVectors = v >= 8 ? 1 : 8 / v;  // that the eight columns touch
+  constexpr int kWords = v >= 8 ? 4 : v / 2;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    int const vector = v >= 8 ? 8 * q / v : q * kVectors + j;
+    uint32_t sum[kWords];
+#pragma unroll
+    for (int i = 0; i < r; ++i) {
+      uint32_t const skipped = v == 16 ? 16 * (q % 2) : 0;
+      uint32_t entry[kWords];
+      look_up(entry, i, codes.code(vector * r + i), skipped);
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) sum[w] = i == 0 ? entry[w] : add_pair<T>(sum[w], entry[w]);
+    }
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) out[j * kWords + w] = sum[w];
+  }
+}
+
 /// Weights of trained codebooks VQ<v, b, r>.
 ///   kTiled: codebooks change along K, at multiples of a chunk; two buffers take turns.
 ///   kCopies: of every entry, a power of two, at most 128 bytes of them.
@@ -179,24 +202,10 @@ struct BookWeights {
 
     /// Pairs of T of columns 8 q to 8 q + 7 of what `codes` holds.
     __device__ __forceinline__ void eight(uint32_t (&out)[4], Codes const& codes, int q) const {
-      constexpr int kVectors = v >= 8 ? 1 : 8 / v;  // that the eight columns touch
-      constexpr int kWords = v >= 8 ? 4 : v / 2;
-#pragma unroll
-      for (int j = 0; j < kVectors; ++j) {
-        int const vector = v >= 8 ? 8 * q / v : q * kVectors + j;
-        uint32_t sum[kWords];
-#pragma unroll
-        for (int i = 0; i < r; ++i) {
-          uint32_t const half = v == 16 ? 16 * (q % 2) : 0;
-          uint32_t const offset = static_cast<uint32_t>(i << b) * kPitch + half;
-          uint32_t entry[kWords];
-          load_shared(entry, table_ + codes.code(vector * r + i) * kPitch + offset);
-#pragma unroll
-          for (int w = 0; w < kWords; ++w) sum[w] = i == 0 ? entry[w] : add_pair<T>(sum[w], entry[w]);
-        }
-#pragma unroll
-        for (int w = 0; w < kWords; ++w) out[j * kWords + w] = sum[w];
-      }
+      decode_eight<T, v, r>(out, codes, q, [this](auto& entry, int i, uint32_t code, uint32_t skipped) {
+        uint32_t const offset = static_cast<uint32_t>(i << b) * kPitch + skipped;
+        load_shared(entry, table_ + code * kPitch + offset);
+      });
     }
 
    private:
