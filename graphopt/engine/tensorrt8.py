@@ -117,15 +117,17 @@ def _ours(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _type_id(node: onnx.NodeProto, types: dict[str, int]) -> int:
-    """The type T of a node of ours: the one its last output of type T has."""
-    floats = [types.get(name, TensorProto.UNDEFINED) for name in (*node.output, *node.input)]
-    if TensorProto.BFLOAT16 in floats:
+    """The type T of a node of ours: that of its first input, or where that is INT8, of its first output.
+
+    Other operands tell nothing: scales are FP32 or FP16 whatever T is, and so are tables and codebooks.
+    """
+    given = types.get(node.input[0], TensorProto.UNDEFINED)
+    known = types.get(node.output[0], TensorProto.UNDEFINED) if given == TensorProto.INT8 else given
+    if known == TensorProto.BFLOAT16:
         raise EngineError(
             f"node '{node.name}' ({node.op_type}) computes in bfloat16, which TensorRT 8 lacks; export in float16"
         )
-    # Scales are FP32 always, so one operand of FP16 decides.
-    known = TensorProto.FLOAT16 if TensorProto.FLOAT16 in floats else TensorProto.FLOAT
-    if known not in floats:
+    if known not in _TYPE_IDS:
         raise EngineError(f"node '{node.name}' ({node.op_type}) has operands of unknown type; optimize the model again")
     return _TYPE_IDS[known]
 

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from graphopt.engine.tensorrt8 import prepare, refine
 from graphopt.errors import EngineError
 from graphopt.passes.mixq import ops
+from graphopt.passes.vq.ops import LINEAR
 
 K, N, C = 64, 24, 16
 
@@ -86,6 +87,20 @@ def test_external_int8_weights_stay_where_they_are(rng: np.random.Generator) -> 
 def test_nodes_say_their_activation_type(rng: np.random.Generator, kind: int, type_id: int) -> None:
     made = prepare(linear_model(rng, kind)).proto
     assert [attribute(made, op, "type_id") for op in ("MixQQuantize", "MixQLinear")] == [type_id, type_id]
+
+
+@pytest.mark.parametrize(("kind", "type_id"), [(TensorProto.FLOAT, 0), (TensorProto.FLOAT16, 1)])
+def test_codebooks_in_float16_do_not_make_a_node_compute_in_it(
+    rng: np.random.Generator, kind: int, type_id: int
+) -> None:
+    _, *constants = LINEAR.examples(rng, helper.tensor_dtype_to_np_dtype(kind))
+    names = [p.name for p in LINEAR.inputs]
+    tensors = [numpy_helper.from_array(a, name) for a, name in zip(constants, names[1:], strict=True)]
+    x, y = (helper.make_tensor_value_info(name, kind, ["m", None]) for name in ("x", "y"))
+    graph = helper.make_graph([node("VQLinear", names, ["y"])], "g", [x], [y], tensors)
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("graphopt", 1)]
+    model = helper.make_model(graph, opset_imports=imports, functions=[LINEAR.function(17)], ir_version=8)
+    assert attribute(prepare(model).proto, "VQLinear", "type_id") == type_id
 
 
 def test_int8_graph_outputs_are_declared_as_int32(rng: np.random.Generator) -> None:
