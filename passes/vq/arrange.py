@@ -14,6 +14,7 @@ smaller. The tables are common to heads and layers, and so is π.
 
 __all__ = ["Arrangement", "arrange", "grouped_order"]
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -71,22 +72,15 @@ def arrange(
         For each layer, the layer with its tables in the new order and what was done to it; or the layer as it was, and
         why nothing was done, as a clause.
     """
-    dead = dead_nodes(model)
-    result: list[tuple[CachedLayer, Arrangement | str]] = []
-    groups: dict[int, list[int]] = {}
-    plans: dict[int, tuple[Projection, Projection]] = {}
-    taken: set[tuple[int, int]] = set()
-    for i, (layer, entry) in enumerate(zip(layers, statistics, strict=True)):
-        found = _projections(model, layer, entry, dead)
-        if not isinstance(found, str):
-            rows = {(id(p.linear.node), p.first) for p in found}
-            found = "another layer reads its queries or keys too" if rows & taken else found
-            taken |= rows
-        result.append((layer, found if isinstance(found, str) else ""))
-        if not isinstance(found, str):
-            plans[i] = found
-            # Layers without a rotary have no tables in common.
-            groups.setdefault(id(layer.cos) if layer.rotary else -1 - i, []).append(i)
+    found = _projections(model, layers, statistics)
+    plans = {i: pair for i, pair in enumerate(found) if not isinstance(pair, str)}
+    result: list[tuple[CachedLayer, Arrangement | str]]
+    result = [(layer, pair if isinstance(pair, str) else "") for layer, pair in zip(layers, found, strict=True)]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i in plans:
+        # Layers without a rotary have no tables in common.
+        shared = (id(layers[i].cos), id(layers[i].sin)) if layers[i].rotary else (i, i)
+        groups.setdefault(shared, []).append(i)
     for group in groups.values():
         first = layers[group[0]]
         period = _period(first)
@@ -148,15 +142,28 @@ def _period(layer: CachedLayer) -> int:
 
 
 def _projections(
+    model: Model, layers: Sequence[CachedLayer], statistics: Sequence[AttentionStatistics]
+) -> list[tuple[Projection, Projection] | str]:
+    """What makes q and k of each layer and of no other, or why its channels cannot be changed."""
+    dead = dead_nodes(model)
+    found = [_projection(model, *given, dead) for given in zip(layers, statistics, strict=True)]
+    uses = Counter((id(p.linear.node), p.first) for pair in found if not isinstance(pair, str) for p in pair)
+    return [
+        pair
+        if isinstance(pair, str) or all(uses[id(p.linear.node), p.first] == 1 for p in pair)
+        else f"'{pair[1].linear.name}' makes keys or queries of another layer too"
+        for pair in found
+    ]
+
+
+def _projection(
     model: Model, layer: CachedLayer, entry: AttentionStatistics, dead: set[int]
 ) -> tuple[Projection, Projection] | str:
     if entry.key_metric is None:
         return "its statistics are from before costs of channels were measured; calibrate again"
-    found = [find_projection(model.graph, t, layer.head_size, dead) for t in (layer.q, layer.k)]
-    for one in found:
-        if isinstance(one, str):
-            return one
-    q, k = (p for p in found if isinstance(p, Projection))
+    q, k = (find_projection(model.graph, t, layer.head_size, dead) for t in (layer.q, layer.k))
+    if isinstance(q, str) or isinstance(k, str):
+        return q if isinstance(q, str) else str(k)
     if k.heads != layer.kv_heads or q.heads % k.heads:
         return f"{q.heads} heads of queries and {k.heads} of keys do not fit its {layer.kv_heads} heads"
     return q, k

@@ -117,6 +117,17 @@ def test_what_others_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert isinstance(first, str) and read.name in first
 
 
+def test_keys_that_two_layers_share_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ir.load(write_decoder(tmp_path / "m.onnx"))
+    first, second = (n for n in model.graph.nodes if query.is_op(n, "MatMul") and "k_proj" in n.name)
+    (reader,) = query.consumers(second.outputs[0])
+    reader.inputs[0] = first.outputs[0]
+    ir.save(model, tmp_path / "shared.onnx")
+    form = Arranged()
+    optimized(tmp_path / "shared.onnx", tmp_path / "o.onnx", monkeypatch, form)
+    assert all(isinstance(how, str) and "of another layer too" in how for how in form.done)
+
+
 def test_a_statistics_file_from_before_leaves_keys_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     form = Arranged(metric=False)
     optimized(write_decoder(tmp_path / "m.onnx"), tmp_path / "o.onnx", monkeypatch, form)
