@@ -5,7 +5,8 @@
 #   bash benchmarks/engine_trip.sh make             random layers of Llama's shapes in the forms SCHEMES (no GPU needed);
 #                                                   PRESET (llama-2-7b), LAYERS (4)
 #   bash benchmarks/engine_trip.sh first PARTS      the three above in one call; `make` runs beside `check`
-#   bash benchmarks/engine_trip.sh time             build and time them, one after another; PHASES, BATCHES, SCHEMES
+#   bash benchmarks/engine_trip.sh time             build them, four at once but TensorRT's own fp16 alone, and time them;
+#                                                   PHASES, BATCHES, SCHEMES
 #   bash benchmarks/engine_trip.sh text GGUF STATISTICS PREPARED    SmolLM2 by engines: text and perplexity in the forms
 #                                                   SCHEMES (needs the package gguf; PREPARED is from
 #                                                   benchmarks/generate.py prepare); plans are built beside each other
@@ -44,6 +45,24 @@ make_layers() {
     run make --work "$work" --preset "${PRESET:-llama-2-7b}" --layers "${LAYERS:-4}" ${SCHEMES:+--schemes "$SCHEMES"}
 }
 
+# Each builder loads 3 GB of kernels first: more than four at once take longer than one after another.
+AT_ONCE=4
+beside() {
+    while [ "$(jobs -rp | wc -l)" -ge "$AT_ONCE" ]; do wait -n; done
+    "$@" &
+}
+
+build_plugins() {
+    local scheme phase
+    for scheme in ${SCHEMES//,/ }; do
+        for phase in ${PHASES//,/ }; do
+            [ "$scheme" = tensorrt_fp16 ] ||
+                beside run build --work "$work" --schemes "$scheme" --phases "$phase" --batches "$BATCHES"
+        done
+    done
+    wait
+}
+
 package
 case "$verb" in
 first)
@@ -61,10 +80,13 @@ unpack) bash carry_trt8/unpack.sh "${1:?folder of the parts}" "$runtime" ;;
 check) cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json" ;;
 make) make_layers ;;
 time)
+    : "${SCHEMES:=mixq-w4a8,mixq-w8a8,tensorrt_fp16}" "${PHASES:=decode,prefill}" "${BATCHES:=1,4,16,64}"
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
-    run time --work "$work" --json "$out/engine.json" --driver "$driver" \
-        --seconds $((limit - 120)) --phases "${PHASES:-decode,prefill}" ${BATCHES:+--batches "$BATCHES"} \
-        ${SCHEMES:+--schemes "$SCHEMES"}
+    started=$SECONDS
+    build_plugins
+    limit=$((limit - SECONDS + started))
+    run time --work "$work" --json "$out/engine.json" --driver "$driver" --seconds $((limit - 120)) \
+        --phases "$PHASES" --batches "$BATCHES" --schemes "$SCHEMES"
     ;;
 text)
     gguf="${1:?GGUF file}" statistics="${2:?statistics}" prepared="${3:?folder of benchmarks/generate.py prepare}"
@@ -73,7 +95,7 @@ text)
     generate make "$gguf" "$statistics" "$work/text" --schemes "$schemes"
     plans=()
     for scheme in ${schemes//,/ }; do
-        generate build "$work/text" --schemes "$scheme" &
+        beside generate build "$work/text" --schemes "$scheme"
         plans+=("$scheme=$work/text/$scheme.plan")
     done
     wait
