@@ -16,6 +16,8 @@ from graphopt.engine.device import Buffer, Device, Graph
 from graphopt.engine.flavour import select
 from graphopt.engine.inspect import require_usable
 from graphopt.engine.layers import LayerTime, layer_times
+from graphopt.engine.manifest import Manifest
+from graphopt.engine.manifest import Manifest
 from graphopt.engine.ports import Port, converted, numpy_dtype, random_input
 from graphopt.engine.profiles import Profile, Shape
 from graphopt.errors import EngineError, nearest
@@ -66,8 +68,8 @@ class Runner:
         self.outputs: tuple[Port, ...] = ()
 
     def __enter__(self) -> "Runner":
-        known = self._parent.manifest if self._parent is not None else None
-        self.manifest = known or require_usable(self._plan, self._plugin_library)
+        known: Manifest | None = self._parent.manifest if self._parent is not None else None
+        self.manifest: Manifest = known or require_usable(self._plan, self._plugin_library)
         self.cache = self.manifest.cache
         self._flavour = select(self.manifest.flavour)
         if self.manifest.plugins is not None:

@@ -31,7 +31,7 @@ _TO_THE_END = 2**31 - 1
 #: INT8 values to an INT32 element.
 _PACK = 4
 #: ONNX type of T -> value of ``nvinfer1::DataType``.
-_TYPE_IDS = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 1}
+_TYPE_IDS: dict[int, int] = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 1}
 #: Their axes are an input from opset 18 on, and were an attribute before.
 _REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
                          "ReduceMin", "ReduceProd", "ReduceSumSquare"})  # fmt: skip
