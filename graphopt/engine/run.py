@@ -17,7 +17,6 @@ from graphopt.engine.flavour import select
 from graphopt.engine.inspect import require_usable
 from graphopt.engine.layers import LayerTime, layer_times
 from graphopt.engine.manifest import Manifest
-from graphopt.engine.manifest import Manifest
 from graphopt.engine.ports import Port, converted, numpy_dtype, random_input
 from graphopt.engine.profiles import Profile, Shape
 from graphopt.errors import EngineError, nearest
