@@ -7,6 +7,8 @@
 #     sanitizer    compute-sanitizer over every kernel
 #     online       online outlier prediction: exact sets, sequences, graphs, streams, plugins; then what it costs (1 min)
 #     mant         the linears of M-ANT: against their numpy evaluators, and under compute-sanitizer (1 min)
+#     vq           kernels of vector-quantized weights, from build_vq.sh: against decoded weights, under compute-sanitizer,
+#                  VQ-LLM's optimizations one by one, and graphopt bench kernels --suite vq (3 min)
 #     timing       graphopt bench kernels, all suites (3 min)
 #     counters     hardware counters of the quantize kernels
 #     all          correctness sanitizer online mant timing counters (default)
@@ -76,6 +78,22 @@ mant() {
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     cases="$(mktemp -d)"
     python3 benchmarks/mant.py --write-cases "$cases" && sanitize "$cases" "$out/mant_sanitizer.log" || failed=1
+    return "$failed"
+}
+
+vq() {
+    local failed=0 tool
+    timeout 60 python3 benchmarks/kernels/vq.py --output "$out/vq_check" --check-only 2>&1 | tee "$out/vq_check.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    for tool in memcheck racecheck; do
+        timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+            carry/vq_small carry/libvq.so > "$out/vq_$tool.log" 2>&1 || failed=1
+        grep 'cases\|ERROR SUMMARY\|RACECHECK SUMMARY' "$out/vq_$tool.log"
+    done
+    timeout 30 carry/vq_ablation | tee "$out/vq_ablation.json"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    timeout 150 python3 -m graphopt bench kernels --suite vq --json "$out/vq.json" 2>&1 | tee "$out/vq.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     return "$failed"
 }
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Build carry/libvq.so for vq.py.   sh benchmarks/kernels/build_vq.sh [nvcc] [arch] [object folder]
+# Build carry/libvq.so for vq.py, and carry/vq_small and carry/vq_ablation, which need no Python.
+#   sh benchmarks/kernels/build_vq.sh [nvcc] [arch] [object folder]
 set -eu
 cd "$(dirname "$0")/../.."
 nvcc=${1:-nvcc}
@@ -18,3 +19,6 @@ for source in $sources; do
 done
 lib=$(dirname "$(command -v "$nvcc")")/../lib  # where the wheels of nvcc keep what a toolkit has in lib64
 "$nvcc" -shared -cudart static "-L$lib" "$objects"/*.o -o carry/libvq.so
+"$nvcc" -std=c++17 -O2 -cudart static "-L$lib" benchmarks/kernels/vq_small.cu -ldl -o carry/vq_small
+"$nvcc" -std=c++17 -O3 -DNDEBUG $hopper -cudart static "-L$lib" -I trt_plugins \
+    "-gencode=arch=compute_$arch,code=sm_$arch" benchmarks/kernels/vq_ablation.cu trt_plugins/common/check.cpp -o carry/vq_ablation

@@ -87,7 +87,7 @@ class Operands:
             "scale": torch.rand(n, device="cuda") * 0.1 + 0.01,
             "bias": torch.randn(n, device="cuda").to(self.dtype),
             "y": torch.full((m * n + GUARD,), 7.0, device="cuda", dtype=self.dtype),
-            "workspace": torch.empty(-(-k // 256) * n, device="cuda"),
+            "workspace": torch.empty(-(-k // 64) * n, device="cuda"),
         }
 
     def another(self) -> "Operands":

@@ -1,0 +1,119 @@
+// Run the kernels of vector-quantized linears without Python: small sizes for compute-sanitizer, or one launch for ncu.
+//
+//   vq_small LIBRARY                       every kernel of every preset, small sizes; bfloat16 for one token only
+//   vq_small LIBRARY FORMAT KERNEL M N K   one launch: numbers of kFormats and of LinearKernel
+//
+// LIBRARY is what build_vq.sh makes. Operands are random; that results are right is checked by vq.py. Build:
+//   nvcc -std=c++17 -O2 benchmarks/kernels/vq_small.cu -o vq_small -ldl
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+namespace {
+
+struct Format {
+  char const* name;
+  int64_t v, b, r, tile;
+  bool lattice;
+};
+
+constexpr Format kFormats[] = {{"gptvq2", 4, 8, 1, 256, false},
+                               {"aqlm2", 8, 8, 2, 0, false},
+                               {"aqlm3", 8, 12, 2, 0, false},
+                               {"quip4", 8, 16, 2, 0, true}};
+constexpr int kKernels = 8;
+
+using Linear = int (*)(int, int, int64_t const*, void* const*, void*);
+
+void require(bool good, char const* what) {
+  if (good) return;
+  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(cudaGetLastError()));
+  std::exit(1);
+}
+
+void* upload(void const* host, size_t bytes) {
+  void* device = nullptr;
+  require(cudaMalloc(&device, bytes) == cudaSuccess, "cudaMalloc");
+  require(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice) == cudaSuccess, "cudaMemcpy");
+  return device;
+}
+
+/// Whether the kernel took the operands.
+bool run(Linear linear, Format const& f, int dtype, int kernel, int split, int64_t m, int64_t n, int64_t k) {
+  std::mt19937 random(static_cast<unsigned>(m + n + k));
+  std::normal_distribution<float> normal;
+  auto const halves = [&](int64_t count) {
+    std::vector<uint16_t> values(count);
+    for (auto& value : values) {
+      float const x = normal(random);
+      __half const half = __float2half(x);
+      uint32_t bits;
+      std::memcpy(&bits, &x, 4);
+      value = dtype == 1 ? reinterpret_cast<uint16_t const&>(half) : static_cast<uint16_t>(bits >> 16);
+    }
+    return upload(values.data(), 2 * count);
+  };
+  int64_t const row = (k / f.v * f.r * f.b + 127) / 128 * 16;
+  int64_t const tile_rows = f.tile != 0 ? f.tile : n, tile_columns = f.tile != 0 ? f.tile : k;
+  int64_t const tiles = ((n + tile_rows - 1) / tile_rows) * ((k + tile_columns - 1) / tile_columns);
+  std::vector<uint32_t> codes(n * row / 4);
+  for (auto& word : codes) word = random();
+  std::vector<uint16_t> books(f.lattice ? 1 : tiles * f.r * (int64_t{1} << f.b) * f.v);
+  for (auto& value : books) value = static_cast<uint16_t>(0x3000 | (random() & 0x8fff));
+  std::vector<float> scale(n, 0.01f), workspace((k + 63) / 64 * n);
+  float const ratios[2] = {1.0f, 0.26f};
+  void* pointers[8] = {halves(m * k),
+                       upload(codes.data(), codes.size() * 4),
+                       upload(books.data(), books.size() * 2),
+                       upload(ratios, sizeof(ratios)),
+                       upload(scale.data(), scale.size() * 4),
+                       halves(n),
+                       halves(m * n),
+                       upload(workspace.data(), workspace.size() * 4)};
+  void* const all[8] = {pointers[0], pointers[1], f.lattice ? nullptr : pointers[2],
+                        pointers[3], pointers[4], pointers[5],
+                        pointers[6], pointers[7]};
+  int64_t const sizes[9] = {dtype, m, n, k, f.v, f.b, f.r, tile_rows, tile_columns};
+  int const status = linear(kernel, split, sizes, all, nullptr);
+  require(status <= 0, "launch");
+  require(cudaDeviceSynchronize() == cudaSuccess, "kernel");
+  for (void* pointer : pointers) cudaFree(pointer);
+  return status == 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  require(count == 2 || count == 7, "arguments");
+  void* const library = dlopen(arguments[1], RTLD_NOW);
+  require(library != nullptr, "dlopen");
+  auto const linear = reinterpret_cast<Linear>(dlsym(library, "vq_linear"));
+  require(linear != nullptr, "vq_linear");
+  if (count == 7) {
+    bool const taken = run(linear, kFormats[std::atoi(arguments[2])], 1, std::atoi(arguments[3]), 1,
+                           std::atol(arguments[4]), std::atol(arguments[5]), std::atol(arguments[6]));
+    return taken ? 0 : 1;
+  }
+  constexpr int64_t kSizes[][3] = {{1, 520, 1032}, {5, 136, 1032}, {16, 264, 520}, {70, 136, 264}};
+  int cases = 0;
+  for (Format const& f : kFormats) {
+    for (int kernel = 0; kernel < kKernels; ++kernel) {
+      for (int split = 1; split <= (kernel < 2 ? 2 : 1); ++split) {
+        for (auto const& [m, n, k] : kSizes) {
+          if (kernel == 7 && m > 1) continue;  // the generic one: takes long
+          for (int dtype = 1; dtype <= (m == 1 ? 2 : 1); ++dtype)
+            cases += run(linear, f, dtype, kernel, split, m, n, k);
+        }
+      }
+    }
+  }
+  std::printf("%d cases\n", cases);
+  return 0;
+}
