@@ -1,6 +1,6 @@
 """Suite "mixq_quantize": the quantizing ops of MixQ, rated by the bandwidth of a copy."""
 
-__all__ = ["QuantizeCase", "measure_quantize", "quantize_cases"]
+__all__ = ["EPSILON", "QuantizeCase", "measure_quantize", "quantize_cases"]
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
