@@ -38,6 +38,14 @@ constexpr Cost kCosts[kPresets][kFastKernels] = {
     {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {}, {}, {6.0, 14.2}, {6.0, 22.3}},
     {{}, {10.8, 7.1}, {6.6, 5.6}, {}, {6.0, 16.4}, {6.0, 19.6}, {6.0, 23.3}}};
 
+/// Tiles of tokens for codebooks that change along K: racecheck reports the barrier behind which they are overwritten, at
+/// which one lane arrives for its warp.
+#ifdef GRAPHOPT_PENDING_KERNELS
+constexpr bool kTilesOfTiled = true;
+#else
+constexpr bool kTilesOfTiled = false;
+#endif
+
 constexpr double kBytesPerMicrosecond = 3.0e6;  // of codes from memory
 
 /// What is in shared memory to be looked up.
@@ -93,7 +101,9 @@ bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
     int64_t const tokens = std::min(p.m, kBlocks[kernel].tokens);
     return few_panel_bytes(device, preset, kernel) >= tokens * kStepBytes[preset];
   }
-  if (is_tile(kernel)) return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment);
+  if (is_tile(kernel)) {
+    return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment) && (kTilesOfTiled || !kFormats[preset].tiled);
+  }
   return true;
 }
 
