@@ -16,8 +16,6 @@
 #include "common/sm90_convert.cuh"
 #include "common/sm90_grid.h"
 #include "common/sm90_ring.cuh"
-#include "common/sm90_store.cuh"
-#include "common/sm90_walk.cuh"
 #include "common/wgmma.cuh"
 #include "mant/linear/sm90_codes.cuh"
 #include "mant/linear/sm90_tile.h"
@@ -47,12 +45,34 @@ struct Sm90Shared {
   }
 };
 
+/// The tiles of one block, every gridDim.x-th one in the order of Sm90Grid.
+template <class Traits>
+class TileWalk {
+ public:
+  __device__ __forceinline__ explicit TileWalk(Sm90Grid const& grid)
+      : grid_(grid), index_(static_cast<int>(blockIdx.x)) {}
+
+  /// Whether there is another tile; then `token` and `row` are its first token and row of W.
+  __device__ __forceinline__ bool next(int& token, int& row) {
+    if (index_ >= grid_.clusters()) return false;
+    Sm90Grid::Cell const cell = grid_.cell(index_);
+    index_ += static_cast<int>(gridDim.x);
+    token = cell.down * Traits::kTokens;
+    row = cell.across * kSm90Rows;
+    return true;
+  }
+
+ private:
+  Sm90Grid const& grid_;
+  int index_;
+};
+
 /// One thread: fill the ring for every tile of Y.
 template <class Traits>
 __device__ __forceinline__ void produce(Sm90Args const& args, Sm90Shared<Traits> const& shared) {
   auto const stages = shared.stages();
   RingPosition<Traits::kStages> at;
-  TileWalk<Traits::kTokens, kSm90Rows> walk(args.grid);
+  TileWalk<Traits> walk(args.grid);
   int token, row;
   while (walk.next(token, row)) {
     for (int i = 0; i < args.stages; ++i) {
@@ -99,7 +119,7 @@ class Sm90Consumer {
 
   template <bool kSymmetric>
   __device__ __forceinline__ void run() {
-    TileWalk<Traits::kTokens, kSm90Rows> walk(args_.grid);
+    TileWalk<Traits> walk(args_.grid);
     int token, row;
     while (walk.next(token, row)) {
       multiply<kSymmetric>(row);
@@ -265,10 +285,22 @@ class Sm90Consumer {
       int64_t const n = min(int64_t{row + row_ % kWgmmaRows + 8 * h}, args_.of.n - 1);
       bias[h] = load_activation(args_.of.bias, n, args_.of.dtype);
     }
-    store_tokens<Traits::kTokens, Traits::kStoreTokens>(
-        args_.y, args_.of.m, warpgroup_, is_leader(), buffer_, token, row,
-        [&](int turn) { return shared_.staging(warpgroup_, turn); },
-        [&](int c, int first, uint32_t place) { stage_tokens(c, first, bias, place); });
+#pragma unroll
+    for (int c = 0; c < Traits::kTokens / Traits::kStoreTokens; ++c) {
+      int const first = token + c * Traits::kStoreTokens;
+      if (first >= args_.of.m) break;
+      if (is_leader()) bulk_wait_read<1>();
+      warpgroup_sync(1 + warpgroup_);
+      uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
+      stage_tokens(c, first, bias, buffer);
+      async_proxy_fence();
+      warpgroup_sync(1 + warpgroup_);
+      if (is_leader()) {
+        tma_store(&args_.y, buffer, row, first);
+        bulk_commit();
+      }
+      buffer_ ^= 1;
+    }
   }
 
   __device__ __forceinline__ float token_scale(int token) const {
