@@ -18,7 +18,6 @@
 #include "common/sm90_convert.cuh"
 #include "common/sm90_grid.h"
 #include "common/sm90_ring.cuh"
-#include "common/sm90_store.cuh"
 #include "common/wgmma.cuh"
 #include "mixq/linear_w4a8/codes.cuh"
 #include "mixq/linear_w4a8/sm90_tile.h"
@@ -419,10 +418,22 @@ class Sm90W4Consumer {
   __device__ __forceinline__ void store(int token, int row) {
     T bias[2];
     memcpy(bias, bias_, sizeof(bias));
-    store_tokens<Tile::kTokens, Traits::kStoreTokens>(
-        args_.y, args_.m, warpgroup_, is_leader(), buffer_, token, row,
-        [&](int turn) { return shared_.staging(warpgroup_, turn); },
-        [&](int c, int, uint32_t place) { stage_tokens(c, to_float(bias[0]), to_float(bias[1]), place); });
+#pragma unroll
+    for (int c = 0; c < Tile::kTokens / Traits::kStoreTokens; ++c) {
+      int const first = token + c * Traits::kStoreTokens;
+      if (first >= args_.m) break;
+      if (is_leader()) bulk_wait_read<1>();
+      warpgroup_sync(1 + warpgroup_);
+      uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
+      stage_tokens(c, to_float(bias[0]), to_float(bias[1]), buffer);
+      async_proxy_fence();
+      warpgroup_sync(1 + warpgroup_);
+      if (is_leader()) {
+        tma_store(&args_.y, buffer, row, first);
+        bulk_commit();
+      }
+      buffer_ ^= 1;
+    }
   }
 
   /// Tokens kStoreTokens c.. of 64 rows of W, swizzled as the copy engine expects: chunk of 16 bytes ^ (token % 8).
