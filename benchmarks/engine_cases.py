@@ -37,8 +37,6 @@ WEIGHTS = frozenset({"idx", "gamma", "beta", "wq", "wq4", "sg", "sw", "wo", "bia
 OP_LIMIT = {"float32": 4e-5, "float16": 2**-9}
 #: Ops whose INT8 outputs are codes of nearest entries: where two are equally near, the other one may be far away.
 CACHES, FAR = ("VQCachedAttention", "MANTCachedAttention"), 255
-#: Attributes that an op's examples need in place of its defaults.
-ATTRIBUTES = {"VQLinear": {"tile_rows": 16, "tile_columns": 48}}
 #: A whole fp16 model: rounding once per op and layer on both sides, and attention's scores.
 MODEL_LIMIT = 0.03
 
@@ -55,7 +53,7 @@ def write_ops(folder: Path, dtype: str, *, mixq: bool) -> None:
     for spec in (spec for spec in OPS if spec.name.startswith("MixQ") == mixq):
         rng = np.random.default_rng([SEED, zlib.crc32(spec.name.encode())])
         inputs = [np.ascontiguousarray(a) for a in spec.examples(rng, np.dtype(dtype).type)]
-        attributes = {a.name: 1 for a in spec.attributes if a.name.startswith("emit_")} | ATTRIBUTES.get(spec.name, {})
+        attributes = {a.name: 1 for a in spec.attributes if a.name.startswith("emit_")} | spec.example_attributes
         with np.errstate(all="ignore"):
             outputs = spec.evaluate(*inputs, **{a.name: a.default for a in spec.attributes} | attributes)
         if not fits(spec, inputs, outputs):

@@ -55,6 +55,7 @@ class OpSpec:
         body: writes the function body with a `BodyBuilder`, using the parameter names as value names.
         evaluate: numpy evaluator ``(*inputs, **attributes) -> tuple`` of all outputs.
         examples: makes one set of fresh inputs from a seeded generator and an activation dtype, for the contract tests.
+        example_attributes: what a kernel needs besides to take the examples, in place of defaults.
         attributes: in order; all of them are always written, so that a plugin never misses a field.
         plugin: whether a TensorRT plugin of this name exists. Ops without one are inlined before a model is saved.
         family: the idea that several ops share, for reports (GatedAct, Linear, ...).
@@ -70,6 +71,7 @@ class OpSpec:
     evaluate: Callable[..., tuple[np.ndarray, ...]]
     examples: Callable[[np.random.Generator, Any], Sequence[np.ndarray]]
     attributes: tuple[Attribute, ...] = ()
+    example_attributes: dict[str, Any] = field(default_factory=dict)
     plugin: bool = False
     family: str = ""
     damage: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], tuple[str, str] | None] | None = None

@@ -222,6 +222,7 @@ LINEAR = OpSpec(
     body=_linear_body,
     evaluate=_evaluate,
     examples=_examples,
+    example_attributes={"tile_rows": 16, "tile_columns": 48},
     plugin=True,
 )
 

@@ -23,9 +23,7 @@ def test_vq_ops_build_as_plugins(dtype: str, rng: np.random.Generator, tmp_path:
         x, *constants = spec.examples(rng, np.dtype(getattr(ml_dtypes, dtype, dtype)))
         names = [f"{spec.name}.{p.name}" for p in spec.inputs[1:]]
         weights += [numpy_helper.from_array(a, name) for a, name in zip(constants, names, strict=True)]
-        attributes = {a.name: a.default for a in spec.attributes}
-        if spec is LINEAR:  # the example's codebooks: 2 x 2 tiles of 24 rows and 80 columns
-            attributes |= {"tile_rows": 12, "tile_columns": 40}
+        attributes = {a.name: a.default for a in spec.attributes} | spec.example_attributes
         y = f"{spec.name}.y"
         where = {"domain": "graphopt", "plugin_namespace": "graphopt", "plugin_version": "1"}
         nodes.append(helper.make_node(spec.name, ["x", *names], [y], name=spec.name, **where, **attributes))

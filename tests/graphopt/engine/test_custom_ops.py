@@ -29,13 +29,13 @@ CALLS = 2
 def model(request: pytest.FixtureRequest, op: OpSpec, save_model: Callable[..., Path]) -> Path:
     """`CALLS` nodes of ``op`` on the same inputs, any number of tokens."""
     arrays = op.examples(np.random.default_rng(11), request.param)
-    results = op.evaluate(*arrays, **{a.name: a.default for a in op.attributes})
+    attributes = {a.name: a.default for a in op.attributes} | op.example_attributes
+    results = op.evaluate(*arrays, **attributes)
     named = dict(zip((p.name for p in op.inputs), arrays, strict=True))
     nodes, outputs = [], []
     plugin = {"plugin_version": "1", "plugin_namespace": "graphopt"} if op.plugin else {}
     for call in range(CALLS):
         names = [f"{p.name}_{call}" for p in op.outputs]
-        attributes = {a.name: a.default for a in op.attributes}
         nodes.append(
             helper.make_node(
                 op.name, list(named), names, name=f"{op.name}_{call}", domain="graphopt",
