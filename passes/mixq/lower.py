@@ -123,8 +123,9 @@ class MixQ:
             if dry_run:
                 for product in merge.batches(model, group.linears):
                     for linear, config in product:
-                        reason = _described(config, _entry(statistics, linear), outliers) + _together(linear, product)
-                        report.rewritten(STAGE, self.name, linear.name, reason, **outliers.detail)
+                        reason = _described(config, _entry(statistics, linear), outliers) + _together(product)
+                        others = _others(linear, product)
+                        report.rewritten(STAGE, self.name, linear.name, reason, **outliers.detail, product_with=others)
                 continue
             _lower_group(model, group, outliers, statistics, report)
         if not dry_run:
@@ -222,15 +223,22 @@ def _lower_group(
         _replace_linears(model, [linear for linear, _ in product], product[0][1], codes, parts)
         for (linear, config), weight, size in zip(product, parts, before, strict=True):
             reason = f"{_described(config, _entry(statistics, linear), outliers)}, input from {codes.op}"
-            reason += _together(linear, product)
+            reason += _together(product)
             sizes = {"N": weight.rows, "K": channels, "bytes_before": size}
-            report.rewritten(STAGE, MixQ.name, linear.name, reason, **outliers.detail, **sizes, **_costs(weight))
+            report.rewritten(
+                STAGE, MixQ.name, linear.name, reason, **outliers.detail, **sizes, **_costs(weight),
+                product_with=_others(linear, product),
+            )  # fmt: skip
 
 
-def _together(linear: LinearView, product: Sequence[merge.Configured]) -> str:
-    """Which others a linear is one product with, for the report."""
-    others = [other.name for other, _ in product if other is not linear]
-    return f", one product with {', '.join(others)}" if others else ""
+def _together(product: Sequence[merge.Configured]) -> str:
+    """That several linears are one product, for the report; which ones is in its details."""
+    return f", one product of {len(product)} linears" if len(product) > 1 else ""
+
+
+def _others(linear: LinearView, product: Sequence[merge.Configured]) -> list[str]:
+    """The linears that ``linear`` is one product with."""
+    return [other.name for other, _ in product if other is not linear]
 
 
 def _costs(weight: QuantizedWeight) -> dict[str, float]:

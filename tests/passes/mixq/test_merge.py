@@ -57,10 +57,12 @@ def test_operands_are_those_of_the_linears_one_below_the_other() -> None:
 def test_report_says_what_is_merged_with_what_also_without_doing_it() -> None:
     reports = [Block().lower(merge=True, dry_run=dry_run) for dry_run in (True, False)]
     for report in reports:
-        reasons = {f.node: f.reason for f in report.findings if f.status == "rewritten"}
-        assert reasons["q_proj"].endswith(", one product with k_proj")
-        assert reasons["up_proj"].endswith(", one product with gate_proj")
-        assert "one product" not in reasons["down_proj"]
+        found = {f.node: f for f in report.findings if f.status == "rewritten"}
+        for linear, other in (("q_proj", "k_proj"), ("up_proj", "gate_proj")):
+            assert found[linear].reason.endswith(", one product of 2 linears")
+            assert found[linear].detail["product_with"] == [other]
+        assert "one product" not in found["down_proj"].reason
+        assert found["down_proj"].detail["product_with"] == []
 
 
 def test_gate_comes_first_whatever_the_order_of_the_linears() -> None:
