@@ -12,7 +12,8 @@ import pytest
 from hypothesis import settings
 
 from graphopt import ir
-from graphopt.errors import ModelError
+from graphopt.engine import nvrtc, plugins
+from graphopt.errors import ModelError, PluginError
 from graphopt.models import assets
 
 # The same examples on every run; how long one takes says more about the machine than about the code.
@@ -52,6 +53,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for marker in item.iter_markers(name):
             if reason := missing(marker):
                 pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def plugin_library() -> Path:
+    """The built plugin library, or a skip that says how to get it."""
+    try:
+        return plugins.locate()
+    except PluginError as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture(scope="session")
+def libnvrtc() -> Path:
+    """NVRTC of the wheel."""
+    found = nvrtc.find()
+    if found is None:
+        pytest.skip("the wheel nvidia-cuda-nvrtc is not installed")
+    return found
 
 
 @pytest.fixture

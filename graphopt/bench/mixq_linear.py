@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.ceilings import Ceilings
-from graphopt.bench.check import row_error, some_rows
+from graphopt.bench.check import SIZES, row_error, some_rows
 from graphopt.bench.peers import GEMM_PEERS, LINEAR_PEERS, peer_times
 from graphopt.bench.record import Row
 from graphopt.bench.timer import Timing, copies_for, median_us
@@ -29,7 +29,7 @@ BFLOAT16_CASES = ((1, 8192, 8192), (16, 8192, 8192), (512, 8192, 8192), (4096, 8
 SCHEMES = ("w8a8", "w4a8", "w4a4")
 MOST_ROWS = {"w4a4": 512}  # above, it is w4a8 behind a launch that unpacks
 #: (N, K), the most telling first, should the time not suffice for all.
-ORDER = ((8192, 28672), (4096, 4096), (8192, 8192), (28672, 8192))
+ORDER = (SIZES[-1], *SIZES[:-1])
 GROUP = 128  # columns that share an integer scale of 4-bit weights
 CAPACITY = 128
 OUTLIERS = 32  # channels that are in use; the rest of the capacity is padding

@@ -91,20 +91,17 @@ def statistics_of(config: LlamaConfig, source: Path, rng: np.random.Generator) -
     ("scheme", "cache", "rows"), [("vq-quip4", "cq4", 16), ("mixq-w8a8", "cq2", 8), ("mant-w4a16", "kv-mant4", 16)]
 )
 def test_an_engine_with_quantized_weights_and_cache(
-    scheme: str, cache: str, rows: int, tmp_path: Path, rng: np.random.Generator
+    scheme: str, cache: str, rows: int, plugin_library: Path, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     """``rows`` is the bytes of a row of the cache: heads of 32 channels in 4 or 2 bits."""
-    try:
-        library = plugins.locate()
-    except PluginError as e:
-        pytest.skip(str(e))
     config = llama_config(hidden_size=128, vocab_size=96, num_hidden_layers=1)
     build_llama(config, RandomWeights(config, outliers=2), tmp_path / "source.onnx", dtype="float16")
     model = ir.load(tmp_path / "source.onnx")
     recipe = Recipe.preset(scheme, SCHEMES, ["*lm_head*"]).with_cache(cache, {}, CACHES)
     compile.optimize(model, recipe, statistics_of(config, tmp_path / "source.onnx", rng))
     ir.save(model, tmp_path / "m.onnx")
-    manifest = build(tmp_path / "m.onnx", tmp_path / "m.plan", BuildOptions(flavour="rtx", plugins=library)).manifest
+    options = BuildOptions(flavour="rtx", plugins=plugin_library)
+    manifest = build(tmp_path / "m.onnx", tmp_path / "m.plan", options).manifest
     attention = "MANTCachedAttention" if cache == "kv-mant4" else "VQCachedAttention"
     assert manifest.custom_ops[attention] == config.num_hidden_layers
     assert manifest.plugin_layers == sum(manifest.custom_ops.values()) >= 8

@@ -4,16 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.engine import plugins
-from graphopt.errors import PluginError
-
 
 @pytest.fixture(scope="session")
-def library() -> Path:
-    try:
-        return plugins.locate()
-    except PluginError as e:
-        pytest.skip(str(e))
+def library(plugin_library: Path) -> Path:
+    return plugin_library
 
 
 @pytest.fixture(scope="session")

@@ -26,20 +26,12 @@ MOST_REGISTERS = 255
 
 
 @pytest.fixture(scope="module")
-def compiler() -> Path:
-    found = nvrtc.find()
-    if found is None:
-        pytest.skip("the wheel nvidia-cuda-nvrtc is not installed")
-    return found
-
-
-@pytest.fixture(scope="module")
-def cache(compiler: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(libnvrtc: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of generated kernels that the tests of this module share, and libnvrtc for the library."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAPHOPT_CACHE", str(folder))
-        patch.setenv(nvrtc.ENVIRONMENT, str(compiler))
+        patch.setenv(nvrtc.ENVIRONMENT, str(libnvrtc))
         yield folder
 
 
@@ -139,7 +131,7 @@ def test_kernels_of_other_sources_are_refused(lib: ctypes.CDLL) -> None:
     assert install(lib, kernels[:8] + digest.to_bytes(8, "little") + behind) == OTHER_LIBRARY
 
 
-def _elsewhere(library: Path, cache: Path, compiler: Path | str) -> str:
+def _elsewhere(library: Path, cache: Path, libnvrtc: Path | str) -> str:
     """What another process says about VQ<4,8,2> for 9.0."""
     program = (
         "import ctypes, sys\n"
@@ -149,7 +141,7 @@ def _elsewhere(library: Path, cache: Path, compiler: Path | str) -> str:
         "    long(1 << 30), number(90), None, long(0), text, long(len(text)))\n"
         "print(text.value.decode())\n"
     )
-    env = {**os.environ, "GRAPHOPT_CACHE": str(cache), nvrtc.ENVIRONMENT: str(compiler)}
+    env = {**os.environ, "GRAPHOPT_CACHE": str(cache), nvrtc.ENVIRONMENT: str(libnvrtc)}
     done = subprocess.run([sys.executable, "-c", program, library], env=env, capture_output=True, text=True, check=True)
     return done.stdout
 

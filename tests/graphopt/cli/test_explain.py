@@ -10,8 +10,6 @@ from typer.testing import CliRunner, Result
 from graphopt import compile, ir
 from graphopt.cli.main import app
 from graphopt.core.recipe import Recipe
-from graphopt.engine import nvrtc, plugins
-from graphopt.errors import PluginError
 from graphopt.explain.layers import VqLinear
 from graphopt.explain.planner import Planner
 from graphopt.passes import SCHEMES
@@ -92,13 +90,8 @@ def test_float32_is_named_as_the_reason(optimized: Path, library: Path) -> None:
     assert "generic kernel: x is float32, and the other kernels take float16 and bfloat16" in shown
 
 
-def test_generated_kernels_are_shown(exported: Path, tmp_path: Path) -> None:
-    if nvrtc.find() is None:
-        pytest.skip("the wheel nvidia-cuda-nvrtc is not installed")
-    try:
-        real = plugins.locate()
-    except PluginError as e:
-        pytest.skip(str(e))
+@pytest.mark.usefixtures("libnvrtc")
+def test_generated_kernels_are_shown(exported: Path, tmp_path: Path, plugin_library: Path) -> None:
     model = ir.load(exported)
     layer = {"match": "*", "scheme": "vq", "settings": {"vector": 2, "bits": 4, "residuals": 1, "tile": 0}}
     compile.optimize(model, Recipe.parse({"version": 1, "layers": [layer]}, SCHEMES, "recipe"))
@@ -106,7 +99,7 @@ def test_generated_kernels_are_shown(exported: Path, tmp_path: Path) -> None:
     ir.save(model, path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAPHOPT_CACHE", str(tmp_path))
-        shown = explain(path, "--plugins", real, "--layer", "*gate_proj*", "--tokens", "1").stdout
+        shown = explain(path, "--plugins", plugin_library, "--layer", "*gate_proj*", "--tokens", "1").stdout
     assert "1 token: generated8 kernel: made for VQ<2,4,1> when an engine is built:" in shown
     assert "in shared memory: codes below 16, 100% of look-ups" in shown
 

@@ -13,9 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.engine import plugins
 from graphopt.engine.flavour import Flavour, select
-from graphopt.errors import PluginError
 from graphopt.passes.mixq.ops import QUANTIZE
 
 OPSET = 20
@@ -31,15 +29,6 @@ def rtx_flavour() -> Flavour:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("TensorRT-RTX is not installed: pip install tensorrt-rtx")
     return select("rtx")
-
-
-@pytest.fixture(scope="session")
-def plugin_library() -> Path:
-    """The real plugin library, or a skip that says how to get it."""
-    try:
-        return plugins.locate()
-    except PluginError as e:
-        pytest.skip(str(e))
 
 
 @pytest.fixture

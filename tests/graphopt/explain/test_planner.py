@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphopt.engine import nvrtc, plugins
+from graphopt.engine import nvrtc
 from graphopt.errors import PluginError
 from graphopt.explain.devices import DEVICES, Device
 from graphopt.explain.layers import Format, Usage, VqLinear
@@ -13,12 +13,8 @@ from graphopt.explain.planner import Planner
 
 
 @pytest.fixture(scope="module")
-def planner() -> Planner:
-    try:
-        library = plugins.locate()
-    except PluginError as e:
-        pytest.skip(str(e))
-    return Planner(library)
+def planner(plugin_library: Path) -> Planner:
+    return Planner(plugin_library)
 
 
 def layer(fmt: Format, n: int, k: int) -> VqLinear:
@@ -60,12 +56,10 @@ def test_blocks_share_k_on_hopper_only_and_gain_by_it(planner: Planner) -> None:
 
 
 def test_other_formats_get_a_generated_kernel_where_blocks_fit_tiles(
-    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planner: Planner, libnvrtc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if nvrtc.find() is None:
-        pytest.skip("the wheel nvidia-cuda-nvrtc is not installed")
     monkeypatch.setenv("GRAPHOPT_CACHE", str(tmp_path))
-    monkeypatch.setenv(nvrtc.ENVIRONMENT, str(nvrtc.find()))
+    monkeypatch.setenv(nvrtc.ENVIRONMENT, str(libnvrtc))
     view = layer(Format(2, 4, 1, 512, 512), 512, 512)
     plan = planner.plan(view, 1, DEVICES["h100"])
     assert (plan["kernel"], plan["candidates"]) == ("generic", {})
