@@ -163,7 +163,7 @@ def check_linear(lib: Library, case: LinearCase, offset: int) -> float:
         AssertionError: two runs differ or something was written outside y.
     """
     operands = case.inputs(rng_for(case))
-    moved = ("xq", "xq4", "wo")
+    moved = ("xq", "xq4", "wo", "residual")
     device = {name: upload(value, offset if name in moved else 0) for name, value in operands.items()}
     runs = []
     for _ in range(2):
@@ -176,9 +176,9 @@ def check_linear(lib: Library, case: LinearCase, offset: int) -> float:
 
 
 def call_linear(lib: Library, case: LinearCase, operands: dict[str, torch.Tensor], y: torch.Tensor) -> None:
-    if case.op == "MixQLinear":
+    if case.kind == "MixQLinear":
         lib.linear(**operands, y=y)
-    elif case.op == "MixQLinearW4A8":
+    elif case.kind == "MixQLinearW4A8":
         lib.linear_w4a8(**operands, y=y, group=case.group)
     else:
         lib.linear_w4a4(**operands, y=y, group=case.group)

@@ -64,8 +64,15 @@ def linear_cases(quick: bool) -> Iterator[LinearCase]:
     for op, dtype in itertools.product(FOUR_BITS, TYPES):
         for m, n, k in ((3072, 2176, 128), (2100, 4104, 272), (9000, 64, 96), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
             yield LinearCase(dtype, m, n, k, 48, True, op, 64)
-    for op in ("MixQLinear", *FOUR_BITS):
+    for op in ("MixQLinear", "MixQLinearAdd", *FOUR_BITS):
         yield LinearCase("float16", MANY_ROWS, 40, 64, 16, True, op, 64)
+    # A residual, in every kernel.
+    sizes = [
+        *((0, 8, 64), (1, 4100, 1536), (12, 4096, 576), (40, 1, 1), (9, 1001, 100), (30, 72, 160), (100, 72, 1024)),
+        *((100, 2176, 2048), (128, 4096, 1024), (300, 4104, 272), (1024, 2176, 64), (3072, 1408, 80)),
+    ]
+    for op, dtype, (m, n, k) in itertools.product(("MixQLinear", *FOUR_BITS), TYPES, sizes):
+        yield LinearCase(dtype, m, n, k, 48, True, f"{op}Add", 64)
 
 
 def misaligned_cases() -> Iterator[QuantizeCase | LinearCase]:
@@ -73,7 +80,7 @@ def misaligned_cases() -> Iterator[QuantizeCase | LinearCase]:
     for dtype in TYPES:
         for producer, bits in itertools.product(PRODUCERS, (8, 4)):
             yield QuantizeCase(producer, dtype, 9, 576, 32, special=True, bits=bits)
-        for m, op in itertools.product((5, 70), ("MixQLinear", *FOUR_BITS)):
+        for m, op in itertools.product((5, 70), ("MixQLinear", "MixQLinearAdd", *FOUR_BITS, "MixQLinearW4A8Add")):
             yield LinearCase(dtype, m, 72, 160, 32, True, op)
 
 
@@ -97,4 +104,7 @@ def plugin_cases(quick: bool) -> list[QuantizeCase | LinearCase]:
         *((100, 2176, 2048), (256, 4352, 128), (100, 4352, 4096), (300, 8448, 128)),
     ]
     cases += [LinearCase("float16", *size, 48, True, "MixQLinearW4A8", 128) for size in sizes]
+    sizes = [(1, 40, 64), (12, 43, 80), (20, 33, 100), (40, 72, 160), (100, 2176, 128), (300, 8448, 128)]
+    ops = [f"{op}Add" for op in ("MixQLinear", *FOUR_BITS)]
+    cases += [LinearCase(t, *size, 48, True, op, 128) for t, op, size in itertools.product(TYPES, ops, sizes)]
     return cases

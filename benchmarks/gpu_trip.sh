@@ -99,7 +99,7 @@ vq() {
 
 timing() {
     local failed=0 suite
-    for suite in mixq_quantize mixq mant; do
+    for suite in mixq_quantize mixq_residual mixq mant; do
         timeout 150 python3 -m graphopt bench kernels --suite "$suite" --json "$out/$suite.json" 2>&1 |
             tee "$out/$suite.log"
         [ "${PIPESTATUS[0]}" = 0 ] || failed=1

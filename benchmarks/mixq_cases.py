@@ -151,10 +151,21 @@ class LinearCase:
     group: int = 64
 
     @property
+    def kind(self) -> str:
+        """Name of the plugin without a residual."""
+        return self.op.removesuffix("Add")
+
+    @property
+    def adds(self) -> bool:
+        """Whether there is a residual."""
+        return self.op.endswith("Add")
+
+    @property
     def operands(self) -> tuple[str, ...]:
         """Names of the inputs, in the plugin's order."""
-        x = "xq4" if self.op == "MixQLinearW4A4" else "xq"
-        return (x, "sx", "xo", *(("wq",) if self.op == "MixQLinear" else ("wq4", "sg")), "sw", "wo", "bias")
+        x = "xq4" if self.kind == "MixQLinearW4A4" else "xq"
+        weight = ("wq",) if self.kind == "MixQLinear" else ("wq4", "sg")
+        return (x, "sx", "xo", *weight, "sw", "wo", "bias", *(("residual",) if self.adds else ()))
 
     def inputs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The operands, in the plugin's order."""
@@ -168,7 +179,8 @@ class LinearCase:
         xq = given["xq"] if "xq" in given else unpack_int4(given["xq4"], self.k)
         if "wq4" in given:
             given["wq"] = numerics.grouped_codes(unpack_int4(given["wq4"], self.k), given["sg"], self.group)
-        return numerics.linear(xq, *(given[name] for name in ("sx", "xo", "wq", "sw", "wo", "bias")))
+        operands = (given[name] for name in ("sx", "xo", "wq", "sw", "wo", "bias"))
+        return numerics.linear(xq, *operands, residual=given.get("residual"))
 
     def _codes(self, rng: np.random.Generator, rows: int, bits: int, channels: np.ndarray) -> np.ndarray:
         largest = 2 ** (bits - 1) - 1
@@ -181,7 +193,7 @@ class LinearCase:
         dtype = _DTYPES[self.dtype]
         filled = min(int(self.capacity * _FILLED), (self.k + 1) // 2)
         idx = numerics.pad_indices(rng.choice(self.k, filled, replace=False), self.capacity)
-        if self.op == "MixQLinear":
+        if self.kind == "MixQLinear":
             codes = {"wq": self._codes(rng, self.n, 8, idx[:filled])}
         else:
             scales = rng.integers(1, numerics.GROUP_SCALE_MAX + 1, (-(-self.k // self.group), self.n), np.int8)
@@ -197,9 +209,9 @@ class LinearCase:
         }
 
     def activations(self, rng: np.random.Generator, idx: np.ndarray) -> dict[str, np.ndarray]:
-        """xq or xq4, sx and xo."""
+        """xq or xq4, sx, xo and residual."""
         filled = int((idx >= 0).sum())
-        bits = 4 if self.op == "MixQLinearW4A4" else 8
+        bits = 4 if self.kind == "MixQLinearW4A4" else 8
         xq = self._codes(rng, self.m, bits, idx[:filled])
         sx = rng.uniform(0.005, 0.02, (self.m, 1)).astype(np.float32)
         xo = rng.standard_normal((self.m, self.capacity), np.float32) * 20
@@ -209,7 +221,11 @@ class LinearCase:
             xq[1], xq[2] = 0, 0
             sx[3], xq[3], xo[3] = 0, 0, 0
         codes = {"xq4": pack_int4(xq)} if bits == 4 else {"xq": xq}
-        return {**codes, "sx": sx, "xo": xo.astype(_DTYPES[self.dtype])}
+        dtype = _DTYPES[self.dtype]
+        made = {**codes, "sx": sx, "xo": xo.astype(dtype)}
+        if self.adds:
+            made["residual"] = (rng.standard_normal((self.m, self.n), np.float32) * 5).astype(dtype)
+        return made
 
     def __str__(self) -> str:
         return f"{self.op}<{self.dtype}> M={self.m} N={self.n} K={self.k} C={self.capacity} group={self.group}"

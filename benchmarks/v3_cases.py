@@ -33,7 +33,7 @@ def _operands(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def _fields(case: Case) -> list[str]:
     if not isinstance(case, QuantizeCase):
-        return [] if case.op == "MixQLinear" else [f"field group i {case.group}"]
+        return [] if case.op in ("MixQLinear", "MixQLinearAdd") else [f"field group i {case.group}"]
     if case.producer == "MixQQuantize":
         return []
     fields = ["field emit_y i 1"]

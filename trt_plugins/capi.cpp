@@ -171,31 +171,56 @@ GRAPHOPT_EXPORT int32_t graphopt_mixq_columns(int32_t dtype, int64_t n, int64_t 
   return static_cast<int32_t>(graphopt::mixq::launch_columns(params, kept, static_cast<cudaStream_t>(stream)));
 }
 
+GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_add(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
+                                                 int8_t const* xq, float const* sx, void const* xo, int8_t const* wq,
+                                                 float const* sw, void const* wo, void const* bias,
+                                                 void const* residual, void* y, void* stream) {
+  graphopt::mixq::LinearParams const params{
+      static_cast<DType>(dtype), m, n, k, capacity, xq, sx, xo, wq, sw, wo, bias, residual, y};
+  return static_cast<int32_t>(graphopt::mixq::launch_linear(params, static_cast<cudaStream_t>(stream)));
+}
+
 GRAPHOPT_EXPORT int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
                                              int8_t const* xq, float const* sx, void const* xo, int8_t const* wq,
                                              float const* sw, void const* wo, void const* bias, void* y, void* stream) {
-  graphopt::mixq::LinearParams const params{
-      static_cast<DType>(dtype), m, n, k, capacity, xq, sx, xo, wq, sw, wo, bias, y};
-  return static_cast<int32_t>(graphopt::mixq::launch_linear(params, static_cast<cudaStream_t>(stream)));
+  return graphopt_mixq_linear_add(dtype, m, n, k, capacity, xq, sx, xo, wq, sw, wo, bias, nullptr, y, stream);
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a8_add(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
+                                                      int64_t group, int8_t const* xq, float const* sx, void const* xo,
+                                                      int8_t const* wq4, int8_t const* sg, float const* sw,
+                                                      void const* wo, void const* bias, void const* residual, void* y,
+                                                      void* stream) {
+  graphopt::mixq::LinearW4A8Params const params{
+      static_cast<DType>(dtype), m, n, k, capacity, group, xq, sx, xo, wq4, sg, sw, wo, bias, residual, y};
+  return static_cast<int32_t>(graphopt::mixq::launch_linear_w4a8(params, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a8(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
                                                   int64_t group, int8_t const* xq, float const* sx, void const* xo,
                                                   int8_t const* wq4, int8_t const* sg, float const* sw, void const* wo,
                                                   void const* bias, void* y, void* stream) {
-  graphopt::mixq::LinearW4A8Params const params{
-      static_cast<DType>(dtype), m, n, k, capacity, group, xq, sx, xo, wq4, sg, sw, wo, bias, y};
-  return static_cast<int32_t>(graphopt::mixq::launch_linear_w4a8(params, static_cast<cudaStream_t>(stream)));
+  return graphopt_mixq_linear_w4a8_add(dtype, m, n, k, capacity, group, xq, sx, xo, wq4, sg, sw, wo, bias, nullptr, y,
+                                       stream);
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a4_add(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
+                                                      int64_t group, int8_t const* xq4, float const* sx,
+                                                      void const* xo, int8_t const* wq4, int8_t const* sg,
+                                                      float const* sw, void const* wo, void const* bias,
+                                                      void const* residual, void* y, void* workspace, void* stream) {
+  graphopt::mixq::LinearW4A8Params const packed{
+      static_cast<DType>(dtype), m, n, k, capacity, group, xq4, sx, xo, wq4, sg, sw, wo, bias, residual, y};
+  return static_cast<int32_t>(
+      graphopt::mixq::launch_linear_w4a4({packed, workspace}, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_mixq_linear_w4a4(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity,
                                                   int64_t group, int8_t const* xq4, float const* sx, void const* xo,
                                                   int8_t const* wq4, int8_t const* sg, float const* sw, void const* wo,
                                                   void const* bias, void* y, void* workspace, void* stream) {
-  graphopt::mixq::LinearW4A8Params const packed{
-      static_cast<DType>(dtype), m, n, k, capacity, group, xq4, sx, xo, wq4, sg, sw, wo, bias, y};
-  return static_cast<int32_t>(
-      graphopt::mixq::launch_linear_w4a4({packed, workspace}, static_cast<cudaStream_t>(stream)));
+  return graphopt_mixq_linear_w4a4_add(dtype, m, n, k, capacity, group, xq4, sx, xo, wq4, sg, sw, wo, bias, nullptr, y,
+                                       workspace, stream);
 }
 
 GRAPHOPT_EXPORT int64_t graphopt_mixq_linear_w4a4_workspace_bytes(int64_t m, int64_t k) {

@@ -35,7 +35,8 @@ enum graphopt_mixq_producer {
 // Produce y and quantize it per token. M rows, K columns, C outlier slots.
 //   x, other      [M, K] T        other: residual or up, null if the producer has one input; x [M, 2 K] of a GLU
 //   gamma, beta   [K] T           null where the producer has none
-//   idx           [C] int32       outlier channels, strictly ascending, then -1; C a multiple of 16
+//   idx           [C] int32       outlier channels, strictly ascending, then -1; C a multiple of 16; not to be written by
+//                                 the kernel before on the stream: reading it may start earlier
 //   xq [M, K] int8, sx [M] float, xo [M, C] T
 //   sum, y        [M, K] T        null: not written
 int32_t graphopt_mixq_quantize(int32_t producer, int32_t dtype, int64_t rows, int64_t cols, int64_t capacity,
@@ -78,11 +79,25 @@ int32_t graphopt_mixq_quantize4(int32_t producer, int32_t dtype, int64_t rows, i
                                 int32_t const* idx, float epsilon, int8_t* xq4, float* sx, void* xo, void* sum, void* y,
                                 void* stream);
 
-// y = T(sx sw (xq wq^T) + xo wo^T + bias).
+// y = T(sx sw (xq wq^T) + xo wo^T + bias). Codes of W, here and below, must not be written by the kernel before on the
+// stream: reading them may start earlier.
 //   xq [M, K] int8, sx [M] float, xo [M, C] T, wq [N, K] int8, sw [N] float, wo [N, C] T, bias [N] T, y [M, N] T
 int32_t graphopt_mixq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int8_t const* xq,
                              float const* sx, void const* xo, int8_t const* wq, float const* sw, void const* wo,
                              void const* bias, void* y, void* stream);
+
+// Of the three linears: the same with residual [M, N] T, or null, added before the one rounding; y may be the residual.
+int32_t graphopt_mixq_linear_add(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int8_t const* xq,
+                                 float const* sx, void const* xo, int8_t const* wq, float const* sw, void const* wo,
+                                 void const* bias, void const* residual, void* y, void* stream);
+int32_t graphopt_mixq_linear_w4a8_add(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int64_t group,
+                                      int8_t const* xq, float const* sx, void const* xo, int8_t const* wq4,
+                                      int8_t const* sg, float const* sw, void const* wo, void const* bias,
+                                      void const* residual, void* y, void* stream);
+int32_t graphopt_mixq_linear_w4a4_add(int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t capacity, int64_t group,
+                                      int8_t const* xq4, float const* sx, void const* xo, int8_t const* wq4,
+                                      int8_t const* sg, float const* sw, void const* wo, void const* bias,
+                                      void const* residual, void* y, void* workspace, void* stream);
 
 // y = T(sx sw (xq wc^T) + xo wo^T + bias), wc[n, k] = sg[k / group, n] wq4[n, k].
 //   wq4  [N, 16 ceil(K / 32)] int8   codes in -7..7; byte 16 v + i: column 32 v + i low, 32 v + 16 + i high; 0 in padding

@@ -14,9 +14,8 @@ namespace graphopt {
 
 inline std::vector<OpClass> all_ops() {
   std::vector<OpClass> ops = mixq::quantize_ops();
-  ops.push_back(mixq::linear_op());
-  ops.push_back(mixq::linear_w4a8_op());
-  ops.push_back(mixq::linear_w4a4_op());
+  for (OpClass& op : mixq::linear_ops()) ops.push_back(std::move(op));
+  for (OpClass& op : mixq::four_bit_linear_ops()) ops.push_back(std::move(op));
   for (OpClass& op : mixq::online_linear_ops()) ops.push_back(std::move(op));
   for (OpClass& op : mant::linear_ops()) ops.push_back(std::move(op));
   ops.push_back(attention::cached_op());

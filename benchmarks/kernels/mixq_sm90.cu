@@ -62,7 +62,7 @@ GRAPHOPT_EXPORT int sm90_linear(int variant, int bfloat16, int64_t m, int64_t n,
                                 void* sx, void* xo, void* wq, void* sw, void* wo, void* bias, void* y, void* stream) {
   DType const type = bfloat16 ? DType::kBFloat16 : DType::kFloat16;
   LinearParams const params{type, m, n, k, capacity, static_cast<int8_t const*>(xq), static_cast<float const*>(sx), xo,
-                            static_cast<int8_t const*>(wq), static_cast<float const*>(sw), wo, bias, y};
+                            static_cast<int8_t const*>(wq), static_cast<float const*>(sw), wo, bias, nullptr, y};
   int multiprocessors = 0;
   if (Status const status = multiprocessor_count(&multiprocessors); status != Status::kOk) {
     return static_cast<int>(status);

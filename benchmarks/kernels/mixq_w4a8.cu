@@ -79,6 +79,7 @@ int w4a8_linear(int variant, int dtype, int64_t m, int64_t n, int64_t k, int64_t
                            static_cast<float const*>(sw),
                            wo,
                            bias,
+                           nullptr,
                            y};
   auto const queue = static_cast<cudaStream_t>(stream);
   if (variant < 0) return static_cast<int>(launch_linear_w4a8(p, queue));

@@ -74,6 +74,9 @@ class Library:
             self._lib.graphopt_mixq_linear.argtypes = [number] + [long] * 4 + [pointer] * 9
             self._lib.graphopt_mixq_linear_w4a8.argtypes = [number] + [long] * 5 + [pointer] * 10
             self._lib.graphopt_mixq_linear_w4a4.argtypes = [number] + [long] * 5 + [pointer] * 11
+            self._lib.graphopt_mixq_linear_add.argtypes = [number] + [long] * 4 + [pointer] * 10
+            self._lib.graphopt_mixq_linear_w4a8_add.argtypes = [number] + [long] * 5 + [pointer] * 11
+            self._lib.graphopt_mixq_linear_w4a4_add.argtypes = [number] + [long] * 5 + [pointer] * 12
             self._workspace_bytes = self._lib.graphopt_mixq_linear_w4a4_workspace_bytes
             self._workspace_bytes.argtypes, self._workspace_bytes.restype = [long] * 2, long
         except (OSError, AttributeError) as e:
@@ -165,12 +168,13 @@ class Library:
         wo: "Tensor",
         bias: "Tensor",
         y: "Tensor",
+        residual: "Tensor | None" = None,
     ) -> None:
-        """Enqueue y = T(sx sw (xq wq^T) + xo wo^T + bias) on the current stream; shapes as in params.h."""
+        """Enqueue y = T(sx sw (xq wq^T) + xo wo^T + bias + residual) on the current stream; shapes as in params.h."""
         m, k = xq.shape
-        operands = (xq, sx, xo, wq, sw, wo, bias, y)
+        operands = (xq, sx, xo, wq, sw, wo, bias, residual, y)
         shape = (m, wq.shape[0], k, xo.shape[1])
-        self._enqueue(self._lib.graphopt_mixq_linear, xo, shape, operands)
+        self._enqueue(self._lib.graphopt_mixq_linear_add, xo, shape, operands)
 
     def linear_w4a8(
         self,
@@ -183,14 +187,15 @@ class Library:
         wo: "Tensor",
         bias: "Tensor",
         y: "Tensor",
+        residual: "Tensor | None" = None,
         *,
         group: int,
     ) -> None:
         """Enqueue the linear with 4-bit weights and 8-bit activations; shapes as in params.h."""
         m, k = xq.shape
-        operands = (xq, sx, xo, wq4, sg, sw, wo, bias, y)
+        operands = (xq, sx, xo, wq4, sg, sw, wo, bias, residual, y)
         shape = (m, len(wq4), k, xo.shape[1], group)
-        self._enqueue(self._lib.graphopt_mixq_linear_w4a8, xo, shape, operands)
+        self._enqueue(self._lib.graphopt_mixq_linear_w4a8_add, xo, shape, operands)
 
     def linear_w4a4(
         self,
@@ -203,6 +208,7 @@ class Library:
         wo: "Tensor",
         bias: "Tensor",
         y: "Tensor",
+        residual: "Tensor | None" = None,
         *,
         group: int,
         workspace: "Tensor | None" = None,
@@ -215,9 +221,9 @@ class Library:
         m, k = len(xq4), 2 * xq4.shape[1]
         if workspace is None:
             workspace = self._torch.empty(max(1, self.workspace_bytes(m, k)), dtype=self._torch.int8, device=y.device)
-        operands = (xq4, sx, xo, wq4, sg, sw, wo, bias, y, workspace)
+        operands = (xq4, sx, xo, wq4, sg, sw, wo, bias, residual, y, workspace)
         shape = (m, len(wq4), k, xo.shape[1], k if len(sg) == 1 else group)
-        self._enqueue(self._lib.graphopt_mixq_linear_w4a4, xo, shape, operands)
+        self._enqueue(self._lib.graphopt_mixq_linear_w4a4_add, xo, shape, operands)
 
     def workspace_bytes(self, m: int, k: int) -> int:
         """Return the scratch bytes of `linear_w4a4` for [M, K]."""

@@ -4,7 +4,7 @@ Case "linear" is everything from the 16-bit input of the quantizing op to the 16
 is the second of them.
 """
 
-__all__ = ["LinearCase", "linear_cases", "measure_linear"]
+__all__ = ["LinearCase", "Operands", "linear_cases", "measure_linear"]
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -100,7 +100,7 @@ def linear_cases() -> Iterator[LinearCase]:
             yield LinearCase(m, n, k)
 
 
-class _Operands:
+class Operands:
     """Activations, quantized weights in several copies, and buffers."""
 
     def __init__(self, case: LinearCase, library: Library) -> None:
@@ -136,15 +136,18 @@ class _Operands:
         return {**codes, "wo": wo, "bias": torch.randn(n, dtype=self.dtype, device="cuda")}
 
     def quantize(self, library: Library) -> None:
+        """Enqueue the quantizing op."""
         library.quantize("MixQQuantize", self.x, self.idx, self.codes)
 
-    def gemm(self, library: Library, weight: dict[str, Any]) -> None:
+    def gemm(self, library: Library, weight: dict[str, Any], **more: Any) -> None:
+        """Enqueue the product; ``more``: y in place of the own one, residual."""
+        operands = {**self.codes, **weight, "y": self.y, **more}
         if self.scheme == "w8a8":
-            library.linear(**self.codes, **weight, y=self.y)
+            library.linear(**operands)
         elif self.scheme == "w4a8":
-            library.linear_w4a8(**self.codes, **weight, y=self.y, group=GROUP)
+            library.linear_w4a8(**operands, group=GROUP)
         else:
-            library.linear_w4a4(**self.codes, **weight, y=self.y, group=GROUP, workspace=self.workspace)
+            library.linear_w4a4(**operands, group=GROUP, workspace=self.workspace)
 
     def check(self, library: Library) -> None:
         """Run once on poisoned buffers and compare with float64.
@@ -208,7 +211,7 @@ def _unpack(packed: "Tensor") -> "Tensor":
 
 def _own_times(case: LinearCase, library: Library) -> tuple[Timing, Timing, Any]:
     """Return the times of the linear and of the product alone, and x; the weights are gone then, for the peers'."""
-    operands = _Operands(case, library)
+    operands = Operands(case, library)
     operands.check(library)
 
     def whole(weight: dict[str, Any]) -> None:

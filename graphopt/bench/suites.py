@@ -11,6 +11,7 @@ from graphopt.bench.ceilings import Ceilings
 from graphopt.bench.mant_linear import mant_cases, measure_mant
 from graphopt.bench.mixq_linear import linear_cases, measure_linear
 from graphopt.bench.mixq_quantize import measure_quantize, quantize_cases
+from graphopt.bench.mixq_residual import measure_residual, residual_cases
 from graphopt.bench.record import Row
 from graphopt.bench.vq_linear import measure_vq, vq_cases
 from graphopt.errors import BenchError, nearest
@@ -33,6 +34,7 @@ SUITES = {
     "mant": Suite(mant_cases, measure_mant),
     "mixq": Suite(linear_cases, measure_linear),
     "mixq_quantize": Suite(quantize_cases, measure_quantize),
+    "mixq_residual": Suite(residual_cases, measure_residual),
     "vq": Suite(vq_cases, measure_vq),
 }
 

@@ -2,6 +2,7 @@
 
 __all__ = ["WeightLayer", "bits_per_weight", "weight_layers"]
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,8 +29,8 @@ _CODES = {
 }
 #: Operands of lowered linears that are not the weight: the bias, and what several of them share.
 _BESIDES = ("bias", "table", "idx")
-#: Ends the names of MixQ ops with online prediction, which store what those without it store.
-_ONLINE = "Online"
+#: End the names of forms of MixQ ops, which store what the plain ones store: with online prediction, with a residual.
+_FORMS = ("Online", "Add")
 #: What may stand between a stored weight and the product that uses it.
 _VIEWS = ("Transpose", "Cast", "Identity", "DequantizeLinear")
 
@@ -101,7 +102,7 @@ def _layer(node: gs.Node) -> WeightLayer | None:
 
 def _lowered(node: gs.Node) -> WeightLayer:
     spec = next((s for s in OPS if s.is_node(node)), None)
-    entry = _CODES.get(node.op.removesuffix(_ONLINE))
+    entry = _CODES.get(functools.reduce(str.removesuffix, _FORMS, node.op))
     if spec is None or entry is None:
         raise InternalError(f"no entry for the linear op '{node.op}' of node '{node.name}'")
     given = {p.name: t for p, t in zip(spec.inputs, node.inputs, strict=True)}

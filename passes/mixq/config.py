@@ -86,6 +86,11 @@ class MixQConfig(BaseModel):
         description="make one product of the linears that read one tensor and have the same bits and group; auto: of a "
         "gate and its up-projection only, where no Split is needed behind it",
     )
+    fuse_residual: bool = Field(
+        False,
+        description="add the residual in the linear where nothing else reads its output (o_proj, down_proj), rounded "
+        "once, instead of in the quantizing op behind it",
+    )
     outliers: OutlierConfig = OutlierConfig()
 
     @model_validator(mode="before")

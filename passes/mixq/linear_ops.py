@@ -5,14 +5,15 @@ stored but made from 4-bit codes and integer group scales, W_c[n, k] = sg[k // g
 of products stays an exact int32 one with one scale at the end, whatever the groups are: a kernel decodes while it loads
 and is otherwise the one of w8a8 (numerics.py, "4-bit weights").
 
-Each has a form for online prediction, with "Online" at the end of its name: xo then holds the channels set, of which
-only those of idx have original columns in wo; the others' are T(s_w W_c).
+Each has a form that adds a residual before the one rounding, with "Add" at the end of its name, and both have one for
+online prediction, with "Online" at the end: xo then holds the channels set, of which only those of idx have original
+columns in wo; the others' are T(s_w W_c).
 """
 
-__all__ = ["LINEAR", "LINEAR_W4A4", "LINEAR_W4A8", "ONLINE_LINEARS"]
+__all__ = ["LINEAR", "LINEAR_W4A4", "LINEAR_W4A8", "ONLINE_LINEARS", "RESIDUAL_LINEARS"]
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.numerics.packing import PACK_STEP, pack_int4, unpack_int4
+from graphopt.numerics.packing import pack_int4, unpack_int4
 from graphopt.passes.mixq import numerics
 from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices, example_rows
 from graphopt.passes.mixq.prediction import write_columns
@@ -28,6 +29,7 @@ from graphopt.passes.mixq.prediction import write_columns
 _SW = Param("sw", "(N,) float32: scale of each output channel")
 _WO = Param("wo", "(N, C) T: original outlier columns, 0 in padding")
 _BIAS = Param("bias", "(N,) T: zeros if the linear has none")
+_RESIDUAL = Param("residual", "(..., N) T")
 _Y = Param("y", "(..., N) T")
 _WQ4 = Param(
     "wq4",
@@ -42,63 +44,58 @@ _GROUP = Attribute(
 _SUM = "int8 products in int32, outlier products in float32, one rounding to T at the end (MixQ, SC'24)"
 
 
-#: Returns the outlier columns, given what writes the dequantized weight (N, K) float32.
-_Columns = Callable[[BodyBuilder, Callable[[], str]], str]
+@dataclass(frozen=True)
+class _Form:
+    """What a form of a linear does besides: add a residual, have its outliers predicted online."""
+
+    residual: bool = False
+    online: bool = False
+
+    @property
+    def inputs(self) -> tuple[Param, ...]:
+        """Those that follow the linear's own."""
+        return (*([_RESIDUAL] if self.residual else []), *([IDX, SET] if self.online else []))
 
 
-def _original_columns(_: BodyBuilder, __: Callable[[], str]) -> str:
-    return "wo"
+#: Writes the body of a form of a linear.
+_Body = Callable[[BodyBuilder, _Form], None]
 
 
-def _extended_columns(b: BodyBuilder, weight: Callable[[], str]) -> str:
-    return write_columns(b, weight())
-
-
-def _eight_bit_body(b: BodyBuilder, columns: _Columns = _original_columns) -> None:
+def _eight_bit_body(b: BodyBuilder, form: _Form) -> None:
     x = b.op("DequantizeLinear", "xq", b.const(1.0), b.const(0, np.int8))
     w = b.op("DequantizeLinear", "wq", "sw", axis=0)
-    _add_outliers(b, b.op("Mul", b.op("MatMul", x, b.op("Transpose", w, perm=[1, 0])), "sx"), columns(b, lambda: w))
+    _add_rest(b, b.op("Mul", b.op("MatMul", x, b.op("Transpose", w, perm=[1, 0])), "sx"), form, lambda: w)
 
 
-def _add_outliers(b: BodyBuilder, inner: str, columns: str) -> None:
+def _add_rest(b: BodyBuilder, inner: str, form: _Form, weight: Callable[[], str]) -> None:
+    """Write y, given the integer product times its scales and what writes the dequantized weight (N, K) float32."""
+    columns = write_columns(b, weight()) if form.online else "wo"
     outer = b.op("MatMul", b.cast("xo"), b.op("Transpose", b.cast(columns), perm=[1, 0]))
-    b.cast_like(b.op("Add", b.op("Add", inner, outer), b.cast("bias")), "xo", out="y")
+    total = b.op("Add", b.op("Add", inner, outer), b.cast("bias"))
+    if form.residual:
+        total = b.op("Add", total, b.cast(_RESIDUAL.name))
+    b.cast_like(total, "xo", out="y")
 
 
-def _four_bit_body(b: BodyBuilder, x: str, columns: _Columns) -> None:
+def _four_bit_body(b: BodyBuilder, x: str, form: _Form) -> None:
     """Write y for the float32 codes ``x`` (..., columns); columns of wq4 beyond those are padding."""
     count = b.op("Gather", b.op("Shape", x), b.const([-1], np.int64), axis=0)
     first, one = b.const([0], np.int64), b.const([1], np.int64)
-    codes = b.op("Slice", _unpacked(b, "wq4"), first, count, one, one)
+    codes = b.op("Slice", b.unpack_int4("wq4"), first, count, one, one)
     every = b.op("Range", b.const(0, np.int64), b.op("Squeeze", count, first), b.const(1, np.int64))
     group = b.op("Div", every, b.attribute("group", AttributeProto.INT))
     scales = b.op("Gather", b.op("DequantizeLinear", "sg", b.const(1.0), b.const(0, np.int8)), group, axis=0)
     w = b.op("Mul", b.op("Transpose", codes, perm=[1, 0]), scales)
     inner = b.op("Mul", b.op("Mul", b.op("MatMul", x, w), "sx"), "sw")
-    _add_outliers(b, inner, columns(b, lambda: b.op("Transpose", b.op("Mul", w, "sw"), perm=[1, 0])))
+    _add_rest(b, inner, form, lambda: b.op("Transpose", b.op("Mul", w, "sw"), perm=[1, 0]))
 
 
-def _unpacked(b: BodyBuilder, packed: str) -> str:
-    """Return the codes of `unpack_int4`, padding included, as float32: (..., B) int8 -> (..., 2B)."""
-    byte = b.op("DequantizeLinear", packed, b.const(1.0), b.const(0, np.int8))
-    sixteen, last = b.const(16.0), b.const([-1], np.int64)
-    high = b.op("Floor", b.op("Mul", byte, b.const(1 / 16)))
-    nibble = b.op("Sub", byte, b.op("Mul", high, sixteen))
-    low = b.op("Sub", nibble, b.op("Mul", b.op("Floor", b.op("Mul", nibble, b.const(1 / 8))), sixteen))
-    shape = b.op("Shape", byte)
-    lead, count = b.op("Slice", shape, b.const([0], np.int64), last), b.op("Gather", shape, last, axis=0)
-    half = b.const([PACK_STEP // 2], np.int64)
-    vectors = b.op("Concat", lead, b.op("Div", count, half), half, axis=0)
-    halves = b.op("Concat", b.op("Reshape", low, vectors), b.op("Reshape", high, vectors), axis=-1)
-    return str(b.op("Reshape", halves, b.op("Concat", lead, b.op("Mul", count, b.const([2], np.int64)), axis=0)))
+def _w4a8_body(b: BodyBuilder, form: _Form) -> None:
+    _four_bit_body(b, b.op("DequantizeLinear", "xq", b.const(1.0), b.const(0, np.int8)), form)
 
 
-def _w4a8_body(b: BodyBuilder, columns: _Columns = _original_columns) -> None:
-    _four_bit_body(b, b.op("DequantizeLinear", "xq", b.const(1.0), b.const(0, np.int8)), columns)
-
-
-def _w4a4_body(b: BodyBuilder, columns: _Columns = _original_columns) -> None:
-    _four_bit_body(b, _unpacked(b, "xq4"), columns)
+def _w4a4_body(b: BodyBuilder, form: _Form) -> None:
+    _four_bit_body(b, b.unpack_int4("xq4"), form)
 
 
 def _evaluate_w4a8(
@@ -153,7 +150,7 @@ LINEAR = OpSpec(
     doc=f"y = T(sx * sw * (xq @ wq^T) + xo @ wo^T + bias): {_SUM}.",
     inputs=(XQ, SX, XO, Param("wq", "(N, K) int8: row-major codes, 0 in outlier columns"), _SW, _WO, _BIAS),
     outputs=(_Y,),
-    body=_eight_bit_body,
+    body=lambda b: _eight_bit_body(b, _Form()),
     evaluate=lambda *inputs: (numerics.linear(*inputs),),
     examples=_offline(_eight_bit_examples),
     plugin=True,
@@ -167,7 +164,7 @@ LINEAR_W4A8 = OpSpec(
     inputs=(XQ, SX, XO, _WQ4, _SG, _SW, _WO, _BIAS),
     outputs=(_Y,),
     attributes=(_GROUP,),
-    body=_w4a8_body,
+    body=lambda b: _w4a8_body(b, _Form()),
     evaluate=_evaluate_w4a8,
     examples=_offline(_w4a8_examples),
     plugin=True,
@@ -181,7 +178,7 @@ LINEAR_W4A4 = OpSpec(
     inputs=(XQ4, SX, XO, _WQ4, _SG, _SW, _WO, _BIAS),
     outputs=(_Y,),
     attributes=(_GROUP,),
-    body=_w4a4_body,
+    body=lambda b: _w4a4_body(b, _Form()),
     evaluate=_evaluate_w4a4,
     examples=_offline(_w4a4_examples),
     plugin=True,
@@ -196,53 +193,60 @@ def _int4_codes(given: dict[str, np.ndarray], channels: int, group: int) -> np.n
     return numerics.grouped_codes(unpack_int4(given["wq4"], channels), given["sg"], group)
 
 
-def _online(
-    spec: OpSpec,
-    body: Callable[[BodyBuilder, _Columns], None],
-    codes: Callable[[dict[str, np.ndarray], int, int], np.ndarray],
-    examples: _Examples,
-) -> OpSpec:
-    """Return the form of ``spec`` for online prediction.
+#: Returns W_c (N, K) int8 from a linear's inputs by name, K and the group.
+_Codes = Callable[[dict[str, np.ndarray], int, int], np.ndarray]
+_PARTS: dict[str, tuple[_Body, _Codes, _Examples]] = {
+    LINEAR.name: (_eight_bit_body, _int8_codes, _eight_bit_examples),
+    LINEAR_W4A8.name: (_w4a8_body, _int4_codes, _w4a8_examples),
+    LINEAR_W4A4.name: (_w4a4_body, _int4_codes, _w4a4_examples),
+}
 
-    Args:
-        spec: a linear.
-        body: its body, given what writes the outlier columns.
-        codes: W_c (N, K) int8 from the inputs by name, K and the group.
-        examples: its inputs.
-    """
-    names = [p.name for p in spec.inputs]
 
-    def evaluate(*inputs: np.ndarray, **attributes: int) -> tuple[np.ndarray, ...]:
-        *own, indices, extended = inputs
-        given = dict(zip(names, own, strict=True))
-        channels = np.maximum(extended, 0)
-        wc = codes(given, int(channels.max(initial=0)) + 1, attributes.get("group", int(_GROUP.default)))
-        dequantized = wc[:, channels].astype(np.float32) * given["sw"][:, None]
-        given["wo"] = numerics.extend_columns(given["wo"], indices, extended, dequantized)
+def _formed(spec: OpSpec, form: _Form) -> OpSpec:
+    """Return ``form`` of a linear."""
+    body, codes, examples = _PARTS[spec.name]
+    inputs = (*spec.inputs, *form.inputs)
+    names = [p.name for p in inputs]
+
+    def evaluate(*operands: np.ndarray, **attributes: int) -> tuple[np.ndarray, ...]:
+        given = dict(zip(names, operands, strict=True))
+        if form.online:
+            indices, extended = given.pop(IDX.name), given.pop(SET.name)
+            channels = np.maximum(extended, 0)
+            wc = codes(given, int(channels.max(initial=0)) + 1, attributes.get("group", int(_GROUP.default)))
+            dequantized = wc[:, channels].astype(np.float32) * given["sw"][:, None]
+            given["wo"] = numerics.extend_columns(given["wo"], indices, extended, dequantized)
         return spec.evaluate(*given.values(), **attributes)
 
-    def online_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
+    def form_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
         # Of the outliers 3, 17 and 79, one was not there when the weight was quantized; 20 is none but was predicted.
-        indices = example_indices(known=False)
+        indices = example_indices(known=not form.online)
         extended = numerics.pad_indices(np.array([3, 17, 20, 79]), 2 * numerics.CAPACITY_STEP)
-        return (*examples(rng, dtype, extended, indices), indices, extended)
+        own = examples(rng, dtype, extended if form.online else indices, indices)
+        residual = rng.standard_normal((len(own[0]), len(own[-1]))).astype(dtype)
+        return (*own, *([residual] if form.residual else []), *([indices, extended] if form.online else []))
 
+    doc = spec.doc.replace("+ bias", "+ bias + residual", 1) if form.residual else spec.doc
+    if form.online:
+        doc += " xo holds the channels set. Their columns are those of wo for channels in idx and "
+        doc += "T(sw * wc[:, channel]) for others."
     return replace(
         spec,
-        name=f"{spec.name}Online",
-        doc=f"{spec.doc} xo holds the channels set. Their columns are those of wo for channels in idx and "
-        "T(sw * wc[:, channel]) for others.",
-        inputs=(*spec.inputs, IDX, SET),
-        body=lambda b: body(b, _extended_columns),
+        name=f"{spec.name}{'Add' if form.residual else ''}{'Online' if form.online else ''}",
+        doc=doc,
+        inputs=inputs,
+        body=lambda b: body(b, form),
         evaluate=evaluate,
-        examples=online_examples,
+        examples=form_examples,
         _functions={},
     )
 
 
+_PLAIN = (LINEAR, LINEAR_W4A8, LINEAR_W4A4)
+#: The forms that add a residual, by the name of the op that does not.
+RESIDUAL_LINEARS = {spec.name: _formed(spec, _Form(residual=True)) for spec in _PLAIN}
 #: The forms for online prediction, by the name of the op without it.
 ONLINE_LINEARS = {
-    LINEAR.name: _online(LINEAR, _eight_bit_body, _int8_codes, _eight_bit_examples),
-    LINEAR_W4A8.name: _online(LINEAR_W4A8, _w4a8_body, _int4_codes, _w4a8_examples),
-    LINEAR_W4A4.name: _online(LINEAR_W4A4, _w4a4_body, _int4_codes, _w4a4_examples),
+    **{spec.name: _formed(spec, _Form(online=True)) for spec in _PLAIN},
+    **{RESIDUAL_LINEARS[spec.name].name: _formed(spec, _Form(residual=True, online=True)) for spec in _PLAIN},
 }

@@ -12,7 +12,7 @@ __all__ = ["SCHEME", "MixQ", "quantize_input"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -323,14 +323,24 @@ def _fuse(model: Model, group: _Group, variable: Callable[[str, Any, int], gs.Va
 
 
 def _residual_add(total: gs.Tensor) -> gs.Node | None:
-    """Return the Add that makes ``total`` if it adds two activations of the same shape, which are known."""
+    """Return the Add of two activations that makes ``total``."""
     add = query.producer(total)
-    if not query.is_op(add, "Add"):
-        return None
-    assert add is not None
-    a, b = add.inputs
+    return add if _adds_activations(add) else None
+
+
+def _residual_of(model: Model, output: gs.Tensor) -> gs.Node | None:
+    """Return the Add of a residual that is all that reads ``output``."""
+    add = query.sole_consumer(model.graph, output)
+    return add if _adds_activations(add) and add.inputs[0] is not add.inputs[1] else None
+
+
+def _adds_activations(node: gs.Node | None) -> TypeGuard[gs.Node]:
+    """Whether ``node`` adds two activations of the same shape, which is known."""
+    if node is None or not query.is_op(node, "Add"):
+        return False
+    a, b = node.inputs
     same = a.shape is not None and b.shape is not None and list(a.shape) == list(b.shape) and None not in a.shape
-    return add if same and not query.is_constant(a) and not query.is_constant(b) else None
+    return same and not query.is_constant(a) and not query.is_constant(b)
 
 
 def _replace_linears(
@@ -353,8 +363,14 @@ def _replace_linears(
     for linear in linears:
         linear.node.outputs.clear()
         linear.node.inputs.clear()
-    output = outputs[0]
+    output, residual = outputs[0], []
     if len(linears) > 1:
         output = merge.split(model, outputs, [part.rows for part in parts])
-    spec = ops.variant(_LINEARS[config.bits], online=bool(codes.after))
-    model.graph.nodes.append(spec.node(name, [*codes.before, *constants, bias, *codes.after], [output], **attributes))
+    elif config.fuse_residual and (add := _residual_of(model, output)) is not None:
+        residual = [tensor for tensor in add.inputs if tensor is not output]
+        output = add.outputs[0]
+        add.outputs.clear()
+        add.inputs.clear()
+    spec = ops.variant(_LINEARS[config.bits], online=bool(codes.after), residual=bool(residual))
+    inputs = [*codes.before, *constants, bias, *residual, *codes.after]
+    model.graph.nodes.append(spec.node(name, inputs, [output], **attributes))

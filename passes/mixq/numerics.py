@@ -210,15 +210,27 @@ def grouped_codes(codes: np.ndarray, scales: np.ndarray, group: int) -> np.ndarr
 
 
 def linear(
-    xq: np.ndarray, sx: np.ndarray, xo: np.ndarray, wq: np.ndarray, sw: np.ndarray, wo: np.ndarray, bias: np.ndarray
+    xq: np.ndarray,
+    sx: np.ndarray,
+    xo: np.ndarray,
+    wq: np.ndarray,
+    sw: np.ndarray,
+    wo: np.ndarray,
+    bias: np.ndarray,
+    residual: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return Y = T(s_x s_w (X_q W_qᵀ) + X_O W_Oᵀ + bias), exact integer sums, float64 otherwise, one rounding to T.
+    """Return Y = T(s_x s_w (X_q W_qᵀ) + X_O W_Oᵀ + bias + residual), exact integer sums, float64 otherwise.
+
+    There is one rounding to T.
 
     Args:
-        xq (..., K) int8, sx (..., 1) float32, xo (..., C) T, wq (N, K) int8, sw (N,) float32, wo (N, C) T, bias (N,) T.
+        xq (..., K) int8, sx (..., 1) float32, xo (..., C) T, wq (N, K) int8, sw (N,) float32, wo (N, C) T, bias (N,) T,
+            residual (..., N) T.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         integer = xq.astype(np.float64) @ wq.T.astype(np.float64)
         outliers = xo.astype(np.float64) @ wo.T.astype(np.float64)
         y = integer * sx.astype(np.float64) * sw.astype(np.float64) + outliers + bias.astype(np.float64)
+        if residual is not None:
+            y = y + residual.astype(np.float64)
         return y.astype(np.float32).astype(xo.dtype)

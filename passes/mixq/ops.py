@@ -36,7 +36,7 @@ from graphopt.core.op import Attribute, OpSpec, Param
 from graphopt.numerics import affine, layers
 from graphopt.numerics.packing import PACK_STEP, pack_int4
 from graphopt.passes.mixq import numerics
-from graphopt.passes.mixq.linear_ops import LINEAR, LINEAR_W4A4, LINEAR_W4A8, ONLINE_LINEARS
+from graphopt.passes.mixq.linear_ops import LINEAR, LINEAR_W4A4, LINEAR_W4A8, ONLINE_LINEARS, RESIDUAL_LINEARS
 from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices, example_rows
 from graphopt.passes.mixq.prediction import CAPACITY, SIGMA, SIGMA_RMS, write_outlier_mask, write_prediction
 
@@ -335,16 +335,20 @@ GELUS = dict(zip(("Gelu", "GeluTanh"), _PLAIN[8:10], strict=True))
 #: The gated ones of one input, by activation name.
 GLUS = dict(zip(_ACTIVATIONS, _PLAIN[10:], strict=True))
 
-_LINEARS = (LINEAR, LINEAR_W4A8, LINEAR_W4A4)
+_LINEARS = (LINEAR, LINEAR_W4A8, LINEAR_W4A4, *RESIDUAL_LINEARS.values())
 OPS: tuple[OpSpec, ...] = (*(op for ops in _QUANTIZING.values() for op in ops), *_LINEARS, *ONLINE_LINEARS.values())
 
 
-def variant(spec: OpSpec, *, bits: int = 8, online: bool) -> OpSpec:
+def variant(spec: OpSpec, *, bits: int = 8, online: bool, residual: bool = False) -> OpSpec:
     """Return the op that does what ``spec`` does, with online prediction and codes of ``bits``.
 
     Args:
         spec: an 8-bit quantizing op, or any linear (which ``bits`` leaves as it is), both without prediction.
+        bits: of the codes of activations.
+        online: whether outliers are predicted.
+        residual: whether a linear, given without, adds a residual.
     """
     if spec.name in ONLINE_LINEARS:
+        spec = RESIDUAL_LINEARS[spec.name] if residual else spec
         return ONLINE_LINEARS[spec.name] if online else spec
     return _QUANTIZING[_Tail(bits, online)][_PLAIN.index(spec)]

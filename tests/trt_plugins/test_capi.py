@@ -3,6 +3,7 @@
 import ctypes
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,40 +45,37 @@ def _quantize(lib: ctypes.CDLL, function: str = "graphopt_mixq_quantize", **chan
     return int(getattr(lib, function)(*converted, None))
 
 
-def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
-    arguments: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16}
-    arguments |= dict.fromkeys(("xq", "sx", "xo", "wq", "sw", "wo", "bias", "y"), POINTER)
-    arguments |= changes
-    longs = ("m", "n", "k", "capacity")
+def _call(lib: ctypes.CDLL, function: str, arguments: dict[str, int | None], changes: dict[str, int | None]) -> int:
+    """Call a linear with ``changes``; the one that adds a residual if they name it."""
+    longs = ("m", "n", "k", "capacity", "group")
+    if "residual" in changes:
+        function += "_add"
+        before = list(arguments).index("y")
+        items = list(arguments.items())
+        arguments = dict([*items[:before], ("residual", None), *items[before:]])
     converted = [
         (ctypes.c_int32 if name == "dtype" else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
-        for name, value in arguments.items()
+        for name, value in (arguments | changes).items()
     ]
-    return int(lib.graphopt_mixq_linear(*converted, None))
+    return int(getattr(lib, function)(*converted, None))
+
+
+def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
+    sizes: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16}
+    operands = dict.fromkeys(("xq", "sx", "xo", "wq", "sw", "wo", "bias", "y"), POINTER)
+    return _call(lib, "graphopt_mixq_linear", sizes | operands, changes)
 
 
 def _linear_w4a8(lib: ctypes.CDLL, **changes: int | None) -> int:
-    arguments: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16, "group": 64}
-    arguments |= dict.fromkeys(("xq", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y"), POINTER)
-    arguments |= changes
-    longs = ("m", "n", "k", "capacity", "group")
-    converted = [
-        (ctypes.c_int32 if name == "dtype" else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
-        for name, value in arguments.items()
-    ]
-    return int(lib.graphopt_mixq_linear_w4a8(*converted, None))
+    sizes: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16, "group": 64}
+    operands = dict.fromkeys(("xq", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y"), POINTER)
+    return _call(lib, "graphopt_mixq_linear_w4a8", sizes | operands, changes)
 
 
 def _linear_w4a4(lib: ctypes.CDLL, **changes: int | None) -> int:
-    arguments: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16, "group": 64}
-    arguments |= dict.fromkeys(("xq4", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y", "workspace"), POINTER)
-    arguments |= changes
-    longs = ("m", "n", "k", "capacity", "group")
-    converted = [
-        (ctypes.c_int32 if name == "dtype" else ctypes.c_int64 if name in longs else ctypes.c_void_p)(value)
-        for name, value in arguments.items()
-    ]
-    return int(lib.graphopt_mixq_linear_w4a4(*converted, None))
+    sizes: dict[str, int | None] = {"dtype": FLOAT16, "m": 4, "n": 8, "k": 64, "capacity": 16, "group": 64}
+    operands = dict.fromkeys(("xq4", "sx", "xo", "wq4", "sg", "sw", "wo", "bias", "y", "workspace"), POINTER)
+    return _call(lib, "graphopt_mixq_linear_w4a4", sizes | operands, changes)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +171,14 @@ def test_linear_w4a8_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, i
 )
 def test_linear_w4a4_checks_its_arguments(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
     assert _linear_w4a4(lib, **changes) == status
+
+
+@pytest.mark.parametrize("linear", [_linear, _linear_w4a8, _linear_w4a4])
+def test_a_residual_is_checked_where_there_is_one(linear: Callable[..., int], lib: ctypes.CDLL) -> None:
+    assert linear(lib, residual=None, m=0) == OK
+    assert linear(lib, residual=None, y=None) == NULL
+    assert linear(lib, residual=POINTER, wo=POINTER + 1) == MISALIGNED
+    assert linear(lib, residual=POINTER + 1) == MISALIGNED
 
 
 def test_w4a4_needs_memory_for_the_codes_of_8192_tokens_at_most(lib: ctypes.CDLL) -> None:

@@ -68,6 +68,9 @@ class _Model:
             "gate_up": (self.elem, 2 * K),
         }
         unique = f"{node}.{name}"
+        if name == "residual" and "Linear" in node:
+            self.inputs.setdefault("shortcut", self._value("shortcut", self.elem, ["batch", "length", N]))
+            return "shortcut"
         if name in ("x", "residual", "gate", "up"):
             self.inputs.setdefault(name, self._value(name, self.elem, ["batch", "length", K]))
             return name
@@ -110,7 +113,7 @@ class _Model:
 
 
 def _shapes(model: _Model, batch: int, length: int) -> tuple[str, ...]:
-    last = {"sx": 1, "xo": CAPACITY, "xq4": PACKED, "gate_up": 2 * K}
+    last = {"sx": 1, "xo": CAPACITY, "xq4": PACKED, "gate_up": 2 * K, "shortcut": N}
     return (",".join(f"{name}:{batch}x{length}x{last.get(name, K)}" for name in model.inputs),)
 
 
@@ -130,7 +133,7 @@ def test_every_op_builds_as_a_plugin(dtype: str, rng: np.random.Generator, tmp_p
         max_shapes=_shapes(model, 4, 32),
     )
     result = build(model.save(tmp_path / "ops.onnx"), tmp_path / "ops.plan", options)
-    assert result.manifest.plugin_layers == len(model.nodes) == 81
+    assert result.manifest.plugin_layers == len(model.nodes) == 87
     activation = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}[dtype]
     for tensor in result.manifest.outputs:
         operand = tensor.name.rsplit(".", 1)[1]

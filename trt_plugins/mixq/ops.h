@@ -8,9 +8,8 @@
 namespace graphopt::mixq {
 
 std::vector<OpClass> quantize_ops();
-OpClass linear_op();
-OpClass linear_w4a8_op();
+std::vector<OpClass> linear_ops();
+std::vector<OpClass> four_bit_linear_ops();
 std::vector<OpClass> online_linear_ops();
-OpClass linear_w4a4_op();
 
 }  // namespace graphopt::mixq

@@ -40,6 +40,9 @@ def test_argument_counts_are_those_of_the_header() -> None:
         "graphopt_mixq_linear": 1 + 4 + 9,
         "graphopt_mixq_linear_w4a8": 1 + 5 + 10,
         "graphopt_mixq_linear_w4a4": 1 + 5 + 11,
+        "graphopt_mixq_linear_add": 1 + 4 + 10,
+        "graphopt_mixq_linear_w4a8_add": 1 + 5 + 11,
+        "graphopt_mixq_linear_w4a4_add": 1 + 5 + 12,
     }
     for name, count in counts.items():
         (arguments,) = re.findall(rf"{name}\(([^)]*)\)", header)

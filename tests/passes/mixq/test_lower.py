@@ -212,6 +212,37 @@ def test_add_of_unknown_shapes_is_not_fused() -> None:
     assert {n.op for n in block.graph.nodes} >= {"MixQRMSNorm", "Add"}
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8"])
+def test_residual_is_added_in_the_linear_on_request(bits: str, statistics: bool) -> None:
+    plain, fused = Block(np.float16), Block(np.float16)
+    given = {} if statistics else {"statistics": None}
+    for block in (plain, fused):
+        block.graph.tensors()["d"].shape = ["batch", "seq", K]
+        block.lower(config=MixQConfig(bits=bits, fuse_residual=block is fused), **given)
+    down = fused.ops()["down_proj"]
+    name = {"w8a8": "MixQLinear", "w4a8": "MixQLinearW4A8"}[bits]
+    assert down.op == f"{name}Add{'' if statistics else 'Online'}"
+    assert down.outputs[0].name == "y"
+    assert "s" in [t.name for t in down.inputs]
+    assert "residual2" not in fused.ops()
+    assert plain.ops()["down_proj"].op == down.op.replace("Add", "")
+    # One rounding less: both are a float16 rounding of the same sum, or of the linear first.
+    assert normalized_error(fused.run()[2], plain.run()[2]) < 2**-10
+
+
+def test_residual_stays_where_the_linear_is_read_otherwise_or_shapes_are_unknown() -> None:
+    unknown, read = Block(), Block()
+    read.graph.tensors()["d"].shape = ["batch", "seq", K]
+    extra = gs.Variable("d_out", np.float32, ["batch", "seq", K])
+    read.graph.nodes.append(gs.Node("Neg", "other", {}, [read.graph.tensors()["d"]], [extra]))
+    read.graph.outputs.append(extra)
+    for block in (unknown, read):
+        block.lower(config=MixQConfig(fuse_residual=True))
+        assert block.ops()["down_proj"].op == "MixQLinear"
+        assert block.ops()["residual2"].op == "Add"
+
+
 def test_partly_assigned_linears_keep_the_float_path() -> None:
     block = Block()
     report = block.lower(names=("q_proj",))

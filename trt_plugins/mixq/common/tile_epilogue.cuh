@@ -7,10 +7,10 @@
 
 namespace graphopt::mixq {
 
-/// Scales, adds the bias to, and stores what a warp computes of Y: Tile::kWarpM tokens by Tile::kWarpN rows of W, in
+/// Scales, adds bias and residual to, and stores what a warp computes of Y: Tile::kWarpM tokens by Tile::kWarpN rows of W, in
 /// mma blocks of 16 x 8.
 ///
-/// Args: has m, n, sx, sw, bias and y, as LinearArgs.
+/// Args: has m, n, sx, sw, bias, residual and y, as LinearArgs.
 template <class T, class Tile, class Args>
 class TileEpilogue {
  public:
@@ -47,7 +47,7 @@ class TileEpilogue {
     }
   }
 
-  /// Add the bias, round to T, and write Y through `scratch`, kWarpScratch bytes, in rows of whole vectors.
+  /// Add bias and residual, round to T, and write Y through `scratch`, kWarpScratch bytes, in rows of whole vectors.
   __device__ __forceinline__ void write(float const (&values)[kBlocksM][kBlocksN][4], char* scratch) const {
     float bias[kBlocksN][2];
 #pragma unroll
@@ -57,18 +57,27 @@ class TileEpilogue {
     }
 #pragma unroll
     for (int i = 0; i < kBlocksM; ++i) {
+      if (args_.residual != nullptr) {
+        for_each_vector(scratch, m_ + i * 16, [&](T* staged, int64_t at, int64_t left) {
+          copy(staged, args_.residual + at, left);
+        });
+        __syncwarp();
+      }
 #pragma unroll
       for (int j = 0; j < kBlocksN; ++j) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           int const row = lane_ / 4 + half * 8, column = j * 8 + lane_ % 4 * 2;
-          Pair const pair{from_float<T>(values[i][j][half * 2] + bias[j][0]),
-                          from_float<T>(values[i][j][half * 2 + 1] + bias[j][1])};
-          *reinterpret_cast<Pair*>(scratch + row * kRowPitch + column * sizeof(T)) = pair;
+          auto* const pair = reinterpret_cast<Pair*>(scratch + row * kRowPitch + column * sizeof(T));
+          float low = values[i][j][half * 2] + bias[j][0], high = values[i][j][half * 2 + 1] + bias[j][1];
+          if (args_.residual != nullptr) low += to_float(pair->first), high += to_float(pair->second);
+          *pair = {from_float<T>(low), from_float<T>(high)};
         }
       }
       __syncwarp();
-      write_rows(scratch, m_ + i * 16);
+      for_each_vector(scratch, m_ + i * 16, [&](T const* staged, int64_t at, int64_t left) {
+        copy(args_.y + at, staged, left);
+      });
       __syncwarp();
     }
   }
@@ -81,24 +90,28 @@ class TileEpilogue {
   __device__ __forceinline__ int64_t row_of(int i, int half) const { return m_ + i * 16 + half * 8 + lane_ / 4; }
   __device__ __forceinline__ int64_t column_of(int j) const { return n_ + j * 8 + lane_ % 4 * 2; }
 
-  /// Copy 16 staged rows to Y from row `first`.
-  __device__ __forceinline__ void write_rows(char const* scratch, int64_t first) const {
-    constexpr int kPerVector = Vec<T>::kSize;
+  /// Call visit(staged, at, left) for this lane's vectors of 16 rows of Y from row `first`: where one is in `scratch` and
+  /// in Y, and how many columns of Y there are from it on.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_vector(char* scratch, int64_t first, Visit&& visit) const {
     constexpr int kVectors = kRowBytes / 16;  // per row
-    bool const vectors = args_.n % kPerVector == 0 && (reinterpret_cast<uintptr_t>(args_.y) & 15) == 0;
 #pragma unroll
     for (int v = 0; v < 16 * kVectors / 32; ++v) {
       int const item = v * 32 + lane_;
-      int const row = item / kVectors, column = item % kVectors * kPerVector;
+      int const row = item / kVectors, column = item % kVectors * Vec<T>::kSize;
       int64_t const n = n_ + column;
       if (first + row >= args_.m || n >= args_.n) continue;
-      T const* staged = reinterpret_cast<T const*>(scratch + row * kRowPitch) + column;
-      T* y = args_.y + (first + row) * args_.n + n;
-      if (vectors) {
-        *reinterpret_cast<uint4*>(y) = *reinterpret_cast<uint4 const*>(staged);
-      } else {
-        for (int e = 0; e < kPerVector && n + e < args_.n; ++e) y[e] = staged[e];
-      }
+      visit(reinterpret_cast<T*>(scratch + row * kRowPitch) + column, (first + row) * args_.n + n, args_.n - n);
+    }
+  }
+
+  /// Copy a vector, or what is left of it.
+  __device__ __forceinline__ static void copy(T* to, T const* from, int64_t left) {
+    bool const aligned = ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) & 15) == 0;
+    if (aligned && left >= Vec<T>::kSize) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<uint4 const*>(from);
+    } else {
+      for (int e = 0; e < Vec<T>::kSize && e < left; ++e) to[e] = from[e];
     }
   }
 

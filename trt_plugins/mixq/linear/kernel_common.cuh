@@ -21,6 +21,7 @@ struct LinearArgs {
   float const* __restrict__ sw;   // [N]
   T const* __restrict__ wo;       // [N, C]
   T const* __restrict__ bias;     // [N]
+  T const* __restrict__ residual; // [M, N] or null
   T* __restrict__ y;              // [M, N]
   int32_t prefetched;             // bytes of a row of W to bring into L2 early, a multiple of 16
 };

@@ -55,7 +55,9 @@ __global__ void __launch_bounds__(kGenericThreads) linear_generic(LinearArgs<T> 
     for (int c = 0; c < args.capacity; ++c) {
       value += to_float(args.xo[m * args.capacity + c]) * to_float(args.wo[n * args.capacity + c]);
     }
-    args.y[m * args.n + n] = from_float<T>(value + to_float(args.bias[n]));
+    value += to_float(args.bias[n]);
+    if (args.residual != nullptr) value += to_float(args.residual[m * args.n + n]);
+    args.y[m * args.n + n] = from_float<T>(value);
   }
 }
 

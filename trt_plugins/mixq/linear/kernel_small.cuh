@@ -2,8 +2,9 @@
 //
 // A dot product does not care about the order of K, so an mma's K positions are assigned to suit the loads: lane
 // (g = lane / 4, t = lane % 4) reads 16 consecutive bytes of row g at byte 64 s + 16 t, and its four words feed two
-// mma. X is read in the same order. The warps of a block share its rows of W and split K; their partial sums meet in
-// shared memory in a fixed order.
+// mma. X is read in the same order. The warps of a block share its rows of W and split K; one more brings the outliers,
+// the scales and the bias, so that their way from memory is hidden behind that of W. The sums meet in shared memory in a
+// fixed order. What is read first of W is on its way before the kernel before ends.
 #pragma once
 
 #include "common/ptx.cuh"
@@ -21,12 +22,15 @@ constexpr int kSmallColumns = 8;  // rows of W of a block: more per read of X le
 template <class T, bool kBothHalves>
 class SmallKernel {
   static constexpr int kRows = kBothHalves ? 16 : 8;
+  static constexpr int kSums = kBothHalves ? 4 : 2;  // of a lane
 
  public:
-  /// Partial sums of the warps: the int8 product and the outlier product.
+  static constexpr int kThreads = 32 * (kSmallWarps + 1);
+
   struct Shared {
-    int32_t inner[kSmallWarps][kRows][kSmallColumns];
-    float outliers[kSmallWarps][kRows][kSmallColumns];
+    int32_t inner[kSmallWarps][kRows][kSmallColumns];  // parts of the integer product
+    float scale[kRows][kSmallColumns];                 // sx sw
+    float rest[kRows][kSmallColumns];                  // outlier product + bias + residual
   };
 
   __device__ __forceinline__ SmallKernel(LinearArgs<T> const& args, Shared& shared)
@@ -37,91 +41,138 @@ class SmallKernel {
         g_(static_cast<int>(threadIdx.x) % 32 / 4),
         t_(static_cast<int>(threadIdx.x) % 4) {}
 
-  /// Bring the first bytes of the block's rows of W into L2.
-  __device__ __forceinline__ void prefetch() const {
+  /// Start to read codes of W, and bring those that follow into L2. Nothing else: the kernel before may run yet.
+  __device__ __forceinline__ void start() {
+    if (warp_ < kSmallWarps) load(codes_, args_.wq, args_.k, warp_ * kStretch);
     int64_t const n = n0_ + static_cast<int>(threadIdx.x);
-    if (threadIdx.x >= kSmallColumns || n >= args_.n || args_.prefetched == 0) return;
-    prefetch_bytes(args_.wq + n * args_.k, static_cast<uint32_t>(args_.prefetched));
+    constexpr int kFirst = kSmallWarps * kStretch;
+    if (threadIdx.x >= kSmallColumns || n >= args_.n || args_.prefetched <= kFirst) return;
+    prefetch_bytes(args_.wq + n * args_.k + kFirst, static_cast<uint32_t>(args_.prefetched - kFirst));
   }
 
   __device__ __forceinline__ void run() {
-    int32_t inner[4] = {};
-    float outliers[4] = {};
-    accumulate<kSmallUnroll>(args_.xq, args_.wq, args_.k, [&](uint32_t const(&a)[4], uint32_t b0, uint32_t b1) {
-      mma_s8(inner, a, b0, b1);
-    });
-    accumulate<1>(
-        reinterpret_cast<int8_t const*>(args_.xo), reinterpret_cast<int8_t const*>(args_.wo),
-        args_.capacity * static_cast<int>(sizeof(T)),
-        [&](uint32_t const(&a)[4], uint32_t b0, uint32_t b1) { mma_outliers<T>(outliers, a, b0, b1); });
-#pragma unroll
-    for (int r = 0; r < (kBothHalves ? 4 : 2); ++r) {
-      int const row = g_ + r / 2 * 8, column = t_ * 2 + r % 2;
-      shared_.inner[warp_][row][column] = inner[r];
-      shared_.outliers[warp_][row][column] = outliers[r];
+    if (warp_ < kSmallWarps) {
+      multiply_codes();
+    } else {
+      multiply_outliers();
     }
     __syncthreads();
     write();
   }
 
  private:
-  /// Multiply rows of x [M, bytes] and w [N, bytes]; this warp takes every kSmallWarps-th stretch of kUnroll steps.
-  template <int kUnroll, class Mma>
-  __device__ __forceinline__ void accumulate(int8_t const* x, int8_t const* w, int bytes, Mma&& mma) const {
-    for (int start = warp_ * kUnroll * kSmallStep; start < bytes; start += kSmallWarps * kUnroll * kSmallStep) {
-      Vec<int8_t> wv[kUnroll], xv[kUnroll][2];
+  static constexpr int kStretch = kSmallUnroll * kSmallStep;  // bytes of a row that a warp reads at a time
+
+  /// Vectors of rows g and g + 8 of X.
+  using Rows = Vec<int8_t>[2];
+
+  /// Start to load a lane's part of row g of w [N, bytes], kCount steps from byte `start`; zeros outside.
+  template <int kCount>
+  __device__ __forceinline__ void load(Vec<int8_t> (&v)[kCount], int8_t const* w, int bytes, int start) const {
+    int64_t const n = n0_ + g_;
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        int const byte = start + u * kSmallStep + t_ * 16;
-        bool const inside = byte < bytes;
-        int64_t const n = n0_ + g_;
-        if (inside && n < args_.n) wv[u] = load_streaming(w + n * bytes + byte);
-        if (inside && g_ < args_.m) xv[u][0] = load_cached(x + int64_t{g_} * bytes + byte);
-        if (kBothHalves && inside && g_ + 8 < args_.m) xv[u][1] = load_cached(x + int64_t{g_ + 8} * bytes + byte);
-      }
+    for (int u = 0; u < kCount; ++u) {
+      int const byte = start + u * kSmallStep + t_ * 16;
+      v[u] = {};
+      if (byte < bytes && n < args_.n) v[u] = load_streaming(w + n * bytes + byte);
+    }
+  }
+
+  /// The same of x [M, bytes].
+  template <int kCount>
+  __device__ __forceinline__ void load(Rows (&v)[kCount], int8_t const* x, int bytes, int start) const {
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kCount; ++u) {
+      int const byte = start + u * kSmallStep + t_ * 16;
+      v[u][0] = v[u][1] = {};
+      if (byte < bytes && g_ < args_.m) v[u][0] = load_cached(x + int64_t{g_} * bytes + byte);
+      if (kBothHalves && byte < bytes && g_ + 8 < args_.m) v[u][1] = load_cached(x + int64_t{g_ + 8} * bytes + byte);
+    }
+  }
+
+  /// Call mma(a, b0, b1) for both halves of every step.
+  template <int kCount, class Mma>
+  __device__ __forceinline__ static void multiply(Rows const (&x)[kCount], Vec<int8_t> const (&w)[kCount], Mma&& mma) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t const a[4] = {xv[u][0].word[2 * half], xv[u][1].word[2 * half], xv[u][0].word[2 * half + 1],
-                                 xv[u][1].word[2 * half + 1]};
-          mma(a, wv[u].word[2 * half], wv[u].word[2 * half + 1]);
-        }
+    for (int u = 0; u < kCount; ++u) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t const a[4] = {x[u][0].word[2 * half], x[u][1].word[2 * half], x[u][0].word[2 * half + 1],
+                               x[u][1].word[2 * half + 1]};
+        mma(a, w[u].word[2 * half], w[u].word[2 * half + 1]);
       }
     }
   }
 
+  /// Place in the block's part of Y of c[r] of the mma.
+  __device__ __forceinline__ int row(int r) const { return g_ + r / 2 * 8; }
+  __device__ __forceinline__ int column(int r) const { return t_ * 2 + r % 2; }
+
+  /// This warp's part of xq wq^T: every kSmallWarps-th stretch, the first of which is in codes_.
+  __device__ __forceinline__ void multiply_codes() {
+    int32_t sums[4] = {};
+#pragma unroll 1
+    for (int start = warp_ * kStretch; start < args_.k; start += kSmallWarps * kStretch) {
+      Rows x[kSmallUnroll];
+      load(x, args_.xq, args_.k, start);
+      multiply(x, codes_, [&](uint32_t const(&a)[4], uint32_t b0, uint32_t b1) { mma_s8(sums, a, b0, b1); });
+      load(codes_, args_.wq, args_.k, start + kSmallWarps * kStretch);
+    }
+#pragma unroll
+    for (int r = 0; r < kSums; ++r) shared_.inner[warp_][row(r)][column(r)] = sums[r];
+  }
+
+  /// xo wo^T + bias + residual, and sx sw, all by one warp.
+  __device__ __forceinline__ void multiply_outliers() {
+    auto const* xo = reinterpret_cast<int8_t const*>(args_.xo);
+    auto const* wo = reinterpret_cast<int8_t const*>(args_.wo);
+    int const bytes = args_.capacity * static_cast<int>(sizeof(T));
+    float sums[4] = {};
+#pragma unroll
+    for (int r = 0; r < kSums; ++r) {
+      int64_t const m = min(int64_t{row(r)}, args_.m - 1), n = min(n0_ + column(r), args_.n - 1);
+      sums[r] = to_float(args_.bias[n]);
+      if (args_.residual != nullptr) sums[r] += to_float(args_.residual[m * args_.n + n]);
+      shared_.scale[row(r)][column(r)] = args_.sx[m] * args_.sw[n];
+    }
+#pragma unroll 1
+    for (int start = 0; start < bytes; start += kSmallStep) {
+      Rows x[1];
+      Vec<int8_t> w[1];
+      load(w, wo, bytes, start);
+      load(x, xo, bytes, start);
+      multiply(x, w, [&](uint32_t const(&a)[4], uint32_t b0, uint32_t b1) { mma_outliers<T>(sums, a, b0, b1); });
+    }
+#pragma unroll
+    for (int r = 0; r < kSums; ++r) shared_.rest[row(r)][column(r)] = sums[r];
+  }
+
   /// Sum the warps' parts in order, scale, add, round, store.
   __device__ __forceinline__ void write() const {
-    for (int item = static_cast<int>(threadIdx.x); item < kRows * kSmallColumns; item += kSmallWarps * 32) {
-      int const row = item / kSmallColumns, column = item % kSmallColumns;
-      int64_t const n = n0_ + column;
-      if (row >= args_.m || n >= args_.n) continue;
-      int32_t inner = 0;
-      float outliers = 0.0f;
+    int const row = static_cast<int>(threadIdx.x) / kSmallColumns, column = static_cast<int>(threadIdx.x) % kSmallColumns;
+    int64_t const n = n0_ + column;
+    if (row >= kRows || row >= args_.m || n >= args_.n) return;
+    int32_t inner = 0;
 #pragma unroll
-      for (int w = 0; w < kSmallWarps; ++w) {
-        inner += shared_.inner[w][row][column];
-        outliers += shared_.outliers[w][row][column];
-      }
-      float const scale = args_.sx[row] * args_.sw[n];
-      args_.y[row * args_.n + n] =
-          from_float<T>(static_cast<float>(inner) * scale + outliers + to_float(args_.bias[n]));
-    }
+    for (int w = 0; w < kSmallWarps; ++w) inner += shared_.inner[w][row][column];
+    args_.y[row * args_.n + n] =
+        from_float<T>(static_cast<float>(inner) * shared_.scale[row][column] + shared_.rest[row][column]);
   }
 
   LinearArgs<T> const& args_;
   Shared& shared_;
   int64_t n0_;
   int warp_, g_, t_;
+  Vec<int8_t> codes_[kSmallUnroll];  // of W, next to be multiplied
 };
 
 template <class T, bool kBothHalves>
-__global__ void __launch_bounds__(32 * kSmallWarps) linear_small(LinearArgs<T> const args) {
+__global__ void __launch_bounds__(SmallKernel<T, kBothHalves>::kThreads, sizeof(T) == 4 ? 3 : 4)
+    linear_small(LinearArgs<T> const args) {
   using Kernel = SmallKernel<T, kBothHalves>;
   __shared__ typename Kernel::Shared shared;
   Kernel kernel(args, shared);
-  kernel.prefetch();
+  kernel.start();
   wait_for_predecessor();
   release_successor();
   kernel.run();

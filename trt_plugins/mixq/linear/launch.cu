@@ -37,6 +37,7 @@ Status check(LinearParams const& p) {
   GRAPHOPT_TRY(check_pointer(p.sw, sizeof(float)));
   GRAPHOPT_TRY(check_pointer(p.wo, size));
   GRAPHOPT_TRY(check_pointer(p.bias, size));
+  if (p.residual != nullptr) GRAPHOPT_TRY(check_pointer(p.residual, size));
   return check_pointer(p.y, size);
 }
 

@@ -28,7 +28,7 @@ Status launch_tile(LinearArgs<T> const& args, cudaStream_t stream) {
 template <class T>
 Status launch_small(LinearArgs<T> const& args, cudaStream_t stream) {
   dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(args.n, kSmallColumns)));
-  dim3 const block(32 * kSmallWarps);
+  dim3 const block(SmallKernel<T, true>::kThreads);
   auto const kernel = args.m > 8 ? linear_small<T, true> : linear_small<T, false>;
   return launch_at(Start::kEarly, kernel, grid, block, 0, stream, args);
 }
@@ -54,8 +54,9 @@ LinearArgs<T> linear_args(LinearParams const& p) {
           p.sw,
           static_cast<T const*>(p.wo),
           static_cast<T const*>(p.bias),
+          static_cast<T const*>(p.residual),
           static_cast<T*>(p.y),
-          static_cast<int32_t>(std::min(p.k, kPrefetchBytes / p.n) / 16 * 16)};
+          static_cast<int32_t>(std::min(p.k, kFewTokensPrefetchBytes / p.n) / 16 * 16)};
 }
 
 template <class T>

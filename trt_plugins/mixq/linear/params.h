@@ -1,9 +1,9 @@
 // MixQ linear: int8 tensor cores for the bulk, 16-bit (or TF32 x 3) ones for the outlier channels, in one launch.
 //
-//   y = T(sx sw (xq wq^T) + xo wo^T + bias)                                           (MixQ, SC'24, section 3)
+//   y = T(sx sw (xq wq^T) + xo wo^T + bias [+ residual])                              (MixQ, SC'24, section 3)
 //
-// Integer products are summed exactly in int32; the scaled sum, the outlier products and the bias meet in float32 and
-// are rounded to T once.
+// Integer products are summed exactly in int32; the scaled sum, the outlier products, the bias and the residual meet in
+// float32 and are rounded to T once.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -31,6 +31,7 @@ struct LinearParams {
   float const* sw;   // [N]
   void const* wo;    // [N, C] T
   void const* bias;  // [N] T
+  void const* residual;  // [M, N] T, or null
   void* y;           // [M, N] T
 };
 

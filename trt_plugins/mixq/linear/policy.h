@@ -13,9 +13,11 @@ using Tile256x128 = TileShape<256, 128, 64, 64, 4>;
 using Tile128x128 = TileShape<128, 128, 64, 64, 4>;
 using Tile64x64 = TileShape<64, 64, 32, 32, 6>;
 
-/// Bytes of W that are brought into L2 while the kernel before ends: what memory delivers in that time. More delays what
+/// Bytes of W that are brought nearer while the kernel before ends: what memory delivers in that time. More delays what
 /// is read first; benchmarks/results/h100/mixq_linear_chain.json has the measurements.
 constexpr int64_t kPrefetchBytes = int64_t{4} << 20;
+/// The same where tokens are few and each warp reads its part of W as it needs it.
+constexpr int64_t kFewTokensPrefetchBytes = int64_t{8} << 20;
 
 constexpr int64_t kSmallM = 16;  // the rows of one mma: W is read once, straight into registers
 

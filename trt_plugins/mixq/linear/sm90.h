@@ -12,7 +12,7 @@ inline bool supports_sm90(LinearParams const& p) {
   constexpr size_t kAlignment = 16;
   constexpr int64_t kMaxRows = int64_t{1} << 30;  // row numbers, rounded up to clusters of tiles, are int32
   for (void const* pointer : {static_cast<void const*>(p.xq), static_cast<void const*>(p.wq), p.xo, p.wo,
-                              static_cast<void const*>(p.sw), p.bias, static_cast<void const*>(p.y)}) {
+                              static_cast<void const*>(p.sw), p.bias, p.residual, static_cast<void const*>(p.y)}) {
     if (!is_aligned(pointer, kAlignment)) return false;
   }
   return element_size(p.dtype) == 2 && p.k % 16 == 0 && p.n % 8 == 0 && p.m <= kMaxRows && p.n <= kMaxRows &&

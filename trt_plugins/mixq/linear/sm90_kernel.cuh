@@ -5,7 +5,7 @@
 //     codes of K     ... | ... | ... |   int32 sums (wgmma s8)
 //     y = sums sx sw                     in place: int32 and float32 sums have the same register layout
 //     outliers of C  ... |               float32 sums (wgmma f16 or bf16) on the same registers
-//     T(y + bias) -> shared memory -> copy engine
+//     T(y + bias + residual) -> shared memory -> copy engine
 //
 // Blocks of a cluster share rows of W: each brings its part of them to all.
 #pragma once
@@ -14,6 +14,8 @@
 
 #include "common/sm90_convert.cuh"
 #include "common/sm90_grid.h"
+#include "common/sm90_store.cuh"
+#include "mixq/common/sm90_residual.cuh"
 #include "mixq/linear/sm90_multiply.cuh"
 
 namespace graphopt::mixq {
@@ -26,12 +28,14 @@ struct Sm90Args {
   CUtensorMap xo;  // [M, C] T
   CUtensorMap wo;  // [N, C] T
   CUtensorMap y;   // [M, N] T
+  CUtensorMap residual;  // [M, N] T
   float const* sx;  // [M]
   float const* sw;  // [N], a multiple of 16 bytes, as bias
   T const* bias;    // [N]
   int32_t m;
   int32_t n;
-  int32_t prefetched;  // stages of a block's first tile whose W is brought into L2 early
+  int32_t early;       // stages of a block's first tile whose W is brought before the kernel before ends, at most the ring
+  uint32_t residual_bytes;  // of a box of the residual, 0 if there is none
   int32_t x_rows;      // brought into a stage; the rest of a stage belongs to rows that are not stored
   StageOrder<T> order;
   Sm90Grid grid;
@@ -52,6 +56,9 @@ struct Sm90Shared {
   __device__ __forceinline__ uint32_t bias() const { return sw() + Traits::kSwBytes; }
   __device__ __forceinline__ uint32_t vectors_full() const { return stages().full(2 * Traits::kStages); }
   __device__ __forceinline__ uint32_t vectors_empty() const { return vectors_full() + 8; }
+  __device__ __forceinline__ uint32_t residual_full(int warpgroup) const {
+    return vectors_empty() + 8 + 16 * warpgroup;
+  }
 };
 
 /// The tiles of one block: those of its cluster, every `clusters`-th in the order of Sm90Grid.
@@ -95,36 +102,57 @@ __device__ __forceinline__ void load_w(uint32_t shared, CUtensorMap const* map, 
   }
 }
 
-/// One thread: bring what the block loads first of W into L2.
-template <class Tile, class Args>
-__device__ __forceinline__ void prefetch_w(Args const& args) {
-  TileWalk<Tile> walk(args.grid);
-  int row, column;
-  if (!walk.next(row, column)) return;
-  int const part = walk.rank() * (Tile::kRowsN / Tile::kCluster);
-  for (int i = 0; i < args.prefetched; ++i) tma_prefetch(&args.wq, args.order.column(i), column + part);
-}
-
 /// One thread: fill the ring for every tile of Y.
 template <class T, class Traits>
-__device__ __forceinline__ void produce_operands(Sm90Args<T> const& args, Sm90Shared<Traits> const& shared) {
+class Sm90Producer {
   using Tile = typename Traits::Tile;
-  TileWalk<Tile> walk(args.grid);
-  auto const stages = shared.stages();
-  RingPosition<Traits::kStages> at;
-  uint32_t const bytes = args.x_rows * kStageRowBytes + Traits::kWBytes;
-  int row, column;
-  while (walk.next(row, column)) {
-    for (int i = 0; i < args.order.tiles(); ++i, at.advance()) {
-      bool const codes = args.order.is_codes(i);
-      int const k = args.order.column(i);
-      uint32_t const barrier = stages.full(at.stage);
-      stages.acquire(at, bytes);
-      tma_load(stages.x(at.stage), codes ? &args.xq : &args.xo, barrier, k, row);
-      load_w<Tile>(stages.w(at.stage), codes ? &args.wq : &args.wo, barrier, k, column, walk.rank());
+
+ public:
+  __device__ __forceinline__ Sm90Producer(Sm90Args<T> const& args, Sm90Shared<Traits> const& shared)
+      : args_(args), stages_(shared.stages()), bytes_(args.x_rows * kStageRowBytes + Traits::kWBytes) {}
+
+  /// Bring W of the first stages: into the ring, or where blocks share it, which may not all have started, into L2.
+  /// Nothing else: the kernel before may run yet.
+  __device__ __forceinline__ void start() {
+    TileWalk<Tile> walk(args_.grid);
+    int row, column;
+    if (!walk.next(row, column)) return;
+    RingPosition<Traits::kStages> at;
+    for (int i = 0; i < args_.early; ++i, at.advance()) {
+      int const k = args_.order.column(i);
+      if constexpr (Tile::kCluster == 1) {
+        stages_.acquire(at, bytes_);
+        tma_load(stages_.w(at.stage), &args_.wq, stages_.full(at.stage), k, column);
+      } else {
+        tma_prefetch(&args_.wq, k, column + walk.rank() * (Tile::kRowsN / Tile::kCluster));
+      }
     }
   }
-}
+
+  __device__ __forceinline__ void run() {
+    TileWalk<Tile> walk(args_.grid);
+    RingPosition<Traits::kStages> at;
+    int row, column, started = Tile::kCluster == 1 ? args_.early : 0;  // stages of this tile
+    while (walk.next(row, column)) {
+      for (int i = 0; i < args_.order.tiles(); ++i, at.advance()) {
+        bool const codes = args_.order.is_codes(i);
+        int const k = args_.order.column(i);
+        uint32_t const barrier = stages_.full(at.stage);
+        if (i >= started) {
+          stages_.acquire(at, bytes_);
+          load_w<Tile>(stages_.w(at.stage), codes ? &args_.wq : &args_.wo, barrier, k, column, walk.rank());
+        }
+        tma_load(stages_.x(at.stage), codes ? &args_.xq : &args_.xo, barrier, k, row);
+      }
+      started = 0;
+    }
+  }
+
+ private:
+  Sm90Args<T> const& args_;
+  typename Sm90Shared<Traits>::Stages const stages_;
+  uint32_t const bytes_;  // of a stage
+};
 
 /// One thread: bring sw and bias of every tile's columns.
 template <class T, class Traits>
@@ -149,7 +177,11 @@ class Sm90Consumer {
   using Product = Wgmma<Tile::kRowsN>;
 
   __device__ __forceinline__ Sm90Consumer(Sm90Args<T> const& args, Sm90Shared<Traits> const& shared, int warpgroup)
-      : args_(args), shared_(shared), stages_(shared.stages()), warpgroup_(warpgroup) {}
+      : args_(args),
+        shared_(shared),
+        stages_(shared.stages()),
+        warpgroup_(warpgroup),
+        residual_(&args.residual, args.residual_bytes, shared.residual_full(warpgroup), is_leader()) {}
 
   __device__ __forceinline__ void run() {
     TileWalk<Tile> walk(args_.grid);
@@ -158,6 +190,7 @@ class Sm90Consumer {
       row += warpgroup_ * Traits::kRows;
       float sx[Traits::kBlocks][2];
       load_sx(sx, row);
+      residual_.begin(buffer_, kParts, BufferAt{shared_, warpgroup_}, PartAt{column, row});
       multiply(sum_, stages_, at_, args_.order.code_tiles, *this, [](auto& d, uint64_t x, uint64_t w, bool first) {
         Product::s8(d, x, w, !first);
       });
@@ -190,7 +223,25 @@ class Sm90Consumer {
   }
 
  private:
-  __device__ __forceinline__ bool is_leader() const { return threadIdx.x % kWarpgroup == 0; }
+  // Y is stored in parts of 64 rows of 128 bytes, those of a block of 64 rows one after the other.
+  static constexpr int kPartsAcross = Tile::kRowsN / Traits::kStoreCols;
+  static constexpr int kParts = Traits::kBlocks * kPartsAcross;
+
+  struct BufferAt {
+    Sm90Shared<Traits> const& shared;
+    int warpgroup;
+    __device__ __forceinline__ uint32_t operator()(int turn) const { return shared.staging(warpgroup, turn); }
+  };
+
+  /// The first column and row in Y of a part of the tile.
+  struct PartAt {
+    int column, row;
+    __device__ __forceinline__ int2 operator()(int part) const {
+      return {column + part % kPartsAcross * Traits::kStoreCols, row + part / kPartsAcross * kWgmmaRows};
+    }
+  };
+
+  __device__ __forceinline__ static bool is_leader() { return threadIdx.x % kWarpgroup == 0; }
 
   /// The scales of this thread's rows. Volatile, so that the loads start here and end under the products.
   __device__ __forceinline__ void load_sx(float (&sx)[Traits::kBlocks][2], int row) const {
@@ -219,24 +270,21 @@ class Sm90Consumer {
     }
   }
 
-  /// y = T(sums + bias), 64 rows of 128 bytes at a time, through two buffers of shared memory.
+  /// y = T(sums + bias + residual), a part at a time, through two buffers of shared memory.
   __device__ __forceinline__ void store(int row, int column) {
+    PartAt const at{column, row};
 #pragma unroll
-    for (int b = 0; b < Traits::kBlocks; ++b) {
-#pragma unroll
-      for (int c = 0; c < Tile::kRowsN / Traits::kStoreCols; ++c) {
-        if (is_leader()) bulk_wait_read<1>();
-        warpgroup_sync(1 + warpgroup_);
-        uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
-        stage_columns(sum_[b], c, buffer);
-        async_proxy_fence();
-        warpgroup_sync(1 + warpgroup_);
-        if (is_leader()) {
-          tma_store(&args_.y, buffer, column + c * Traits::kStoreCols, row + b * kWgmmaRows);
-          bulk_commit();
-        }
-        buffer_ ^= 1;
+    for (int part = 0; part < kParts; ++part) {
+      uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
+      if (residual_.exists()) {
+        residual_.wait(buffer_);
+      } else {
+        acquire_buffer(warpgroup_, is_leader());
       }
+      stage_columns(sum_[part / kPartsAcross], part % kPartsAcross, buffer);
+      store_buffer(args_.y, warpgroup_, is_leader(), buffer, at(part).x, at(part).y);
+      residual_.advance(buffer_, buffer, part, kParts, at);
+      buffer_ ^= 1;
     }
   }
 
@@ -245,8 +293,10 @@ class Sm90Consumer {
     int const row = warp_ * 16 + lane_ % 16;
 #pragma unroll
     for (int q = 0; q < Traits::kStoreCols / 16; ++q) {
-      int const j = c * Traits::kStoreCols / 8 + 2 * q;
-      uint32_t word[4];
+      int const j = c * Traits::kStoreCols / 8 + 2 * q, chunk = 2 * q + lane_ / 16;
+      uint32_t const place = buffer + row * kSwizzleBytes + ((chunk ^ (lane_ % 8)) * 16);
+      uint32_t word[4], residual[4];
+      if (residual_.exists()) ldmatrix_x4(residual, place);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         uint32_t bits;
@@ -255,13 +305,16 @@ class Sm90Consumer {
         float2 const bias = unpack(bits, T{});
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          float const low = __uint_as_float(sum[4 * (j + i) + 2 * h]) + bias.x;
-          float const high = __uint_as_float(sum[4 * (j + i) + 2 * h + 1]) + bias.y;
+          float low = __uint_as_float(sum[4 * (j + i) + 2 * h]) + bias.x;
+          float high = __uint_as_float(sum[4 * (j + i) + 2 * h + 1]) + bias.y;
+          if (residual_.exists()) {
+            float2 const more = unpack(residual[2 * i + h], T{});
+            low += more.x, high += more.y;
+          }
           word[2 * i + h] = pack(low, high, T{});
         }
       }
-      int const chunk = 2 * q + lane_ / 16;
-      stmatrix_x4(buffer + row * kSwizzleBytes + ((chunk ^ (lane_ % 8)) * 16), word[0], word[1], word[2], word[3]);
+      stmatrix_x4(place, word[0], word[1], word[2], word[3]);
     }
   }
 
@@ -274,6 +327,7 @@ class Sm90Consumer {
   RingPosition<Traits::kStages> at_;
   uint32_t vectors_parity_ = 0;
   int buffer_ = 0;
+  Sm90Residual residual_;
   uint32_t sum_[Traits::kBlocks][Traits::kSums];
 };
 
@@ -291,9 +345,13 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
     shared.stages().init(Tile::kCluster * Traits::kReaderWarps);
     mbarrier_init(shared.vectors_full(), 1);
     mbarrier_init(shared.vectors_empty(), 32 * Traits::kReaderWarps);
+    for (int warpgroup = 0; warpgroup < Traits::kConsumers; ++warpgroup) {
+      Sm90Residual::init(shared.residual_full(warpgroup));
+    }
     mbarrier_init_fence();
-    prefetch_w<Tile>(args);
   }
+  Sm90Producer<T, Traits> producer(args, shared);
+  if (threadIdx.x == 0) producer.start();
   if constexpr (Tile::kCluster > 1) {
     cluster_sync();
   } else {
@@ -304,7 +362,7 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
 
   if (warp < kWarpgroup / 32) {
     release_registers<Traits::kProducerRegisters>();
-    if (warp == 0 && first_lane) produce_operands(args, shared);
+    if (warp == 0 && first_lane) producer.run();
     if (warp == 1 && first_lane) produce_vectors(args, shared);
     __syncwarp();
   } else {

@@ -27,7 +27,7 @@ StageOrder<T> stage_order(LinearParams const& p) {
           static_cast<int32_t>(ceil_div<int64_t>(p.capacity, kOutliers))};
 }
 
-/// Encode the products' operands in boxes of the rows that a block brings in; fill all but `y` and `grid`.
+/// Encode the products' operands in boxes of the rows that a block brings in; fill all but `y`, `residual`, `grid` and `early`.
 template <class T>
 Status encode_operands(LinearParams const& p, int x_rows, int w_rows, Sm90Args<T>* args) {
   GRAPHOPT_TRY(encode_tensor_map(&args->xq, p.xq, DType::kInt8, p.m, p.k, x_rows));
@@ -74,13 +74,19 @@ Status launch_sm90_tile(LinearParams const& p, int multiprocessors, cudaStream_t
   int const x_rows = static_cast<int>(std::min<int64_t>(p.m, Tile::kRowsM));
   GRAPHOPT_TRY(encode_operands<T>(p, x_rows, Tile::kRowsN / Tile::kCluster, &args));
   GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kWgmmaRowsM));
+  args.residual_bytes = 0;
+  if (p.residual != nullptr) {
+    // A box that reaches past the last token costs more than tokens that exist.
+    int const rows = static_cast<int>(std::min<int64_t>(p.m, Traits::kWgmmaRowsM));
+    GRAPHOPT_TRY(encode_tensor_map(&args.residual, p.residual, p.dtype, p.m, p.n, rows));
+    args.residual_bytes = static_cast<uint32_t>(rows * kStageRowBytes);
+  }
   args.grid.down = static_cast<int32_t>(ceil_div<int64_t>(p.m, Tile::kRowsM * Tile::kCluster));
   args.grid.across = static_cast<int32_t>(ceil_div<int64_t>(p.n, Tile::kRowsN));
   args.grid.group = square_group<Tile>(args.grid.down, multiprocessors / Tile::kCluster);
   int const clusters = std::min(multiprocessors / Tile::kCluster, args.grid.clusters());
-  int64_t const bytes_per_block = kPrefetchBytes / (int64_t{clusters} * Tile::kCluster);
-  args.prefetched =
-      static_cast<int32_t>(std::min<int64_t>(args.order.code_tiles, bytes_per_block * Tile::kCluster / Traits::kWBytes));
+  int64_t const early = kPrefetchBytes / (int64_t{clusters} * Traits::kWBytes);
+  args.early = static_cast<int32_t>(std::min({early, int64_t{args.order.code_tiles}, int64_t{Traits::kStages}}));
   return launch_clusters(linear_sm90<T, Tile>, args, clusters * Tile::kCluster, Traits::kThreads, Traits::kSharedBytes,
                          Tile::kCluster, stream, p.m <= kEarlyTokens ? Start::kEarly : Start::kInOrder);
 }

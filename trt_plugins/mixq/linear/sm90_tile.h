@@ -46,7 +46,7 @@ struct Sm90Traits {
   static constexpr int kBarrierBytes = 256;
   static constexpr int kMaxSharedBytes = 227 * 1024;
   static constexpr int kStages = (kMaxSharedBytes - kStagingBytes - kVectorBytes - kBarrierBytes) / kStageBytes;
-  static_assert(kStages >= 3 && 8 * 2 * (kStages + 1) <= kBarrierBytes);
+  static_assert(kStages >= 3 && 8 * 2 * (kStages + 1 + kConsumers) <= kBarrierBytes);
 
   static constexpr int kStagingOffset = kStages * kStageBytes;
   static constexpr int kVectorOffset = kStagingOffset + kStagingBytes;

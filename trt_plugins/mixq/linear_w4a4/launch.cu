@@ -53,6 +53,7 @@ Status launch_unpacked(LinearW4A8Params const& packed, void* workspace, cudaStre
     p.m = std::min(kUnpackedTokens, packed.m - first);
     p.sx += first;
     p.xo = static_cast<char const*>(p.xo) + first * p.capacity * size;
+    if (p.residual != nullptr) p.residual = static_cast<char const*>(p.residual) + first * p.n * size;
     p.y = static_cast<char*>(p.y) + first * p.n * size;
     p.xq = codes;
     int8_t const* source = packed.xq + first * row_bytes;

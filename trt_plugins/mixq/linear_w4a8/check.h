@@ -25,6 +25,7 @@ inline Status check_linear_w4a8(LinearW4A8Params const& p) {
   GRAPHOPT_TRY(check_pointer(p.sw, sizeof(float)));
   GRAPHOPT_TRY(check_pointer(p.wo, size));
   GRAPHOPT_TRY(check_pointer(p.bias, size));
+  if (p.residual != nullptr) GRAPHOPT_TRY(check_pointer(p.residual, size));
   return check_pointer(p.y, size);
 }
 

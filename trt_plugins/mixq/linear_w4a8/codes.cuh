@@ -25,6 +25,7 @@ struct LinearW4A8Args {
   float const* __restrict__ sw;     // [N]
   T const* __restrict__ wo;         // [N, C]
   T const* __restrict__ bias;       // [N]
+  T const* __restrict__ residual;   // [M, N] or null
   T* __restrict__ y;                // [M, N]
   int32_t prefetched;               // bytes of a row of wq4 to bring into L2 early, a multiple of 16
 };

@@ -58,7 +58,9 @@ __global__ void __launch_bounds__(kGenericW4Threads) linear_w4a8_generic(LinearW
     for (int c = 0; c < args.capacity; ++c) {
       value += to_float(args.xo[m * args.capacity + c]) * to_float(args.wo[n * args.capacity + c]);
     }
-    args.y[m * args.n + n] = from_float<T>(value + to_float(args.bias[n]));
+    value += to_float(args.bias[n]);
+    if (args.residual != nullptr) value += to_float(args.residual[m * args.n + n]);
+    args.y[m * args.n + n] = from_float<T>(value);
   }
 }
 

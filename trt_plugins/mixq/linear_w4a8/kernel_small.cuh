@@ -31,7 +31,7 @@ class SmallW4A8 {
   struct Shared {
     int32_t inner[kWarps][kTokens][kRows];  // parts of the integer product
     float scale[kTokens][kRows];            // sx sw
-    float rest[kTokens][kRows];             // outlier product + bias
+    float rest[kTokens][kRows];             // outlier product + bias + residual
   };
 
   __device__ __forceinline__ SmallW4A8(LinearW4A8Args<T> const& args, Shared& shared)
@@ -180,7 +180,7 @@ class SmallW4A8 {
     }
   }
 
-  /// xo wo^T + bias, and sx sw, all by one warp.
+  /// xo wo^T + bias + residual, and sx sw, all by one warp.
   __device__ __forceinline__ void multiply_outliers() {
     constexpr int kUnroll = Shape::kRowTiles * Shape::kTokenTiles <= 4 ? 2 : 1;
     int const bytes = args_.capacity * static_cast<int>(sizeof(T));
@@ -190,6 +190,7 @@ class SmallW4A8 {
     for_each_sum([&](int token, int row, int i, int j, int r) {
       int64_t const m = min(m0_ + token, args_.m - 1), n = min(n0_ + row, args_.n - 1);
       sums[i][j][r] = to_float(__ldg(args_.bias + n));
+      if (args_.residual != nullptr) sums[i][j][r] += to_float(__ldg(args_.residual + m * args_.n + n));
       shared_.scale[token][row] = __ldg(args_.sx + m) * __ldg(args_.sw + n);
     });
 #pragma unroll kUnroll

@@ -44,8 +44,9 @@ LinearW4A8Args<T> w4a8_args(LinearW4A8Params const& p) {
           p.sw,
           static_cast<T const*>(p.wo),
           static_cast<T const*>(p.bias),
+          static_cast<T const*>(p.residual),
           static_cast<T*>(p.y),
-          static_cast<int32_t>(std::min(packed_bytes(p.k), kPrefetchBytes / p.n / 16 * 16))};
+          static_cast<int32_t>(std::min(packed_bytes(p.k), kFewTokensPrefetchBytes / p.n / 16 * 16))};
 }
 
 }  // namespace graphopt::mixq

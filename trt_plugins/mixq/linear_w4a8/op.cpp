@@ -1,4 +1,5 @@
-// MixQLinearW4A8 and MixQLinearW4A4 as OpClasses. Inputs: xq or xq4, sx, xo, wq4, sg, sw, wo, bias. Output: y.
+// MixQLinearW4A8 and MixQLinearW4A4 as OpClasses, and their forms that add a residual. Inputs: xq or xq4, sx, xo, wq4, sg,
+// sw, wo, bias, residual. Output: y.
 #include <algorithm>
 
 #include "mixq/linear_w4a4/params.h"
@@ -8,32 +9,37 @@
 namespace graphopt::mixq {
 namespace {
 
-enum Input : int32_t { kXq, kSx, kXo, kWq4, kSg, kSw, kWo, kBias };
+enum Input : int32_t { kXq, kSx, kXo, kWq4, kSg, kSw, kWo, kBias, kResidual };
 
 constexpr char const* kGroup = "group";
 
-/// Variants: whether the activations' codes are packed, too.
-enum Activations : int32_t { kEightBits, kFourBits };
+/// Variants, bit by bit: whether the activations' codes are packed, too; whether there is a residual.
+enum Variant : int32_t { kFourBits = 1, kAddsResidual = 2 };
+
+bool is_packed(OpClass const& op) { return (op.variant & kFourBits) != 0; }
+bool adds_residual(OpClass const& op) { return (op.variant & kAddsResidual) != 0; }
 
 Signature signature(OpClass const& op, Attributes const&) {
-  return {{{op.variant == kFourBits ? "xq4" : "xq", Element::kInt8},
-           {"sx", Element::kFloat32},
-           {"xo", Element::kActivation},
-           {"wq4", Element::kInt8},
-           {"sg", Element::kInt8},
-           {"sw", Element::kFloat32},
-           {"wo", Element::kActivation},
-           {"bias", Element::kActivation}},
-          {{"y", Element::kActivation, kXq, DimRef::first_of(kWq4)}}};
+  Signature s{{{is_packed(op) ? "xq4" : "xq", Element::kInt8},
+               {"sx", Element::kFloat32},
+               {"xo", Element::kActivation},
+               {"wq4", Element::kInt8},
+               {"sg", Element::kInt8},
+               {"sw", Element::kFloat32},
+               {"wo", Element::kActivation},
+               {"bias", Element::kActivation}},
+              {{"y", Element::kActivation, kXq, DimRef::first_of(kWq4)}}};
+  if (adds_residual(op)) s.inputs.push_back({"residual", Element::kActivation});
+  return s;
 }
 
 /// Codes of a row of xq or xq4, padding included.
 int64_t columns(OpClass const& op, TensorView const* inputs) {
-  return inputs[kXq].cols() * (op.variant == kFourBits ? 2 : 1);
+  return inputs[kXq].cols() * (is_packed(op) ? 2 : 1);
 }
 
 size_t workspace_bytes(OpClass const& op, TensorView const* inputs) {
-  if (op.variant == kEightBits) return 0;
+  if (!is_packed(op)) return 0;
   return static_cast<size_t>(w4a4_workspace_bytes(inputs[kXq].rows(), columns(op, inputs)));
 }
 
@@ -59,24 +65,31 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
   p.sw = static_cast<float const*>(inputs[kSw].data);
   p.wo = inputs[kWo].data;
   p.bias = inputs[kBias].data;
+  if (adds_residual(op)) {
+    TensorView const& residual = inputs[kResidual];
+    if (residual.rows() != p.m || residual.cols() != p.n) return Status::kBadShape;
+    p.residual = residual.data;
+  }
   p.y = outputs[0].data;
-  return op.variant == kFourBits ? launch_linear_w4a4({p, workspace}, stream) : launch_linear_w4a8(p, stream);
+  return is_packed(op) ? launch_linear_w4a4({p, workspace}, stream) : launch_linear_w4a8(p, stream);
 }
 
-OpClass make_op(char const* name, Activations activations) {
+OpClass make_op(char const* name, int32_t variant) {
   OpClass op;
   op.name = name;
   op.fields = {{kGroup, FieldType::kInt32}};
   op.signature = signature;
   op.workspace_bytes = workspace_bytes;
   op.launch = launch;
-  op.variant = activations;
+  op.variant = variant;
   return op;
 }
 
 }  // namespace
 
-OpClass linear_w4a8_op() { return make_op("MixQLinearW4A8", kEightBits); }
-OpClass linear_w4a4_op() { return make_op("MixQLinearW4A4", kFourBits); }
+std::vector<OpClass> four_bit_linear_ops() {
+  return {make_op("MixQLinearW4A8", 0), make_op("MixQLinearW4A8Add", kAddsResidual),
+          make_op("MixQLinearW4A4", kFourBits), make_op("MixQLinearW4A4Add", kFourBits | kAddsResidual)};
+}
 
 }  // namespace graphopt::mixq

@@ -1,9 +1,9 @@
 // MixQ linear with 4-bit weights: int8 tensor cores for codes made on the way, 16-bit ones for the outlier channels.
 //
-//   y = T(sx sw (xq wc^T) + xo wo^T + bias),   wc[n, k] = sg[k / group, n] wq4[n, k]
+//   y = T(sx sw (xq wc^T) + xo wo^T + bias [+ residual]),   wc[n, k] = sg[k / group, n] wq4[n, k]
 //
 // wc fits int8 (18 * 7 = 126), so that groups cost no accumulator of their own: integer products are summed exactly in
-// int32, and the scaled sum, the outlier products and the bias meet in float32 and are rounded to T once.
+// int32, and the scaled sum, the outlier products, the bias and the residual meet in float32 and are rounded to T once.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -31,6 +31,7 @@ struct LinearW4A8Params {
   float const* sw;    // [N]
   void const* wo;     // [N, C] T
   void const* bias;   // [N] T
+  void const* residual;  // [M, N] T, or null
   void* y;            // [M, N] T
 };
 

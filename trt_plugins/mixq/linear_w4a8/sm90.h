@@ -14,8 +14,8 @@ inline bool supports_sm90(LinearW4A8Params const& p) {
   constexpr int64_t kMaxRows = int64_t{1} << 30;  // row numbers, rounded up to clusters of tiles, are int32
   constexpr int64_t kMaxTiles = int64_t{1} << 30;
   int64_t const tiles = (p.m / 64 + 1) * (p.n / 128 + 1);
-  return element_size(p.dtype) == 2 && p.n % 8 == 0 && is_aligned(p.y, kAlignment) && p.m <= kMaxRows &&
-         p.n <= kMaxRows && tiles <= kMaxTiles;
+  return element_size(p.dtype) == 2 && p.n % 8 == 0 && is_aligned(p.y, kAlignment) &&
+         is_aligned(p.residual, kAlignment) && p.m <= kMaxRows && p.n <= kMaxRows && tiles <= kMaxTiles;
 }
 
 /// Enqueue y by one of the wgmma kernels. `p` must be supported, and have passed the checks of launch_linear_w4a8.

@@ -7,7 +7,7 @@
 //     codes of K     ... | ... | ... |   4-bit -> int8 in registers; int32 sums (wgmma s8)
 //     y = sums sx sw                     in place: int32 and float32 sums have the same register layout
 //     outliers of C  ... |               float32 sums (wgmma f16 or bf16, both operands from shared memory)
-//     T(y + bias) -> transposed in shared memory -> copy engine
+//     T(y + bias + residual) -> transposed in shared memory -> copy engine
 //
 // The codes of a stage are decoded while the products of the stage before run: two sets of registers take turns.
 #pragma once
@@ -18,7 +18,9 @@
 #include "common/sm90_convert.cuh"
 #include "common/sm90_grid.h"
 #include "common/sm90_ring.cuh"
+#include "common/sm90_store.cuh"
 #include "common/wgmma.cuh"
+#include "mixq/common/sm90_residual.cuh"
 #include "mixq/linear_w4a8/codes.cuh"
 #include "mixq/linear_w4a8/sm90_tile.h"
 
@@ -32,12 +34,14 @@ struct Sm90W4Args {
   CUtensorMap xo;  // [M, C] T
   CUtensorMap wo;  // [N, C] T
   CUtensorMap y;   // [M, N] T
+  CUtensorMap residual;  // [M, N] T
   float const* sx;    // [M]
   uint8_t const* sg;  // [groups, N]
   float const* sw;    // [N]
   T const* bias;      // [N]
   int32_t m;
   int32_t n;
+  uint32_t residual_bytes;  // of a box of the residual, 0 if there is none
   int32_t x_rows;         // brought into a stage; the rest of a stage belongs to tokens that are not stored
   int32_t code_stages;     // along K
   int32_t outlier_stages;  // along C
@@ -66,6 +70,7 @@ struct Sm90W4Shared {
   __device__ __forceinline__ uint32_t sx_full() const { return stages().full(2 * Traits::kStages); }
   __device__ __forceinline__ uint32_t sx_empty() const { return sx_full() + 8; }
   __device__ __forceinline__ uint32_t parts_full() const { return sx_full() + 16; }
+  __device__ __forceinline__ uint32_t residual_full(int warpgroup) const { return parts_full() + 8 + 16 * warpgroup; }
 };
 
 /// The tiles of one block, every `clusters`-th one in the order of Sm90Grid, and its part of K.
@@ -199,6 +204,7 @@ class Sm90W4Consumer {
         shared_(shared),
         stages_(shared.stages()),
         warpgroup_(warpgroup),
+        residual_(&args.residual, args.residual_bytes, shared.residual_full(warpgroup), is_leader()),
         lane_row_(warp_ * 16 + lane_ / 4),
         word_(warpgroup * kWgmmaRows * kCodeRowBytes + lane_row_ * kCodeRowBytes + lane_row_ / 2 % 4 * 16 +
               lane_ % 4 * 4) {}
@@ -209,6 +215,7 @@ class Sm90W4Consumer {
     while (walk.next(token, row)) {
       row += warpgroup_ * kWgmmaRows;
       load_row_values(row);
+      if (walk.leads()) residual_.begin(buffer_, parts(token), BufferAt{shared_, warpgroup_}, PartAt{token, row});
       multiply_codes(walk.begin(args_.code_stages), walk.end(args_.code_stages), row);
       if constexpr (Tile::kSplit > 1) {
         if (!walk.leads()) return send_sums(walk.rank());
@@ -232,7 +239,24 @@ class Sm90W4Consumer {
   /// Registers of A for half a stage.
   using Half = uint32_t[4 * kHalfSteps];
 
-  __device__ __forceinline__ bool is_leader() const { return threadIdx.x % kWarpgroup == 0; }
+  struct BufferAt {
+    Sm90W4Shared<Traits> const& shared;
+    int warpgroup;
+    __device__ __forceinline__ uint32_t operator()(int turn) const { return shared.staging(warpgroup, turn); }
+  };
+
+  /// The first column and row in Y of a part of the tile.
+  struct PartAt {
+    int token, row;
+    __device__ __forceinline__ int2 operator()(int part) const { return {row, token + part * Traits::kStoreTokens}; }
+  };
+
+  /// Y is stored in parts of kStoreTokens tokens; those of a tile from `token` on.
+  __device__ __forceinline__ int parts(int token) const {
+    return (min(Tile::kTokens, args_.m - token) + Traits::kStoreTokens - 1) / Traits::kStoreTokens;
+  }
+
+  __device__ __forceinline__ static bool is_leader() { return threadIdx.x % kWarpgroup == 0; }
   __device__ __forceinline__ int clamped(int row) const { return min(row, args_.n - 1); }
 
   /// Scales and biases of this lane's rows. Volatile, so that the loads start here and end under the products.
@@ -414,24 +438,24 @@ class Sm90W4Consumer {
     release(previous);
   }
 
-  /// y = T(sums + bias), kStoreTokens tokens of 64 rows of W at a time, through two buffers of shared memory.
+  /// y = T(sums + bias + residual), kStoreTokens tokens of 64 rows of W at a time, through two buffers of shared memory.
   __device__ __forceinline__ void store(int token, int row) {
     T bias[2];
     memcpy(bias, bias_, sizeof(bias));
+    PartAt const at{token, row};
+    int const count = parts(token);
 #pragma unroll
-    for (int c = 0; c < Tile::kTokens / Traits::kStoreTokens; ++c) {
-      int const first = token + c * Traits::kStoreTokens;
-      if (first >= args_.m) break;
-      if (is_leader()) bulk_wait_read<1>();
-      warpgroup_sync(1 + warpgroup_);
+    for (int part = 0; part < Tile::kTokens / Traits::kStoreTokens; ++part) {
+      if (part >= count) break;
       uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
-      stage_tokens(c, to_float(bias[0]), to_float(bias[1]), buffer);
-      async_proxy_fence();
-      warpgroup_sync(1 + warpgroup_);
-      if (is_leader()) {
-        tma_store(&args_.y, buffer, row, first);
-        bulk_commit();
+      if (residual_.exists()) {
+        residual_.wait(buffer_);
+      } else {
+        acquire_buffer(warpgroup_, is_leader());
       }
+      stage_tokens(part, to_float(bias[0]), to_float(bias[1]), buffer);
+      store_buffer(args_.y, warpgroup_, is_leader(), buffer, at(part).x, at(part).y);
+      residual_.advance(buffer_, buffer, part, count, at);
       buffer_ ^= 1;
     }
   }
@@ -441,15 +465,22 @@ class Sm90W4Consumer {
     int const chunk = 2 * warp_ + lane_ / 8 % 2;
 #pragma unroll
     for (int q = 0; q < Traits::kStoreTokens / 16; ++q) {
-      uint32_t word[4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        uint32_t const* sum = sum_ + 4 * (c * Traits::kStoreTokens / 8 + 2 * q + i);
-        word[2 * i] = pack(__uint_as_float(sum[0]) + upper_bias, __uint_as_float(sum[1]) + upper_bias, T{});
-        word[2 * i + 1] = pack(__uint_as_float(sum[2]) + lower_bias, __uint_as_float(sum[3]) + lower_bias, T{});
-      }
       int const token = 16 * q + lane_ / 16 * 8 + lane_ % 8;
-      stmatrix_x4_transposed(buffer + token * 128 + ((chunk ^ (lane_ % 8)) * 16), word[0], word[1], word[2], word[3]);
+      uint32_t const place = buffer + token * 128 + ((chunk ^ (lane_ % 8)) * 16);
+      uint32_t word[4], residual[4];
+      if (residual_.exists()) ldmatrix_x4_trans(residual, place);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        uint32_t const* sum = sum_ + 4 * (c * Traits::kStoreTokens / 8 + 2 * q + i / 2) + 2 * (i % 2);
+        float const bias = i % 2 == 0 ? upper_bias : lower_bias;
+        float low = __uint_as_float(sum[0]) + bias, high = __uint_as_float(sum[1]) + bias;
+        if (residual_.exists()) {
+          float2 const more = unpack(residual[i], T{});
+          low += more.x, high += more.y;
+        }
+        word[i] = pack(low, high, T{});
+      }
+      stmatrix_x4_transposed(place, word[0], word[1], word[2], word[3]);
     }
   }
 
@@ -459,6 +490,7 @@ class Sm90W4Consumer {
   int const warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
   int const lane_ = static_cast<int>(threadIdx.x) % 32;
   int const warpgroup_;
+  Sm90Residual residual_;
   int const lane_row_;   // of the 64
   uint32_t const word_;  // offset of the lane's word of the first chunk of its first row in a stage's W
   RingPosition<Traits::kStages> at_;
@@ -485,6 +517,9 @@ __global__ void __launch_bounds__(Sm90W4Traits<T, Tile>::kThreads, 1)
     mbarrier_init(shared.sx_full(), 32);
     mbarrier_init(shared.sx_empty(), 32 * Traits::kReaderWarps);
     mbarrier_init(shared.parts_full(), 1);
+    for (int warpgroup = 0; warpgroup < Traits::kConsumers; ++warpgroup) {
+      Sm90Residual::init(shared.residual_full(warpgroup));
+    }
     mbarrier_init_fence();
     if constexpr (Tile::kSplit > 1) mbarrier_arrive_expect(shared.parts_full(), Traits::kPartsBytes);
     prefetch_codes<Tile>(args);

@@ -31,6 +31,12 @@ Status launch_sm90_w4_tile(LinearW4A8Params const& p, int multiprocessors, cudaS
   GRAPHOPT_TRY(encode_tensor_map(&args.xo, p.xo, p.dtype, p.m, p.capacity, args.x_rows, kCodeRowBytes));
   GRAPHOPT_TRY(encode_tensor_map(&args.wo, p.wo, p.dtype, p.n, p.capacity, Tile::kRows, kCodeRowBytes));
   GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kStoreTokens));
+  args.residual_bytes = 0;
+  if (p.residual != nullptr) {
+    int const tokens = static_cast<int>(std::min<int64_t>(p.m, Traits::kStoreTokens));
+    GRAPHOPT_TRY(encode_tensor_map(&args.residual, p.residual, p.dtype, p.m, p.n, tokens));
+    args.residual_bytes = static_cast<uint32_t>(tokens * 128);
+  }
   args.sx = p.sx;
   args.sg = reinterpret_cast<uint8_t const*>(p.sg);
   args.sw = p.sw;

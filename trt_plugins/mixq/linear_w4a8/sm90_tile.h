@@ -50,7 +50,7 @@ struct Sm90W4Traits {
   static constexpr int kFittingStages =
       (kMaxSharedBytes - kStagingBytes - kPartsBytes - kSxBytes - kBarrierBytes) / kStageBytes;
   static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
-  static_assert(kStages >= 3 && 8 * (2 * kStages + 3) <= kBarrierBytes);
+  static_assert(kStages >= 3 && 8 * (2 * (kStages + kConsumers) + 3) <= kBarrierBytes);
 
   static constexpr int kStagingOffset = kStages * kStageBytes;
   static constexpr int kPartsOffset = kStagingOffset + kStagingBytes;

@@ -16,6 +16,7 @@ Status launch_quantize_online(QuantizeOnlineParams const& p, OpState state, cuda
   }
   quantize.capacity = p.capacity;
   quantize.idx = prediction.set;
+  quantize.idx_changes = true;
   GRAPHOPT_TRY(launch_quantize(quantize, stream));
   GRAPHOPT_TRY(launch_prediction(detect, prediction, stream));
   quantize.condition = prediction.changed;

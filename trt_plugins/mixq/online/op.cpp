@@ -1,6 +1,7 @@
 // Linears with online prediction as OpClass values: the inputs of the linear without it, then idx and set. They keep the
 // outlier columns for the set of the last call, and run the linear on those.
 #include <cstring>
+#include <string>
 
 #include "mixq/online/online.h"
 #include "mixq/ops.h"
@@ -11,15 +12,16 @@ namespace {
 /// A linear and the name that its form with prediction has.
 struct Linear {
   OpClass op;
-  char const* online_name;
+  std::string online_name;
 };
 
 std::vector<Linear> const& linears() {
-  static std::vector<Linear> const list = {
-      {linear_op(), "MixQLinearOnline"},
-      {linear_w4a8_op(), "MixQLinearW4A8Online"},
-      {linear_w4a4_op(), "MixQLinearW4A4Online"},
-  };
+  static std::vector<Linear> const list = [] {
+    std::vector<Linear> all;
+    for (OpClass const& op : linear_ops()) all.push_back({op, std::string(op.name) + "Online"});
+    for (OpClass const& op : four_bit_linear_ops()) all.push_back({op, std::string(op.name) + "Online"});
+    return all;
+  }();
   return list;
 }
 
@@ -114,7 +116,7 @@ std::vector<OpClass> online_linear_ops() {
   for (Linear const& linear : linears()) {
     OpClass op;
     op.variant = static_cast<int32_t>(ops.size());
-    op.name = linear.online_name;
+    op.name = linear.online_name.c_str();
     op.fields = linear.op.fields;
     op.signature = signature;
     op.workspace_bytes = workspace_bytes;

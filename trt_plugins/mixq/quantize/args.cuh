@@ -19,6 +19,7 @@ struct QuantizeArgs {
   T const* __restrict__ beta;       // [K]
   int32_t const* __restrict__ idx;  // [C]
   int32_t const* condition;         // null, or where a 0 says that there is nothing to do
+  bool idx_changes;                 // whether the kernel before may write idx
   float epsilon;
   bool ahead;               // whether a team reads its next row ahead
   float code_max;           // 127, or 7 where codes are packed

@@ -39,8 +39,10 @@ __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThr
                                   kOneWarp ? kMaxThreads / (kWarp * kWarpRowsPerBlock) : 1)
     quantize_register_rows(QuantizeArgs<T> const args) {
   extern __shared__ uint4 shared[];
-  __shared__ float4 scratch[Team<false>::kScratch];
-  if (is_unwanted(args.condition)) return;
+  __shared__ float2 scratch[Team<false>::kScratch];
+  // With few rows, the set of outliers is built before the kernel before ends; with many, while the first rows come.
+  bool const early = !kAhead && !args.idx_changes;
+  if (!early && is_unwanted(args.condition)) return;
   // Through a shuffle, or the special register would be read again at every use.
   int const lane = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x), static_cast<int>(threadIdx.x) % kWarp);
   int const lanes = static_cast<int>(blockDim.x), member = static_cast<int>(threadIdx.y);
@@ -55,6 +57,11 @@ __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThr
   int const staged_vectors = args.ahead ? Producer::kInputs * team_vectors : 0;
   OutlierSet<T> outliers(staging + teams * staged_vectors, vectors, args.capacity, teams * kTeamBuffers);
   outliers.read(args.idx, thread, threads);  // first, not behind rows that are on their way
+  if (early) {
+    __syncthreads();
+    outliers.build(thread, threads);
+    if (is_unwanted(args.condition)) return;
+  }
   if constexpr (kParameters > 0) copy_ahead(shared, args.gamma, vectors, thread, threads);
   if constexpr (kParameters > 1) copy_ahead(shared + team_vectors, args.beta, vectors, thread, threads);
   if constexpr (kParameters > 0) cp_async_commit();
@@ -76,8 +83,10 @@ __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThr
   } else {
     cp_async_commit();  // an empty group in its place
   }
-  __syncthreads();
-  outliers.build(thread, threads);
+  if (!early) {
+    __syncthreads();
+    outliers.build(thread, threads);
+  }
   if constexpr (kParameters > 0) cp_async_wait<1>();
   __syncthreads();
   row.find_slots(outliers);
@@ -117,7 +126,7 @@ __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThr
 /// Any K and any alignment: a block per row, inputs read again for every pass.
 template <class T, class Producer>
 __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeArgs<T> const args) {
-  __shared__ float4 scratch[Team<false>::kScratch];
+  __shared__ float2 scratch[Team<false>::kScratch];
   if (is_unwanted(args.condition)) return;
   Team<false> team(scratch);
   int32_t const lane = static_cast<int32_t>(threadIdx.x), lanes = static_cast<int32_t>(blockDim.x);

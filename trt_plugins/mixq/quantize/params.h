@@ -64,6 +64,8 @@ struct QuantizeParams {
   int32_t bits = 8;    // of a code, 8 or 4
   /// Null, or device memory where the kernel enqueued before leaves 0 if nothing is to be done.
   int32_t const* condition = nullptr;
+  /// Whether that kernel may write idx. If not, reading it starts before that kernel has ended.
+  bool idx_changes = false;
 };
 
 /// What launch_quantize would refuse, without launching anything.

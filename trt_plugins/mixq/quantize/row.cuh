@@ -76,8 +76,10 @@ class RegisterRow {
   /// Learn which vectors hold outliers.
   template <class Outliers>
   __device__ __forceinline__ void find_slots(Outliers const& outliers) {
+    if constexpr (kKeepsSlots) {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) slot_[i] = inside(i) ? outliers.slot(i * lanes_ + lane_) : kNoSlot;
+      for (int i = 0; i < kVecs; ++i) slot_[i] = slot_of(outliers, i);
+    }
   }
 
   /// Turn the inputs into what is quantized (or normalized), rounded to T.
@@ -136,7 +138,10 @@ class RegisterRow {
   template <class Outliers>
   __device__ __forceinline__ void take_outliers(Outliers const& outliers, int buffer) {
 #pragma unroll
-    for (int i = 0; i < kVecs; ++i) outliers.template take<Producer::kInputs == 1>(slot_[i], buffer, v_[i]);
+    for (int i = 0; i < kVecs; ++i) {
+      int32_t const slot = kKeepsSlots ? slot_[i] : slot_of(outliers, i);
+      outliers.template take<kPredicated>(slot, buffer, v_[i]);
+    }
   }
 
   __device__ __forceinline__ void quantize(Team<kOneWarp>& team, int32_t row) {
@@ -162,6 +167,15 @@ class RegisterRow {
   }
 
  private:
+  // A layer norm has no registers to spare.
+  static constexpr bool kKeepsSlots = Producer::kNorm != Norm::kLayer;
+  static constexpr bool kPredicated = Producer::kInputs == 1 && (kKeepsSlots || kAhead);
+
+  template <class Outliers>
+  __device__ __forceinline__ int32_t slot_of(Outliers const& outliers, int i) const {
+    return inside(i) ? outliers.slot(i * lanes_ + lane_) : kNoSlot;
+  }
+
   /// Write 4-bit codes.
   __device__ __forceinline__ void pack(RowScale scale, int32_t row) const {
     int8_t* const first = args_.xq + int64_t{row} * args_.row_bytes;
@@ -226,47 +240,36 @@ class RegisterRow {
     }
   }
 
-  /// Sums around a value from among the warp's own, so that little cancels however large the mean is; then those of all
-  /// warps around the mean of the first (Chan et al., 1979). One pass, one barrier.
+  /// Elements of 16 bits: both sums in one pass, with one barrier, unless the mean is so far off that their squares
+  /// cancel; then, and for float32, squares around the mean.
   __device__ __forceinline__ Moments layer_moments(Team<kOneWarp>& team, float per_element) const {
-    float near = 0.0f;
-#pragma unroll
-    for (int e = 0; e < kSize; ++e) near += v_[0].get(e);
-    near = __shfl_sync(0xffffffffu, near * (1.0f / kSize), 0);
-    float sum[2] = {0.0f, 0.0f}, squares[2] = {0.0f, 0.0f};
+    constexpr float kFar = 16.0f;  // mean^2 over variance: four bits of the float32 sums cancel
+    float mean, variance;
+    if constexpr (sizeof(T) == 2) {
+      float2 const sums = team.sums_of_warps({warp_sum(v_), warp_squares(v_)});
+      mean = sums.x * per_element;
+      variance = fmaf(sums.y, per_element, -mean * mean);
+      if (mean * mean > kFar * variance) variance = team.sum(squares_around(mean)) * per_element;
+    } else {
+      mean = team.sum_of_warps(warp_sum(v_)) * per_element;
+      variance = team.sum(squares_around(mean)) * per_element;
+    }
+    return {mean, rsqrtf(variance + args_.epsilon)};
+  }
+
+  /// The sum of this lane's (v - mean)^2.
+  __device__ __forceinline__ float squares_around(float mean) const {
+    float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
       if (!inside(i)) continue;
 #pragma unroll
       for (int e = 0; e < kSize; ++e) {
-        float const offset = v_[i].get(e) - near;
-        sum[e % 2] += offset;
-        squares[e % 2] = fmaf(offset, offset, squares[e % 2]);
+        float const offset = v_[i].get(e) - mean;
+        squares = fmaf(offset, offset, squares);
       }
     }
-    float const count = elements();
-    float const total = warp_reduce<Add>(sum[0] + sum[1]), mean = total * __fdividef(1.0f, fmaxf(count, 1.0f));
-    float row_squares = fmaf(-mean, total, warp_reduce<Add>(squares[0] + squares[1])), row_mean = near + mean;
-    if constexpr (!kOneWarp) {
-      float4 const given = team.exchange(float4{row_mean, row_squares, count, 0.0f});
-      float const first = __shfl_sync(0xffffffffu, given.x, 0), offset = given.x - first, weighted = given.z * offset;
-      float const shift = warp_reduce<Add>(weighted);
-      row_squares = warp_reduce<Add>(fmaf(weighted, offset, given.y));
-      row_squares = fmaf(-shift * per_element, shift, row_squares);
-      row_mean = fmaf(shift, per_element, first);
-    }
-    // Rounding may leave less than nothing; NaN stays.
-    return {row_mean, rsqrtf(fmaf(row_squares < 0.0f ? 0.0f : row_squares, per_element, args_.epsilon))};
-  }
-
-  /// How many of the row's elements the warp holds.
-  __device__ __forceinline__ float elements() const {
-    if (whole_) return static_cast<float>(kVecs * kWarp * kSize);
-    int32_t const left = left_ + lane_ % kWarp * kSize;  // of the warp's first lane
-    int32_t count = 0;
-#pragma unroll 1
-    for (int i = 0; i < kVecs; ++i) count += min(max(left - step(i), 0), kWarp * kSize);
-    return static_cast<float>(count);
+    return squares;
   }
 
   QuantizeArgs<T> const& args_;
@@ -279,7 +282,7 @@ class RegisterRow {
   bool whole_;      // whether all vectors of the warp are in the row
   V v_[kVecs];
   V second_[Producer::kInputs == 2 ? kVecs : 1];
-  int32_t slot_[kVecs];
+  int32_t slot_[kKeepsSlots ? kVecs : 1];
 };
 
 }  // namespace graphopt::mixq

@@ -20,7 +20,7 @@ class Team {
   static constexpr int kScratch = 2 * kWarp;  // of a block
 
   /// `scratch`: kScratch elements of shared memory, unused where kOneWarp.
-  __device__ __forceinline__ explicit Team(float4* scratch) {
+  __device__ __forceinline__ explicit Team(float2* scratch) {
     if constexpr (!kOneWarp) {
       warps_ = static_cast<int>(blockDim.x) / kWarp;
       lane_ = static_cast<int>(threadIdx.x) % kWarp;
@@ -38,6 +38,13 @@ class Team {
     return warp_reduce<Add>(exchange(value));
   }
 
+  /// Two such sums.
+  __device__ __forceinline__ float2 sums_of_warps(float2 values) {
+    if constexpr (kOneWarp) return values;
+    float2 const given = exchange(values);
+    return {warp_reduce<Add>(given.x), warp_reduce<Add>(given.y)};
+  }
+
   /// Maximum of magnitudes; NaN wins. The same in every thread.
   __device__ __forceinline__ float max_nan(float value) {
     value = warp_reduce<MaxNan>(value);
@@ -46,7 +53,7 @@ class Team {
   }
 
   /// Lane l of every warp gets what warp l of the team gave (the same in all its lanes), or zeros if there is none.
-  /// Value: float or float4.
+  /// Value: float or float2.
   template <class Value>
   __device__ __forceinline__ Value exchange(Value value) {
     if (lane_ == 0) *reinterpret_cast<Value*>(mine_ + phase_) = value;
@@ -58,8 +65,8 @@ class Team {
   }
 
  private:
-  float4* mine_ = nullptr;
-  float4* given_ = nullptr;
+  float2* mine_ = nullptr;
+  float2* given_ = nullptr;
   int warps_ = 1;
   int lane_ = 0;
   int phase_ = 0;  // 0 or 32
