@@ -21,6 +21,7 @@ from mixq_cases import row_error
 
 from graphopt.bench.capi_mant import DECODERS, MantLibrary
 
+_HALVES = ("float16", "bfloat16")
 _gpu = threading.Lock()
 
 
@@ -36,7 +37,7 @@ def check(lib: MantLibrary, case: MantCase, offset: int = 0) -> float:
         runs = []
         for _ in range(2):
             y = Output((case.m, case.n), TYPES[case.dtype], offset)
-            lib.mant_linear(case.op, device, y.tensor, group=case.group)
+            lib.mant_linear(case.op, device, y.tensor, group=case.group, exact=case.exact or offset > 0)
             torch.cuda.synchronize()
             runs.append(y.read())
     assert same_bits(*runs), "two runs differ"
@@ -55,6 +56,13 @@ def cases() -> Iterator[MantCase]:
             yield MantCase(op, dtype, m, 72, 1040, group, by_group=True)
         if op != "MANTLinearW4A8":
             yield MantCase(op, dtype, m, 72, 1040, group, nf4=True)
+    for op, dtype, (n, k), m in itertools.product(DECODERS[1:], _HALVES, ((136, 400), (1000, 2064)), (130, 300)):
+        yield MantCase(op, dtype, m, n, k, next(groups), exact=True)
+    for op, nf4 in itertools.product(DECODERS, (False, True)):
+        if nf4 and op == "MANTLinearW4A8":
+            continue
+        for group in (64, 128):
+            yield MantCase(op, "float16", 1100, 1352, 528, group, nf4=nf4)
     for op in DECODERS:
         yield MantCase(op, "float16", 65536, 40, 64, special=False)
         yield MantCase(op, "float16", 2000, 1400, 272, special=False)
@@ -65,6 +73,9 @@ def plugin_cases() -> list[MantCase]:
     """A few shapes for every op and type: each kernel once, small enough for compute-sanitizer."""
     sizes = [(0, 8, 64), (1, 40, 64), (12, 72, 160), (20, 33, 100), (33, 64, 272), (140, 136, 400)]
     every = [MantCase(op, t, *size) for op, t, size in itertools.product(DECODERS, TYPES, sizes)]
+    every += [MantCase(op, t, 140, 136, 400, exact=True) for op, t in itertools.product(DECODERS[1:], _HALVES)]
+    # Two tiles of tokens and three of rows of W, of which the last has no partner.
+    every += [MantCase(op, "float16", 300, 328, 1040) for op in DECODERS]
     return every + [MantCase(op, "float16", 9, 72, 160, 32) for op in DECODERS]
 
 

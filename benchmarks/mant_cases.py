@@ -10,6 +10,7 @@ import numpy as np
 
 from graphopt.numerics.packing import pack_int4
 
+_MOST_FEW_TOKENS = 96  # trt_plugins/mant/linear/policy.h
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -36,6 +37,7 @@ class MantCase:
         group: columns that share a type and a scale.
         by_group: whether tokens have a scale for each group.
         nf4: whether the table is NF4's, whose negative codes do not mirror the positive ones.
+        exact: whether weights may not be rounded before the product of int8 activations.
         special: whether a token holds NaN, one is all zeros, a group's scale is 0 and another's huge.
     """
 
@@ -48,6 +50,7 @@ class MantCase:
     by_group: bool = False
     nf4: bool = False
     special: bool = True
+    exact: bool = False
 
     def inputs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The operands, in the plugin's order."""
@@ -78,13 +81,40 @@ class MantCase:
         table = mant_types.NF4 if self.nf4 else mant_types.MANT
         return table.rounded().integers() if self.op == "MANTLinearInt8" else table.values.astype(np.float16)
 
+    @property
+    def folds(self) -> bool:
+        """Whether scales are taken into the weights before the product: many tokens on Hopper, aligned."""
+        step = 8 if self.op == "MANTLinear" else 16
+        shape = self.m > _MOST_FEW_TOKENS and self.n % 8 == 0 and self.k % step == 0
+        power = self.group >= self.k or (self.group >= 64 and self.group & (self.group - 1) == 0)
+        return shape and power and self.dtype != "float32" and not self.by_group and not self.exact
+
+    def _folded(self, given: dict[str, np.ndarray]) -> np.ndarray:
+        """y of rounded weights."""
+        weight = [given[name] for name in ("codes", "types", "scale")]
+        if self.op == "MANTLinearInt8":
+            w, row = numerics.row_bytes(*weight, given["table"], self.k, group=self.group)
+            x, w = given["xq"], w.astype(np.float64) * row[:, None]
+        else:
+            table = given["table"] if self.op == "MANTLinear" else mant_types.MANT.values.astype(np.float16)
+            w = numerics.row_halves(*weight, table, self.k, group=self.group).astype(np.float64)
+            x = given["x" if self.op == "MANTLinear" else "xq"]
+        sx = given.get("sx", np.ones((self.m, 1))).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            y = (x.astype(np.float64) @ w.T) * sx + given["bias"].astype(np.float64)
+            return np.asarray(y.astype(np.float32).astype(given["bias"].dtype))
+
     def expected(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """y of the numpy evaluator."""
+        """y of the numpy evaluator; where scales are taken into the weights, of weights rounded as the kernels do."""
         given = dict(inputs)
         if self.op == "MANTLinear":
             if self.dtype == "bfloat16":  # to which the kernels round the table
                 given["table"] = given["table"].astype(ml_dtypes.bfloat16)
+            if self.folds:
+                return self._folded(given)
             return numerics.linear(**given, group=self.group)
+        if self.folds:
+            return self._folded(given)
         shape = (mant_types.TYPES, mant_types.CODES)
         if self.op == "MANTLinearW4A8":
             given["tables"] = np.broadcast_to(mant_types.split_tables()[:, None, :], (2, *shape))
@@ -96,4 +126,5 @@ class MantCase:
 
     def __str__(self) -> str:
         kind = f"{' by group' if self.by_group else ''}{' NF4' if self.nf4 else ''}"
+        kind += " exact" if self.exact else ""
         return f"{self.op}<{self.dtype}> M={self.m} N={self.n} K={self.k} group={self.group}{kind}"

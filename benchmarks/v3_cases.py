@@ -33,7 +33,8 @@ def _operands(case: Case, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def _fields(case: Case) -> list[str]:
     if not isinstance(case, QuantizeCase):
-        return [] if case.op in ("MixQLinear", "MixQLinearAdd") else [f"field group i {case.group}"]
+        exact = ["field exact i 1"] if isinstance(case, MantCase) and case.exact else []
+        return exact if case.op in ("MixQLinear", "MixQLinearAdd") else [*exact, f"field group i {case.group}"]
     if case.producer == "MixQQuantize":
         return []
     fields = ["field emit_y i 1"]

@@ -230,7 +230,8 @@ GRAPHOPT_EXPORT int64_t graphopt_mixq_linear_w4a4_workspace_bytes(int64_t m, int
 GRAPHOPT_EXPORT int32_t graphopt_mant_linear(int32_t decode, int32_t dtype, int64_t m, int64_t n, int64_t k,
                                              int64_t group, int64_t scales, void const* x, float const* sx,
                                              int8_t const* codes, int8_t const* types, void const* scale,
-                                             void const* table, void const* bias, void* y, void* stream) {
+                                             void const* table, void const* bias, void* y, void* workspace,
+                                             void* stream) {
   graphopt::mant::LinearParams const params{static_cast<graphopt::mant::Decode>(decode),
                                             static_cast<DType>(dtype),
                                             m,
@@ -245,8 +246,16 @@ GRAPHOPT_EXPORT int32_t graphopt_mant_linear(int32_t decode, int32_t dtype, int6
                                             scale,
                                             table,
                                             bias,
-                                            y};
+                                            y,
+                                            workspace};
   return static_cast<int32_t>(graphopt::mant::launch_linear(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int64_t graphopt_mant_linear_workspace_bytes(int32_t decode, int64_t m, int64_t n, int64_t k,
+                                                             int64_t group) {
+  if (m < 0 || n < 1 || k < 1 || group < 1) return 0;
+  return graphopt::mant::linear_workspace_bytes(static_cast<graphopt::mant::Decode>(decode), m, n, k,
+                                                (k + group - 1) / group);
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_cached_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t heads,

@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graphopt.bench.capi import DTYPES, Library, pointer_of
+from graphopt.bench.capi import DTYPES, Library, pointer_of, torch_with_cuda
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,16 +29,22 @@ class MantLibrary(Library):
         super().__init__(path)
         pointer, long, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         with self._calls_of("linears of M-ANT"):
-            self._lib.graphopt_mant_linear.argtypes = [number] * 2 + [long] * 5 + [pointer] * 9
+            self._lib.graphopt_mant_linear.argtypes = [number] * 2 + [long] * 5 + [pointer] * 10
+            self._lib.graphopt_mant_linear_workspace_bytes.argtypes = [number] + [long] * 4
+            self._lib.graphopt_mant_linear_workspace_bytes.restype = long
+        self._workspace: Tensor | None = None
 
-    def mant_linear(self, op: str, operands: "dict[str, Tensor]", y: "Tensor", *, group: int) -> None:
-        """Enqueue y [M, N] on the current stream.
+    def mant_linear(
+        self, op: str, operands: "dict[str, Tensor]", y: "Tensor", *, group: int, exact: bool = False
+    ) -> None:
+        """Enqueue y [M, N] on the current stream. The workspace is one for all calls, which must be in order.
 
         Args:
             op: one of DECODERS.
             operands: x, or xq and sx; codes, types, scale, bias, and table where the op has one; shapes as in params.h.
             y: written.
             group: columns that share a type and a scale.
+            exact: whether weights may not be rounded before the product of int8 activations.
         """
         x = operands["x" if op == "MANTLinear" else "xq"]
         sx = operands.get("sx")
@@ -56,6 +62,14 @@ class MantLibrary(Library):
                 x.data_ptr(),
                 *(pointer_of(operands.get(name)) for name in names),
                 y.data_ptr(),
+                None if exact else pointer_of(self._workspace_for(op, shape[0], y.shape[1], shape[1], group)),
                 self._stream(),
             )
         )
+
+    def _workspace_for(self, op: str, m: int, n: int, k: int, group: int) -> "Tensor | None":
+        size = self._lib.graphopt_mant_linear_workspace_bytes(DECODERS.index(op), m, n, k, group)
+        if size and (self._workspace is None or self._workspace.numel() < size):
+            torch = torch_with_cuda()
+            self._workspace = torch.empty(size, dtype=torch.uint8, device="cuda")
+        return self._workspace if size else None

@@ -23,6 +23,11 @@ class MantConfig(BaseModel):
     activations: Literal["token", "group"] = Field(
         "token", description="w4a8: a scale for each token, or for each token and group of columns"
     )
+    exact: bool = Field(
+        False,
+        description="w4a8: keep kernels from rounding weights before the product of many tokens; they take two to "
+        "three times as long",
+    )
     search: Literal["weight", "diagonal", "output", "auto"] = Field(
         "auto",
         description="error by which a group chooses: of its weights; weighted by the mean square of their inputs; of "
@@ -38,8 +43,9 @@ class MantConfig(BaseModel):
 
     @model_validator(mode="after")
     def _integer_settings_need_integers(self) -> "MantConfig":
-        if self.bits == "w4a16" and self.one_pass:
-            raise ValueError("one_pass is for w4a8; remove it, or set bits to w4a8")
+        for name in ("one_pass", "exact"):
+            if self.bits == "w4a16" and getattr(self, name):
+                raise ValueError(f"{name} is for w4a8; remove it, or set bits to w4a8")
         if self.bits == "w4a8" and self.types == "nf4" and not self.one_pass:
             raise ValueError("nf4 has no exact int8 form; set one_pass to true, or bits to w4a16")
         return self

@@ -1,7 +1,7 @@
 """The linears of M-ANT in numpy: what their kernels are held to. Needs numpy only, and tables come as arguments, so
 that it loads where little else is installed."""
 
-__all__ = ["integer_linear", "linear", "pack_types", "unpack_types"]
+__all__ = ["integer_linear", "linear", "pack_types", "row_bytes", "row_halves", "unpack_types"]
 
 import numpy as np
 
@@ -68,6 +68,44 @@ def integer_linear(
             )
             y += total * steps[g] * sx[..., g % sx.shape[-1], None].astype(np.float64)
         return np.asarray((y + bias.astype(np.float64)).astype(np.float32).astype(bias.dtype))
+
+
+def row_halves(
+    codes: np.ndarray, types: np.ndarray, scale: np.ndarray, table: np.ndarray, columns: int, *, group: int
+) -> np.ndarray:
+    """Return w (N, K) of ``table``'s type with each weight rounded once, scale and all: what kernels multiply by for
+    many tokens.
+
+    Args:
+        table: (16, 16) float16 or bfloat16, to which ``scale`` is rounded, too.
+        columns: K.
+    """
+    code, ids, steps = _operands(codes, types, scale, columns)
+    of_column = np.arange(columns) // group
+    with np.errstate(over="ignore", under="ignore"):
+        w = table[ids[of_column].T, code].astype(np.float32) * steps.astype(table.dtype).astype(np.float32)[of_column].T
+        return np.asarray(w.astype(table.dtype))
+
+
+def row_bytes(
+    codes: np.ndarray, types: np.ndarray, scale: np.ndarray, table: np.ndarray, columns: int, *, group: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return int8 (N, K) and a scale (N,) float32 whose product is w to half a 127th of its row's largest: what kernels
+    multiply by for many tokens.
+
+    Args:
+        table: (16, 16) int8, of 128ths.
+        columns: K.
+    """
+    code, ids, steps = _operands(codes, types, scale, columns)
+    steps = steps.astype(np.float32)
+    largest = (steps * np.abs(table.astype(np.float32)).max(1)[ids]).max(0)
+    with np.errstate(divide="ignore"):
+        ratio = steps * np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    of_column = np.arange(columns) // group
+    # In float64 the product is exact and rounds once, to even.
+    w = np.rint(table[ids[of_column].T, code].astype(np.float64) * ratio[of_column].T)
+    return w.astype(np.int8), largest / np.float32(127 * 128)
 
 
 def _operands(codes: np.ndarray, types: np.ndarray, scale: np.ndarray, k: int) -> tuple[np.ndarray, ...]:

@@ -210,7 +210,8 @@ def _replace(model: Model, linear: LinearView, plan: _Plan, weight: QuantizedWei
     output, before = linear.node.outputs[0], weights.nbytes(linear.weight)
     linear.node.outputs.clear()
     linear.node.inputs.clear()
-    model.graph.nodes.append(plan.spec.node(linear.name, [*x, *constants, bias], [output], group=plan.config.group))
+    settings = {"group": plan.config.group} | ({} if plan.spec is ops.LINEAR else {"exact": plan.config.exact})
+    model.graph.nodes.append(plan.spec.node(linear.name, [*x, *constants, bias], [output], **settings))
     after = sum(a.nbytes for name, a in arrays.items() if name != "table")
     detail = {"N": n, "K": k, "bytes_before": before, "bytes_after": after, "weight_error": weight.error}
     return detail if weight.output_error is None else {**detail, "output_error": weight.output_error}

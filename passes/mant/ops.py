@@ -38,12 +38,18 @@ _TYPES = Param(
     "(G, 16 ceil(N / 32)) int8: type id of each group and output channel, two to a byte in the same order along N; "
     "G = ceil(K / group)",
 )
-_SCALE = Param("scale", "(G, N) float16")
+_SCALE = Param("scale", "(G, N) float16, not negative")
 _BIAS = Param("bias", "(N,) T: zeros if the linear has none")
 _XQ = Param("xq", "(..., K) int8")
 _SX = Param("sx", "(..., S) float32: scale of each token (S = 1), or of each token and group (S = G)")
 _Y = Param("y", "(..., N) T")
 _EXAMPLE_GROUP = 64
+_EXACT = Attribute(
+    "exact",
+    0,
+    "1 if kernels may not round weights before the product; else they may for many tokens, scale and all: to float16 "
+    "(MANTLinearW4A8), to 127ths of the largest of their output channel (MANTLinearInt8)",
+)
 _GROUP = Attribute("group", _EXAMPLE_GROUP, "columns that share a type and a scale, a multiple of 32")
 
 
@@ -95,14 +101,16 @@ def _evaluate_float(*operands: np.ndarray, group: int = 64) -> tuple[np.ndarray]
     return (linear_numerics.linear(*operands, group=group),)
 
 
-def _evaluate_w4a8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP) -> tuple[np.ndarray]:
+def _evaluate_w4a8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP, exact: int = 0) -> tuple[np.ndarray]:
+    del exact  # an evaluator always is
     xq, sx, codes, types, scale, bias = operands
     tables = np.broadcast_to(split_tables()[:, None, :], (2, TYPES, CODES))
     factors = split_factors()
     return (linear_numerics.integer_linear(xq, sx, codes, types, scale, tables, factors, bias, group=group),)
 
 
-def _evaluate_int8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP) -> tuple[np.ndarray]:
+def _evaluate_int8(*operands: np.ndarray, group: int = _EXAMPLE_GROUP, exact: int = 0) -> tuple[np.ndarray]:
+    del exact
     xq, sx, codes, types, scale, table, bias = operands
     factors = np.full((1, TYPES), 1 / 128)
     return (linear_numerics.integer_linear(xq, sx, codes, types, scale, table[None], factors, bias, group=group),)
@@ -189,10 +197,13 @@ QUANTIZE = OpSpec(
 
 
 def _damage(constants: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Type ids without a row in the table, half-defined rows, scales that are no numbers (`OpSpec.damage`)."""
+    """Type ids without a row in the table, half-defined rows, scales that are no numbers or negative
+    (`OpSpec.damage`)."""
     scale, table = constants["scale"], constants.get("table")
     if not np.isfinite(scale).all():
         return "scale", "holds NaN or Inf"
+    if (scale < 0).any():
+        return "scale", "holds a negative number"
     if table is None:
         return None
     if table.dtype == np.int8:
@@ -243,7 +254,7 @@ LINEAR_W4A8 = OpSpec(
     "the first sum alone, times 1/8 (M-ANT, HPCA'25, with 2^i rewritten so that all operands fit int8).",
     inputs=(_XQ, _SX, _CODES, _TYPES, _SCALE, _BIAS),
     outputs=(_Y,),
-    attributes=(_GROUP,),
+    attributes=(_GROUP, _EXACT),
     damage=_damage,
     body=_w4a8_body,
     evaluate=_evaluate_w4a8,
@@ -267,7 +278,7 @@ LINEAR_INT8 = OpSpec(
         _BIAS,
     ),
     outputs=(_Y,),
-    attributes=(_GROUP,),
+    attributes=(_GROUP, _EXACT),
     damage=_damage,
     body=_int8_body,
     evaluate=_evaluate_int8,

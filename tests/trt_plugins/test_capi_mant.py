@@ -26,7 +26,7 @@ def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
         "group": 64,
         "scales": 1,
     }
-    arguments |= dict.fromkeys(("x", "sx", "codes", "types", "scale", "table", "bias", "y"), POINTER)
+    arguments |= dict.fromkeys(("x", "sx", "codes", "types", "scale", "table", "bias", "y", "workspace"), POINTER)
     arguments |= changes
     converted = [
         (ctypes.c_int32 if name in ("decode", "dtype") else ctypes.c_int64 if name in _LONGS else ctypes.c_void_p)(
@@ -63,6 +63,7 @@ def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
         ({"bias": POINTER + 1}, MISALIGNED),
         ({"y": POINTER + 1}, MISALIGNED),
         ({"y": None}, NULL),
+        ({"workspace": POINTER + 8}, MISALIGNED),
     ],
     ids=str,
 )
@@ -90,3 +91,41 @@ def test_every_linear_checks_its_arguments(
 )
 def test_operands_that_only_some_linears_have(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:
     assert _linear(lib, **changes) == status
+
+
+@pytest.mark.parametrize(
+    ("decode", "m", "size"),
+    [
+        (FLOAT, 4096, 0),
+        (SPLIT, 96, 0),
+        (BYTES, 96, 0),
+        (SPLIT, 97, 97 * 256 * 2),  # x as float16
+        (BYTES, 97, 4 * 40 * 16 + 40 * 4),  # two tables of eight bytes for each group and a scale for each channel
+        (BYTES, 1 << 20, 4 * 40 * 16 + 40 * 4),
+        (SPLIT, 0, 0),
+        (SPLIT, -1, 0),
+    ],
+)
+def test_what_many_tokens_want(lib: ctypes.CDLL, decode: int, m: int, size: int) -> None:
+    assert _workspace(lib, decode, m, 40, 256) == size
+
+
+@pytest.mark.parametrize("k", [16, 8192, 28672, 1 << 26])
+def test_x_is_widened_in_parts(lib: ctypes.CDLL, k: int) -> None:
+    for m in (97, 5000, 1 << 20):
+        tokens = _workspace(lib, SPLIT, m, 8, k) / (2 * k)
+        assert tokens == m or (tokens % 256 == 0 and tokens <= m)
+        assert tokens * k <= max(1 << 26, 256 * k)
+
+
+def test_fewer_tokens_never_want_more(lib: ctypes.CDLL) -> None:
+    """TensorRT asks for the most tokens only."""
+    for k in (16, 8192, 28672):
+        sizes = [_workspace(lib, SPLIT, m, 8, k) for m in (97, 2048, 2304, 2305, 4096, 8192, 8200, 12000, 1 << 18)]
+        assert sizes == sorted(sizes)
+
+
+def _workspace(lib: ctypes.CDLL, decode: int, m: int, n: int, k: int) -> int:
+    function = lib.graphopt_mant_linear_workspace_bytes
+    function.restype = ctypes.c_int64
+    return int(function(ctypes.c_int32(decode), *(ctypes.c_int64(v) for v in (m, n, k, 64))))

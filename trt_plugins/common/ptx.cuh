@@ -77,6 +77,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t sha
                : "memory");
 }
 
+/// x >> 16 by a product, as the units of shifts are those of byte permutations. `two_16`: 2^16, which the compiler must
+/// not know (opaque in vec.cuh).
+__device__ __forceinline__ uint32_t upper_half(uint32_t x, uint32_t two_16) {
+  uint64_t shifted;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(shifted) : "r"(x), "r"(two_16));
+  return static_cast<uint32_t>(shifted >> 32);
+}
+
 // The products below all take 32 bytes of K: A is 16 rows, B 8 rows, each row stored along K. Per lane,
 // g = lane / 4, t = lane % 4: a[0] bytes 4t.. of row g, a[1] of row g + 8, a[2] and a[3] the same 16 bytes on; b[0] and
 // b[1] bytes 4t.. and 16 + 4t.. of row g; c[0..1] row g, columns 2t and 2t + 1, c[2..3] row g + 8.

@@ -20,7 +20,7 @@ constexpr int32_t kTensorMapRowBytes = 128;  // of a box: one swizzle row
 ///   type: kInt8, kFloat16 or kBFloat16.
 ///   rows, cols: of the matrix, in elements; a box reads zeros, and writes nothing, outside it.
 ///   box_rows: 1 to 256.
-///   row_bytes: 128 or 64.
+///   row_bytes: 128, 64 or 32.
 Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols, int32_t box_rows,
                          int32_t row_bytes = kTensorMapRowBytes);
 

@@ -73,6 +73,7 @@ def test_what_is_written_passes(decoder: Path, preset: str) -> None:
         ("mant-w4a16", "table", put(slice(None), np.nan), r"types.*holds type id \d+ for group 0 of output channel 0"),
         ("mant-int8", "table", put(slice(None), 0), r"holds type id \d+ for group 0 of output channel 0"),
         ("mant-w4a8", "scale", put((0, 1), np.inf), r"holds NaN or Inf"),
+        ("mant-int8", "scale", put((0, 1), -0.5), r"holds a negative number"),
         ("vq-gptvq2", "codebooks", put((0, 0, 0, 9, 1), np.nan), r"holds NaN or Inf"),
         ("vq-gptvq2", "codebooks", cut, r"has 255 entries for codes of 8 bits"),
         ("vq-quip4", "ratios", put(0, np.nan), r"holds NaN or Inf"),

@@ -25,6 +25,7 @@ def test_every_preset_is_valid(name: str) -> None:
     ("settings", "message"),
     [
         ({"one_pass": True}, "one_pass is for w4a8"),
+        ({"exact": True}, "exact is for w4a8"),
         ({"bits": "w4a8", "types": "nf4"}, "nf4 has no exact int8 form"),
         ({"group": 48}, "group"),
         ({"typs": "mant"}, "types"),

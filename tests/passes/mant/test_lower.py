@@ -63,6 +63,14 @@ def test_settings_choose_the_op(settings: dict[str, Any], op: str, rng: np.rando
         assert finding.detail["bytes_after"] == sum(weights.nbytes(t) for t in stored)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_kernels_are_told_whether_to_be_exact(exact: bool, one_pass: bool, rng: np.random.Generator) -> None:
+    model = CanonicalMlp.random(rng).model
+    lower(model, bits="w4a8", one_pass=one_pass, exact=exact)
+    assert {n.attrs["exact"] for n in model.graph.nodes if n.name in NAMES} == {int(exact)}
+
+
 @pytest.mark.parametrize("activations_", ["token", "group"])
 def test_linears_that_read_one_tensor_share_its_quantizing_op(activations_: str, rng: np.random.Generator) -> None:
     model = CanonicalMlp.random(rng).model

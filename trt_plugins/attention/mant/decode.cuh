@@ -307,13 +307,6 @@ class MantDecodeKernel {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xfff0u)));
   }
 
-  /// x >> 16 by a product: the units of shifts are those of byte permutations, and have enough to do.
-  __device__ __forceinline__ uint32_t upper_half(uint32_t x) const {
-    uint64_t shifted;
-    asm("mul.wide.u32 %0, %1, %2;" : "=l"(shifted) : "r"(x), "r"(two_16_));
-    return static_cast<uint32_t>(shifted >> 32);
-  }
-
   /// Add the products of two rows of 64 codes, of which this lane has 8 bytes each, with four steps of the other operand.
   __device__ __forceinline__ void multiply(char const* row, char const* row_8, uint32_t const (&word)[2],
                                            uint32_t const (*other)[2], float (&sum)[4]) const {
@@ -327,8 +320,8 @@ class MantDecodeKernel {
         uint32_t a[4];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          uint32_t const codes = upper == 0 ? own[half] : upper_half(own[half]);
-          uint32_t const bare = upper == 0 ? codes & 0x77777777u : upper_half(own[half] & 0x77777777u);
+          uint32_t const codes = upper == 0 ? own[half] : upper_half(own[half], two_16_);
+          uint32_t const bare = upper == 0 ? codes & 0x77777777u : upper_half(own[half] & 0x77777777u, two_16_);
           table[half].decode(codes, bare, a[half], a[2 + half]);
         }
         mma_f16(sum, a, other[pair * 2 + upper][0], other[pair * 2 + upper][1]);

@@ -10,7 +10,7 @@ constexpr int kMantRows = 8;           // query rows of a decode block: the colu
 constexpr int kMantPage = 64;          // tokens of a page, and channels of a group, of the fast kernel
 constexpr int kMantTypeBytes = 16 * 16;  // table of magnitudes
 
-// Decode blocks of a multiprocessor: two leave more registers, and are 6 to 13 % faster than three.
+// Decode blocks of a multiprocessor: two leave more registers, and are 7 to 11 % faster than three.
 constexpr int kMantResident = 2;
 
 /// Rings and warps of a decode block. kStages: pages that a warp has in flight or at work.

@@ -36,6 +36,7 @@ inline Status check_linear(LinearParams const& p) {
   GRAPHOPT_TRY(check_pointer(p.scale, 2));
   if (p.decode != Decode::kSplit) GRAPHOPT_TRY(check_pointer(p.table, integer ? 1 : 2));
   GRAPHOPT_TRY(check_pointer(p.bias, size));
+  if (p.workspace != nullptr) GRAPHOPT_TRY(check_pointer(p.workspace, 16));
   return check_pointer(p.y, size);
 }
 

@@ -46,9 +46,27 @@ __device__ __forceinline__ float load_shared_half(uint32_t shared) {
 /// Bytes 0xff where the top bit of a byte of `word` is set, else 0.
 __device__ __forceinline__ uint32_t byte_signs(uint32_t word) { return permute_bytes(word, word, 0xba98); }
 
+/// -v where `signs` is 0xff, else v, for bytes v of 0 to 127.
+__device__ __forceinline__ uint32_t negate_bytes(uint32_t value, uint32_t signs) {
+  uint32_t const negative = kTopBits - value;  // no byte borrows from the next
+  return ((negative & signs) | (value & ~signs)) ^ (signs & kTopBits);
+}
+
 /// Four codes' low and high bytes -> pairs of 16-bit numbers: codes 0 and 2 of the selector, and 1 and 3.
 __device__ __forceinline__ uint32_t even_pair(uint32_t low, uint32_t high) { return permute_bytes(low, high, 0x6240); }
 __device__ __forceinline__ uint32_t odd_pair(uint32_t low, uint32_t high) { return permute_bytes(low, high, 0x7351); }
+
+/// Four int8 as half, exact.
+__device__ __forceinline__ void widen(uint32_t& first, uint32_t& second, uint32_t word) {
+  constexpr uint32_t kThousand = 0x64646464u;  // the high byte of 1024 and more, where the low byte counts ones
+  uint32_t const raised = word ^ kTopBits;
+  __half2 const offset = __floats2half2_rn(1024.0f + 128.0f, 1024.0f + 128.0f);
+  uint32_t const pairs[2] = {permute_bytes(raised, kThousand, 0x4140), permute_bytes(raised, kThousand, 0x4342)};
+  __half2 const low = __hsub2(reinterpret_cast<__half2 const&>(pairs[0]), offset);
+  __half2 const high = __hsub2(reinterpret_cast<__half2 const&>(pairs[1]), offset);
+  first = reinterpret_cast<uint32_t const&>(low);
+  second = reinterpret_cast<uint32_t const&>(high);
+}
 
 /// Low and high bytes of the eight magnitudes of a type as 16-bit numbers.
 struct Magnitudes {
@@ -114,12 +132,12 @@ struct FloatDecoder {
     if constexpr (!kSymmetric) row.negative = magnitudes(load_shared_16(entry + 16));
   }
 
-  /// first: codes 0, 1 and 2, 3; second: 16, 17 and 18, 19.
+  /// first: codes 0, 1 and 2, 3; second: 16, 17 and 18, 19. `two_16`: see upper_half.
   __device__ __forceinline__ static void fragments(uint32_t (&first)[2], uint32_t (&second)[2],
-                                                   FloatRow const& row, uint32_t word) {
+                                                   FloatRow const& row, uint32_t word, uint32_t two_16) {
     uint32_t const magnitude = word & kMagnitudes;
     look_up(first[0], second[0], row, word, magnitude);
-    look_up(first[1], second[1], row, word >> 16, magnitude >> 16);
+    look_up(first[1], second[1], row, upper_half(word, two_16), upper_half(magnitude, two_16));
   }
 
  private:

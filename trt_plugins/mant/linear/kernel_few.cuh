@@ -258,18 +258,6 @@ class FewWarp {
     }
   }
 
-  /// Four int8 as half, exact.
-  __device__ __forceinline__ static void widen(uint32_t& first, uint32_t& second, uint32_t word) {
-    constexpr uint32_t kThousand = 0x64646464u;  // the high byte of 1024 and more, where the low byte counts ones
-    uint32_t const raised = word ^ kTopBits;
-    __half2 const offset = __floats2half2_rn(1024.0f + 128.0f, 1024.0f + 128.0f);
-    uint32_t const pairs[2] = {permute_bytes(raised, kThousand, 0x4140), permute_bytes(raised, kThousand, 0x4342)};
-    __half2 const low = __hsub2(reinterpret_cast<__half2 const&>(pairs[0]), offset);
-    __half2 const high = __hsub2(reinterpret_cast<__half2 const&>(pairs[1]), offset);
-    first = reinterpret_cast<uint32_t const&>(low);
-    second = reinterpret_cast<uint32_t const&>(high);
-  }
-
   /// Where the table has the type of row 16 i + 8 r + g for the 32 columns `slot`.
   __device__ __forceinline__ uint32_t entry_of(uint32_t base, int slot, int i, int r) const {
     constexpr uint32_t kEntryBytes = 32;
@@ -328,9 +316,9 @@ class FewWarp {
   }
 
   /// Registers of row `r` of two products, for first and for second.
-  __device__ __forceinline__ static void decode(uint32_t (&a)[2][4], FloatRow const& table, uint32_t word, int r) {
+  __device__ __forceinline__ void decode(uint32_t (&a)[2][4], FloatRow const& table, uint32_t word, int r) const {
     uint32_t first[2], second[2];
-    Decoder::fragments(first, second, table, word);
+    Decoder::fragments(first, second, table, word, two_16_);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       a[0][2 * c + r] = first[c];
@@ -366,6 +354,7 @@ class FewWarp {
   int const last_token_;
   int const warp_, g_, t_;
   uint32_t const w_at_;  // of this lane's first words in a stage
+  uint32_t const two_16_ = static_cast<uint32_t>(opaque(1 << 16));
   uint32_t x_at_[Shape::kTokenTiles];
   float total_[Shape::kRowTiles][Shape::kTokenTiles][4] = {};
 };

@@ -2,6 +2,7 @@
 #include "mant/linear/kernel_generic.cuh"
 #include "mant/linear/launch.cuh"
 #include "mant/linear/sm90.h"
+#include "mant/linear/sm90_prepare.h"
 
 namespace graphopt::mant {
 
@@ -21,6 +22,10 @@ Status launch_generic(LinearParams const& p, cudaStream_t stream) {
 }
 
 }  // namespace
+
+int64_t linear_workspace_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
+  return prepared_bytes(decode, m, n, k, groups);
+}
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check_linear(params));

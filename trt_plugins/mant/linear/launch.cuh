@@ -28,7 +28,7 @@ inline LinearArgs linear_args(LinearParams const& p) {
           p.decode,
           p.dtype,
           p.x,
-          p.sx,
+          p.decode == Decode::kFloat ? nullptr : p.sx,
           p.codes,
           p.types,
           static_cast<__half const*>(p.scale),

@@ -8,6 +8,7 @@ namespace graphopt::mant {
 namespace {
 
 constexpr char const* kGroup = "group";
+constexpr char const* kExact = "exact";  // not to round weights before the product
 
 /// Place of each input; -1 where the op does not have it.
 struct Inputs {
@@ -37,10 +38,15 @@ Signature signature(OpClass const& op, Attributes const&) {
   return {inputs, {{"y", Element::kActivation, at.x, DimRef::first_of(at.codes)}}};
 }
 
-size_t workspace_bytes(OpClass const&, TensorView const*) { return 0; }
+size_t workspace_bytes(OpClass const& op, TensorView const* inputs) {
+  Inputs const at = inputs_of(op);
+  return static_cast<size_t>(linear_workspace_bytes(static_cast<Decode>(op.variant), inputs[at.x].rows(),
+                                                    inputs[at.codes].rows(), inputs[at.x].cols(),
+                                                    inputs[at.types].rows()));
+}
 
 Status launch(OpClass const& op, Attributes const& attributes, TensorView const* inputs, TensorView const* outputs,
-              void*, cudaStream_t stream) {
+              void* workspace, cudaStream_t stream) {
   constexpr int64_t kTableCells = 16 * 16;
   Inputs const at = inputs_of(op);
   TensorView const &x = inputs[at.x], &codes = inputs[at.codes], &types = inputs[at.types], &scale = inputs[at.scale];
@@ -71,13 +77,14 @@ Status launch(OpClass const& op, Attributes const& attributes, TensorView const*
   p.scale = scale.data;
   p.bias = inputs[at.bias].data;
   p.y = outputs[0].data;
+  p.workspace = op.flag(attributes, kExact) != 0 ? nullptr : workspace;
   return launch_linear(p, stream);
 }
 
 OpClass make_op(char const* name, Decode decode) {
   OpClass op;
   op.name = name;
-  op.fields = {{kGroup, FieldType::kInt32}};
+  op.fields = {{kGroup, FieldType::kInt32}, {kExact, FieldType::kInt32}};
   op.signature = signature;
   op.workspace_bytes = workspace_bytes;
   op.launch = launch;

@@ -6,8 +6,9 @@
 //
 // where s and i are sign and magnitude index of a code, a belongs to its type, and f is 1 over the power of two not
 // below 7 a + 128; type 15, INT4, is the first sum alone, times 1/8. Sums over a group are exact in int32 (float32
-// where x is T); what comes after is float32, rounded to T once. For more tokens on Hopper, float weights are rounded
-// to T before the product, scale and all; table values are exact in float16 and rounded in bfloat16.
+// where x is T); what comes after is float32, rounded to T once. Table values are exact in float16 and rounded in
+// bfloat16. For many tokens on Hopper, weights are rounded once before the product, scale and all: float to T, split
+// to float16, bytes to 127ths of the largest of their row. Without a workspace, split and bytes stay exact.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -35,12 +36,17 @@ struct LinearParams {
   float const* sx;      // [M, S]; not for kFloat
   int8_t const* codes;  // [N, packed_bytes(K)]; columns beyond K mean nothing
   int8_t const* types;  // [ceil(K / group), packed_bytes(N)]
-  void const* scale;    // [ceil(K / group), N] float16
+  void const* scale;    // [ceil(K / group), N] float16, not negative
   void const* table;    // [16, 16] by type and code: float16, or for kBytes int8, where codes 0..7 must not be negative
                         // and codes 8..15 not positive; not for kSplit
   void const* bias;     // [N] T
   void* y;              // [M, N] T
+  void* workspace;      // linear_workspace_bytes, a multiple of 16, or null
 };
+
+/// Bytes of workspace that a linear of at most m tokens wants.
+///   groups: ceil(K / group).
+int64_t linear_workspace_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups);
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream);
 

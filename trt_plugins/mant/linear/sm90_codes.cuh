@@ -1,14 +1,11 @@
-// 4-bit codes -> operands that wgmma takes from registers: 16-bit numbers, or int8 ones of one table or of two.
+// 4-bit codes -> int8 operands that wgmma takes from registers, of one table or of two; sums of a group are scaled.
 //
 // A decoder has
-//   kXBytes           of an element of x
 //   kPlanes           operands made of a word: the products with all of them make up the sum of a group
-//   kFolded           whether operands are multiplied by the group's scale, so that sums go on over all of K
-//   fill(..)          writes the block's table; returns whether negative codes mirror positive ones, where that matters
+//   fill(..)          writes the block's table
 //   Row, load(..)     what a lane keeps for a row of W and a group
 //   decode(..)        the registers that a word makes for its row
 //   weight(..)        what the sums of a plane and a group are multiplied with
-//   number(..)        a sum as float
 #pragma once
 
 #include <cstdint>
@@ -17,87 +14,31 @@
 
 namespace graphopt::mant {
 
-/// -v where `signs` is 0xff, else v, for bytes v of 0 to 127.
-__device__ __forceinline__ uint32_t negate_bytes(uint32_t value, uint32_t signs) {
-  uint32_t const negative = kTopBits - value;  // no byte borrows from the next
-  return ((negative & signs) | (value & ~signs)) ^ (signs & kTopBits);
-}
-
 constexpr uint32_t kSecondLow = 0x05020101u, kSecondHigh = 0x793a1b0cu;  // 2^i - i: 1, 1, 2, 5, 12, 27, 58, 121
-
-/// 16-bit numbers.
-template <class T>
-struct Sm90Float {
-  static constexpr int kXBytes = 2;
-  static constexpr int kPlanes = 1;
-  static constexpr bool kFolded = true;
-  using Row = FloatRow;
-
-  /// Multiply the numbers of a word by the group's scale.
-  __device__ __forceinline__ static void fold(uint32_t (&words)[2], float scale) {
-    uint32_t const pair = round_pair<T>(scale, scale);
-#pragma unroll
-    for (uint32_t& word : words) {
-      if constexpr (std::is_same_v<T, __half>) {
-        __half2 const product = __hmul2(reinterpret_cast<__half2 const&>(word), reinterpret_cast<__half2 const&>(pair));
-        word = reinterpret_cast<uint32_t const&>(product);
-      } else {
-        __nv_bfloat162 const product =
-            __hmul2(reinterpret_cast<__nv_bfloat162 const&>(word), reinterpret_cast<__nv_bfloat162 const&>(pair));
-        word = reinterpret_cast<uint32_t const&>(product);
-      }
-    }
-  }
-
-  __device__ __forceinline__ static bool fill(uint4* table, LinearArgs const& args, int thread) {
-    return fill_float_table<T>(table, args, thread);
-  }
-
-  template <bool kSymmetric>
-  __device__ __forceinline__ static void load(Row& row, uint32_t table, int type) {
-    FloatDecoder<kSymmetric>::load(row, table + 32 * type);
-  }
-
-  template <bool kSymmetric>
-  __device__ __forceinline__ static void decode(uint32_t (&first)[2], uint32_t (&second)[2], Row const& row,
-                                                uint32_t word) {
-    FloatDecoder<kSymmetric>::fragments(first, second, row, word);
-  }
-
-  __device__ __forceinline__ static void weight(float (&weights)[kPlanes], float scale, uint32_t, int) {
-    weights[0] = scale;
-  }
-  __device__ __forceinline__ static float number(uint32_t sum) { return __uint_as_float(sum); }
-};
 
 /// int8 of one table of any numbers.
 struct Sm90Bytes {
-  static constexpr int kXBytes = 1;
   static constexpr int kPlanes = 1;
-  static constexpr bool kFolded = false;
 
   struct Row {
     uint32_t positive[2], negative[2];
   };
 
-  __device__ __forceinline__ static bool fill(uint4* table, LinearArgs const& args, int thread) {
-    if (thread >= kTypes) return true;
+  __device__ __forceinline__ static void fill(uint4* table, LinearArgs const& args, int thread) {
+    if (thread >= kTypes) return;
     auto const* values = static_cast<int8_t const*>(args.table) + thread * kTypes;
     uint4 entry = {0, 0, 0, 0};
     uint32_t* words = &entry.x;
 #pragma unroll
     for (int i = 0; i < kTypes; ++i) words[i / 4] |= static_cast<uint32_t>(values[i] & 0xff) << (8 * (i % 4));
     table[thread] = entry;
-    return true;
   }
 
-  template <bool>
   __device__ __forceinline__ static void load(Row& row, uint32_t table, int type) {
     uint4 const entry = load_shared_16(table + 16 * type);
     row = {{entry.x, entry.y}, {entry.z, entry.w}};
   }
 
-  template <bool>
   __device__ __forceinline__ static void decode(uint32_t (&first)[kPlanes], uint32_t (&second)[kPlanes], Row const& row,
                                                 uint32_t word) {
     uint32_t const magnitude = word & kMagnitudes;
@@ -109,7 +50,6 @@ struct Sm90Bytes {
   __device__ __forceinline__ static void weight(float (&weights)[kPlanes], float scale, uint32_t, int) {
     weights[0] = scale * (1.0f / 128);
   }
-  __device__ __forceinline__ static float number(uint32_t sum) { return __int2float_rn(static_cast<int32_t>(sum)); }
 
  private:
   __device__ __forceinline__ static uint32_t look_up(Row const& row, uint32_t word, uint32_t magnitude) {
@@ -122,24 +62,18 @@ struct Sm90Bytes {
 
 /// int8 of the two tables i and 2^i - i.
 struct Sm90Split {
-  static constexpr int kXBytes = 1;
   static constexpr int kPlanes = 2;
-  static constexpr bool kFolded = false;
 
   struct Row {};
 
-  __device__ __forceinline__ static bool fill(uint4* table, LinearArgs const&, int thread) {
-    if (thread < kTypes) {
-      SplitType const of = split_type(thread);
-      reinterpret_cast<float4*>(table)[thread] = {of.first * of.factor, of.second * of.factor, 0.0f, 0.0f};
-    }
-    return true;
+  __device__ __forceinline__ static void fill(uint4* table, LinearArgs const&, int thread) {
+    if (thread >= kTypes) return;
+    SplitType const of = split_type(thread);
+    reinterpret_cast<float4*>(table)[thread] = {of.first * of.factor, of.second * of.factor, 0.0f, 0.0f};
   }
 
-  template <bool>
   __device__ __forceinline__ static void load(Row&, uint32_t, int) {}
 
-  template <bool>
   __device__ __forceinline__ static void decode(uint32_t (&first)[kPlanes], uint32_t (&second)[kPlanes], Row const&,
                                                 uint32_t word) {
     constexpr uint32_t kIndices = 0x07070707u;
@@ -158,7 +92,6 @@ struct Sm90Split {
     weights[0] = scale * __uint_as_float(of.x);
     weights[1] = scale * __uint_as_float(of.y);
   }
-  __device__ __forceinline__ static float number(uint32_t sum) { return __int2float_rn(static_cast<int32_t>(sum)); }
 };
 
 }  // namespace graphopt::mant

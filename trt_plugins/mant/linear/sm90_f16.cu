@@ -1,7 +1,7 @@
-#include "mant/linear/sm90_launch.cuh"
+#include "mant/linear/sm90_folded_launch.cuh"
 
 namespace graphopt::mant {
 
-template Status launch_sm90_by<__half, Sm90Float<__half>>(LinearParams const&, int, cudaStream_t);
+template Status launch_folded<FoldedFloat<__half>>(LinearParams const&, FoldedTables const&, int, cudaStream_t);
 
 }  // namespace graphopt::mant

@@ -2,6 +2,6 @@
 
 namespace graphopt::mant {
 
-template Status launch_sm90_by<int8_t, Sm90Split>(LinearParams const&, int, cudaStream_t);
+template Status launch_exact<Sm90Split>(LinearParams const&, int, cudaStream_t);
 
 }  // namespace graphopt::mant

@@ -9,39 +9,51 @@ constexpr int kSm90Rows = 128;           // of W, in a block
 constexpr int kSm90Columns = 128;        // of a stage
 constexpr int kSm90CodeBytes = 64;       // of a row of W in a stage
 constexpr int kSm90Segment = 64;         // columns whose sums are scaled together; they lie in one group
+// For 128 threads each, they fit the 64 K of a multiprocessor.
+constexpr int kSm90ProducerRegisters = 40;
+constexpr int kSm90ConsumerRegisters = 232;
+constexpr int64_t kFoldedTokens = 256;  // of a tile where numbers carry their scales
+constexpr int kSm90MaxSharedBytes = 227 * 1024;
 
-/// Sizes that follow from the tokens of a block and the bytes of an element of x.
-template <int kTokens_, int kXBytes_>
-struct Sm90Traits {
-  static constexpr int kTokens = kTokens_;
-  static constexpr int kXBytes = kXBytes_;
+/// Of the kernel that scales sums: int8 x, 128 tokens.
+struct Sm90Tile {
+  static constexpr int kTokens = 128;
   static constexpr int kConsumers = 2;  // warpgroups: the halves of a tile's rows of W
   static constexpr int kReaderWarps = 4 * kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kBoxBytes = 128;                            // of a token's columns in one copy
-  static constexpr int kBoxes = kSm90Columns * kXBytes / kBoxBytes;  // side by side
-  static constexpr int kXBytesStage = kTokens * kSm90Columns * kXBytes;
+  static constexpr int kXBytes = kTokens * kSm90Columns;  // of a stage
   static constexpr int kWBytes = kSm90Rows * kSm90CodeBytes;
   static constexpr int kSegments = kSm90Columns / kSm90Segment;
-  static constexpr int kStageBytes = kXBytesStage + kWBytes;
+  static constexpr int kStages = 8;
 
   static constexpr int kStoreTokens = 32;
   static constexpr int kStoreBytes = kStoreTokens * 128;  // of 64 rows of W
-  static constexpr int kStagingBytes = 2 * kConsumers * kStoreBytes;
-  static constexpr int kTableBytes = 512;
-  static constexpr int kBarrierBytes = 256;
-  static constexpr int kMaxSharedBytes = 227 * 1024;
-  static constexpr int kMostStages = 8;
-  static constexpr int kFittingStages = (kMaxSharedBytes - kStagingBytes - kTableBytes - kBarrierBytes) / kStageBytes;
-  static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
-  static_assert(kStages >= 2 && 16 * kStages <= kBarrierBytes);
+  static constexpr int kStagingOffset = kStages * (kXBytes + kWBytes);
+  static constexpr int kTableOffset = kStagingOffset + 2 * kConsumers * kStoreBytes;
+  static constexpr int kBarrierOffset = kTableOffset + 512;
+  static constexpr int kSharedBytes = kBarrierOffset + 16 * kStages;
+  static_assert(kSharedBytes <= kSm90MaxSharedBytes);
+};
 
-  static constexpr int kStagingOffset = kStages * kStageBytes;
-  static constexpr int kTableOffset = kStagingOffset + kStagingBytes;
-  static constexpr int kBarrierOffset = kTableOffset + kTableBytes;
-  static constexpr int kSharedBytes = kBarrierOffset + kBarrierBytes;
-  static_assert(kXBytesStage % 1024 == 0 && kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0,
-                "a swizzled tile starts at a multiple of 1024");
+/// Of the kernel whose numbers carry their scales: 256 tokens, 128 bytes of x and kCodeBytes of codes in a stage.
+template <int kCodeBytes>
+struct FoldedTile {
+  static constexpr int kTokens = kFoldedTokens;
+  static constexpr int kCluster = 2;  // blocks with the same tokens
+  static constexpr int kConsumers = 2;
+  static constexpr int kReaderWarps = 4 * kConsumers;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kXBytes = kTokens * 128;
+  static constexpr int kWBytes = kSm90Rows * kCodeBytes;
+  static constexpr int kStages = 5;
+
+  static constexpr int kStoreTokens = 32;
+  static constexpr int kStoreBytes = kStoreTokens * 128;
+  static constexpr int kStagingOffset = kStages * (kXBytes + kWBytes);
+  static constexpr int kTableOffset = kStagingOffset + 2 * kConsumers * kStoreBytes;
+  static constexpr int kBarrierOffset = kTableOffset + 512;
+  static constexpr int kSharedBytes = kBarrierOffset + 16 * kStages;
+  static_assert(kSharedBytes <= kSm90MaxSharedBytes && (kXBytes + kWBytes) % 1024 == 0);
 };
 
 }  // namespace graphopt::mant
