@@ -356,7 +356,7 @@ GRAPHOPT_EXPORT int64_t graphopt_vq_linear_workspace_bytes(int64_t n, int64_t k,
 
 GRAPHOPT_EXPORT int32_t graphopt_vq_linear_e8(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t residuals,
                                               void const* x, int8_t const* codes, float const* ratios,
-                                              float const* scale, void const* bias, void* y, void* stream) {
+                                              float const* scale, void const* bias, void* y, void* workspace, void* stream) {
   graphopt::vq::LinearParams const params{static_cast<DType>(dtype),
                                           m,
                                           n,
@@ -373,7 +373,7 @@ GRAPHOPT_EXPORT int32_t graphopt_vq_linear_e8(int32_t dtype, int64_t m, int64_t 
                                           scale,
                                           bias,
                                           y,
-                                          /*workspace=*/nullptr};
+                                          workspace};
   return static_cast<int32_t>(graphopt::vq::launch_linear(params, static_cast<cudaStream_t>(stream)));
 }
 

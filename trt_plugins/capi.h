@@ -191,7 +191,7 @@ int64_t graphopt_vq_linear_workspace_bytes(int64_t n, int64_t k, int32_t vector,
 // lattice E8 (trt_plugins/vq/linear/lattice.cuh). ratios [residuals] float, ratios[0] not 0.
 int32_t graphopt_vq_linear_e8(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t residuals, void const* x,
                               int8_t const* codes, float const* ratios, float const* scale, void const* bias, void* y,
-                              void* stream);
+                              void* workspace, void* stream);
 
 // Writes as JSON which kernel graphopt_vq_linear would run for aligned operands, and the estimated times (microseconds) that it
 // was chosen by. lattice: 1 for graphopt_vq_linear_e8. compute_capability: 90 or another. Returns the bytes of the text without

@@ -62,7 +62,7 @@ class VqLibrary(Library):
         lib = self._lib
         with self._calls_of("vector-quantized weights"):
             lib.graphopt_vq_linear.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [pointer] * 8
-            lib.graphopt_vq_linear_e8.argtypes = [number] + [long] * 3 + [number] + [pointer] * 7
+            lib.graphopt_vq_linear_e8.argtypes = [number] + [long] * 3 + [number] + [pointer] * 8
             lib.graphopt_vq_hadamard.argtypes = [number] + [long] * 4 + [pointer] * 4
             sizes = [number] + [long] * 2 + [number] * 3 + [long] * 2 + [number]
             lib.graphopt_vq_generate.argtypes = [*sizes, pointer, long, ctypes.c_char_p, long]
@@ -114,13 +114,13 @@ class VqLibrary(Library):
             workspace: of `workspace`; without, kernels that need one are not used.
         """
         (m, k), n = x.shape, len(codes)
-        sizes, operands = (m, n, k), (x, codes, books, scale, bias, y)
+        scratch = workspace if workspace is not None and workspace.numel() else None
+        sizes, operands = (m, n, k), (x, codes, books, scale, bias, y, scratch)
         if fmt.lattice:
             self._enqueue(self._lib.graphopt_vq_linear_e8, x, (*sizes, fmt.residuals), operands)
         else:
-            scratch = workspace if workspace is not None and workspace.numel() else None
             how = fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k)
-            self._enqueue(self._lib.graphopt_vq_linear, x, (*sizes, *how), (*operands, scratch))
+            self._enqueue(self._lib.graphopt_vq_linear, x, (*sizes, *how), operands)
 
     def hadamard(self, x: "Tensor", signs: "Tensor", y: "Tensor", block: int) -> None:
         """Enqueue the randomized Hadamard transform of x [M, K] into y [M, K']; signs [K'] int8."""

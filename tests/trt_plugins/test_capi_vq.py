@@ -18,6 +18,7 @@ FLOAT32, FLOAT16, BFLOAT16, INT8 = range(4)
 OK, NULL, MISALIGNED, BAD_SHAPE, BAD_TYPE, _, TOO_LARGE = range(7)
 WHOLE = 1 << 30
 GPTVQ2, AQLM2, AQLM3 = (4, 8, 1, 256, 256), (8, 8, 2, WHOLE, WHOLE), (8, 12, 2, WHOLE, WHOLE)
+QUIP4 = (8, 16, 2, WHOLE, WHOLE)
 H100, A100 = (132, 90), (108, 80)
 
 
@@ -48,7 +49,7 @@ def _linear(lib: ctypes.CDLL, **changes: int | None) -> int:
 
 def _linear_e8(lib: ctypes.CDLL, **changes: int | None) -> int:
     numbers = {"dtype": FLOAT16, "m": 0, "n": 8, "k": 64, "residuals": 2}
-    pointers = dict.fromkeys(("x", "codes", "ratios", "scale", "bias", "y"), POINTER)
+    pointers = dict.fromkeys(("x", "codes", "ratios", "scale", "bias", "y", "workspace"), POINTER)
     return _call(lib.graphopt_vq_linear_e8, numbers, pointers, changes)
 
 
@@ -137,12 +138,19 @@ def test_what_has_no_kernel_of_its_own_is_done_by_the_generic_one(lib: ctypes.CD
     assert _plan(lib, AQLM2, 1, 64, 68)["kernel"] == "generic"
     assert _plan(lib, AQLM2, 1, 64, 64, dtype=FLOAT32)["kernel"] == "generic"
     assert _plan(lib, (8, 8, 2, 256, 256), 1, 512, 512)["kernel"] == "generic"
-    assert _plan(lib, (8, 16, 2, WHOLE, WHOLE), 1, 64, 64, lattice=1)["kernel"] != "generic"
+    assert _plan(lib, QUIP4, 1, 64, 64, lattice=1)["kernel"] != "generic"
 
 
-def test_products_are_looked_up_for_one_token_only(lib: ctypes.CDLL) -> None:
-    assert "table" in _plan(lib, AQLM2, 1, 8192, 8192)["candidates"]
-    assert "table" not in _plan(lib, AQLM2, 2, 8192, 8192)["candidates"]
+@pytest.mark.parametrize(("fmt", "lattice"), [(GPTVQ2, 0), (AQLM2, 0), (AQLM3, 0), (QUIP4, 1)])
+def test_products_are_looked_up_for_one_token_only(lib: ctypes.CDLL, fmt: tuple[int, ...], lattice: int) -> None:
+    assert _plan(lib, fmt, 1, 8192, 8192, lattice=lattice)["kernel"] == "table"
+    assert "table" not in _plan(lib, fmt, 2, 8192, 8192, lattice=lattice)["candidates"]
+
+
+def test_products_need_shared_memory_and_tiles_of_as_many_rows(lib: ctypes.CDLL) -> None:
+    candidates = [_plan(lib, fmt, 1, 512, 512, device=A100)["candidates"] for fmt in (GPTVQ2, AQLM2)]
+    assert ["table" in found for found in candidates] == [False, True]
+    assert "table" not in _plan(lib, (4, 8, 1, 128, 256), 1, 512, 512)["candidates"]
 
 
 def test_workspace_is_that_of_the_table_kernel(lib: ctypes.CDLL) -> None:
@@ -154,7 +162,10 @@ def test_workspace_is_that_of_the_table_kernel(lib: ctypes.CDLL) -> None:
         return int(function(ctypes.c_int64(n), ctypes.c_int64(k), *numbers, *(ctypes.c_int64(v) for v in fmt[3:])))
 
     assert size(64, 520, AQLM2) == 3 * 64 * 4  # slices of 256 columns
-    assert size(64, 520, GPTVQ2) == size(64, 520, AQLM3) == 0
+    assert size(64, 520, GPTVQ2) == size(64, 520, AQLM2)
+    assert size(64, 520, QUIP4) == 5 * 64 * 4  # slices of 128 columns
+    assert size(64, 520, AQLM3) == 9 * 64 * 4  # of 64
+    assert size(64, 520, (8, 8, 3, WHOLE, WHOLE)) == 0
 
 
 def test_the_kernels_lattice_is_that_of_the_body(tmp_path: Path) -> None:

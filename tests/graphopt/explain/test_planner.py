@@ -50,7 +50,7 @@ def test_presets_have_estimates_where_their_codebooks_fit(
 
 def test_blocks_share_k_on_hopper_only_and_gain_by_it(planner: Planner) -> None:
     view = layer(Format(4, 8, 1, 256, 256), 8192, 8192)
-    together, alone = (planner.plan(view, 1, DEVICES["h100"], clusters=c) for c in (True, False))
+    together, alone = (planner.plan(view, 4, DEVICES["h100"], clusters=c) for c in (True, False))
     assert together["split"] > alone["split"] == 1
     assert together["us"] < alone["us"]
 

@@ -12,6 +12,8 @@ using Aqlm2 = BookWeights<T, 8, 8, 2, /*kTiled=*/false, /*kCopies=*/8>;
 template <class T>
 using Aqlm3 = BookWeights<T, 8, 12, 2, /*kTiled=*/false, /*kCopies=*/1>;  // 128 KB: no room for another copy
 template <class T>
-using Quip4 = LatticeWeights<T, 2, /*kCopies=*/8>;
+using Quip4 = LatticeWeights<T, 2, /*kPairs=*/false>;
+template <class T>
+using Quip4Pairs = LatticeWeights<T, 2, /*kPairs=*/true>;
 
 }  // namespace graphopt::vq

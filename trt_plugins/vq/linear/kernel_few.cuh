@@ -79,6 +79,9 @@ __device__ __forceinline__ void multiply_chunk(float (&sums)[kTokenTiles][4],
                                                ChunkCodes<typename Weights::Codes> const& codes,
                                                typename Weights::Decoder const& decoder, uint32_t x, int tokens) {
   int const token = static_cast<int>(threadIdx.x) % 32 / 4;
+  uint32_t places[kTokenTiles];  // tokens that do not exist are read as the first one: their sums are not stored
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) places[j] = x + (8 * j + token < tokens ? 8 * j : -token) * 64;
 #pragma unroll
   for (int q = 0; q < Weights::Codes::kColumns / 8; ++q) {
     uint32_t upper[4], lower[4];
@@ -88,8 +91,8 @@ __device__ __forceinline__ void multiply_chunk(float (&sums)[kTokenTiles][4],
     uint32_t const second[4] = {upper[2], lower[2], upper[3], lower[3]};
 #pragma unroll
     for (int j = 0; j < kTokenTiles; ++j) {
-      uint32_t b[4] = {0, 0, 0, 0};
-      if (8 * j + token < tokens) load_shared(b, x + (q * tokens + 8 * j) * 64);
+      uint32_t b[4];
+      load_shared(b, places[j] + q * tokens * 64);
       mma<typename Weights::T>(sums[j], first, b[0], b[1]);
       mma<typename Weights::T>(sums[j], second, b[2], b[3]);
     }

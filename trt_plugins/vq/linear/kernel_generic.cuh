@@ -28,7 +28,7 @@ class GenericEntry {
     }
     code_ = (word >> (bit % 8)) & ((uint32_t{1} << p.bits) - 1);
     if (p.lattice()) {
-      signs_ = e8_signs(code_);
+      signs_ = e8_signs(code_ >> 8);
       row_ = __ldg(&kE8Table.row[code_ & 255]);
       ratio_ = p.ratios[i];
     } else {

@@ -4,13 +4,12 @@
 // K. So every multiprocessor has the same work whatever the sizes are, codebooks and X are brought once, and where two
 // blocks fit, the next launch's block brings its codebooks while this one's multiplies.
 //
-// For one token, the shifts of lattice points are not added to the points: each adds +-1/4 of the sum of its eight x.
 // For one token, shifts of lattice points are left out of the points: a group of eight adds +-1/4 of the sum of its x.
 #pragma once
 
 #include <cstdint>
 
-#include "vq/linear/kernel_few.cuh"
+#include "vq/linear/queue.cuh"
 
 namespace graphopt::vq {
 
@@ -35,7 +34,7 @@ class RowTiles {
   static constexpr int kRows = Shape::kRows;
   static constexpr int kWarps = Shape::kWarps;
   static constexpr int kThreads = Shape::kThreads;
-  static constexpr int kDepth = Codes::kWords > 4 ? 1 : 2;                // chunks of codes on their way
+  using Queue = ChunkQueue<Weights, kThreads>;
   static constexpr bool kShifts = Weights::kLattice && Shape::kOneToken;  // are summed apart
   static constexpr int kEights = Codes::kColumns / 8;
   static_assert(!Weights::kTiled && (!kShifts || kEights == 4));
@@ -56,10 +55,10 @@ class RowTiles {
  public:
   static constexpr int kChunk = 4 * Codes::kColumns;
 
-  /// Bytes of shared memory: tables, X, two buffers of sums, and the sums of every eight x.
+  /// Bytes of shared memory: tables, codes, X, two buffers of sums, and the sums of every eight x.
   static constexpr int64_t shared_bytes(int tokens, int64_t chunks) {
-    return Weights::kSharedBytes + tokens * chunks * kChunk * int64_t{sizeof(T)} + 2 * kWarps * tokens * kRows * 4 +
-           (kShifts ? chunks * kChunk / 2 : 0);
+    return Weights::kSharedBytes + Queue::kBytes + tokens * chunks * kChunk * int64_t{sizeof(T)} +
+           2 * kWarps * tokens * kRows * 4 + (kShifts ? chunks * kChunk / 2 : 0);
   }
 
   __device__ __forceinline__ RowTiles(FewArgs<T> const& args, uint32_t shared)
@@ -67,7 +66,8 @@ class RowTiles {
         table_(shared),
         m0_(static_cast<int>(blockIdx.y) * Shape::kTokens),
         tokens_(min(Shape::kTokens, args.m - m0_)),
-        x_(shared + Weights::kSharedBytes),
+        queue_(shared + Weights::kSharedBytes),
+        x_(queue_ + Queue::kBytes),
         sums_(x_ + tokens_ * args.chunks * kChunk * static_cast<int>(sizeof(T))),
         eights_(sums_ + 2 * kWarps * tokens_ * kRows * 4),
         lane_(static_cast<int>(threadIdx.x) % 32),
@@ -79,9 +79,8 @@ class RowTiles {
   }
 
   __device__ __forceinline__ void run() {
-    ChunkCodes<Codes> codes[kDepth];
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) load(codes[d]);
+    auto const next = [this] { return advance(); };
+    Queue queue(queue_, next);
     typename Weights::template Loader<kThreads>(static_cast<int>(threadIdx.x)).copy(args_.codebooks, table_);
     wait_for_predecessor();
     release_successor();
@@ -99,43 +98,39 @@ class RowTiles {
     load_epilogue(args_, row_of(begin_), factor, bias);
     int const steps = (end_ - begin_) * ((args_.chunks + kWarps - 1) / kWarps);
 #pragma unroll 1
-    for (int step = 0; step < steps; step += kDepth) {
-      // Every chunk in flight has registers of its own: to move one would be to wait for it.
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        if (step + d >= steps) break;
-        ChunkCodes<Codes> const now = codes[d];
-        load(codes[d]);
-        if (at.chunk < args_.chunks) {
-          uint32_t const x = x_ + (at.chunk * kEights * tokens_ * 4 + lane_) * 16;
-          if constexpr (kShifts) {
-            multiply_points(sums[0], shifts, now, decoder, x, eights_ + (at.chunk * 4 + lane_ % 4) * 16);
-          } else {
-            multiply_chunk<Weights>(sums, now, decoder, x, tokens_);
-          }
+    for (int step = 0; step < steps; ++step) {
+      ChunkCodes<Codes> now;
+      queue.take(now, next);
+      if (at.chunk < args_.chunks) {
+        uint32_t const x = x_ + (at.chunk * kEights * tokens_ * 4 + lane_) * 16;
+        if constexpr (kShifts) {
+          multiply_points(sums[0], shifts, now, decoder, x, eights_ + (at.chunk * 4 + lane_ % 4) * 16);
+        } else {
+          multiply_chunk<Weights>(sums, now, decoder, x, tokens_);
         }
-        int const tile = at.tile;
-        at.advance(args_.chunks, warp_);
-        if (at.tile == tile) continue;
-        if constexpr (kShifts) add_shifts(sums[0], shifts);
-        finish(tile, sums, factor, bias);
-        load_epilogue(args_, row_of(at.tile), factor, bias);
-#pragma unroll
-        for (auto& tokens : sums) tokens[0] = tokens[1] = tokens[2] = tokens[3] = 0.0f;
-        shifts[0][0] = shifts[0][1] = shifts[1][0] = shifts[1][1] = 0.0f;
       }
+      int const tile = at.tile;
+      at.advance(args_.chunks, warp_);
+      if (at.tile == tile) continue;
+      if constexpr (kShifts) add_shifts(sums[0], shifts);
+      finish(tile, sums, factor, bias);
+      load_epilogue(args_, row_of(at.tile), factor, bias);
+#pragma unroll
+      for (auto& tokens : sums) tokens[0] = tokens[1] = tokens[2] = tokens[3] = 0.0f;
+      shifts[0][0] = shifts[0][1] = shifts[1][0] = shifts[1][1] = 0.0f;
     }
   }
 
  private:
-  /// This lane's codes of the next chunk; zeros behind the last one.
-  __device__ __forceinline__ void load(ChunkCodes<Codes>& codes) {
-    int const first = (ahead_.chunk * 4 + lane_ % 4) * Codes::kBytes;
-    int const limit = ahead_.tile < end_ && ahead_.chunk < args_.chunks ? args_.row_bytes : 0;
+  /// Where this lane's codes of the next chunk are; past the last one nothing is read.
+  __device__ __forceinline__ ChunkPlace advance() {
     int const n = ahead_.tile * kRows + lane_ / 4;
-    codes.upper.load(args_.codes + int64_t{min(n, args_.n - 1)} * args_.row_bytes, first, limit);
-    codes.lower.load(args_.codes + int64_t{min(n + 8, args_.n - 1)} * args_.row_bytes, first, limit);
+    ChunkPlace const place{args_.codes + int64_t{min(n, args_.n - 1)} * args_.row_bytes,
+                           args_.codes + int64_t{min(n + 8, args_.n - 1)} * args_.row_bytes,
+                           (ahead_.chunk * 4 + lane_ % 4) * Codes::kBytes,
+                           ahead_.tile < end_ && ahead_.chunk < args_.chunks ? args_.row_bytes : 0};
     ahead_.advance(args_.chunks, warp_);
+    return place;
   }
 
   /// The sum of every eight x, in the order of X: lane t's four of a chunk lie together.
@@ -229,7 +224,7 @@ class RowTiles {
   FewArgs<T> const& args_;
   uint32_t const table_;
   int const m0_, tokens_;
-  uint32_t const x_, sums_, eights_;
+  uint32_t const queue_, x_, sums_, eights_;
   int const lane_, warp_;
   int begin_, end_;  // tiles of 16 rows of this block
   Place ahead_;

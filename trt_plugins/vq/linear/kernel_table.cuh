@@ -1,49 +1,18 @@
-// Kernel for one token and codes of 8 bits of eight elements, two codes a vector: products instead of entries are
-// looked up.
+// Kernel for one token and trained codebooks of 256 entries: products instead of entries are looked up.
 //
-// For each group of eight columns, the products of its eight x with all entries are made once, 2 x 256 float32, by
-// mma.sync. A code then costs a look-up of 4 bytes instead of an entry's 16. That pays where a table is used by more
-// rows than it has entries' worth of work: a block keeps one for a slice of 256 columns and as many rows as are its
-// share.
+// The products of a slice's 256 columns of x with all entries, 16384 float32, are made once, by mma.sync. A code then
+// costs a look-up of 4 bytes instead of an entry's 8 or 16. Where codebooks are those of tiles, the products of the
+// next slice are made while others still look up in those of this one.
 //
-//   table [residual][code][32 groups]: one row of banks, a lane looks up in a group of its own, so no two lanes meet
-//   lane (i = lane / 4, t = lane % 4) has the 16 bytes of codes of groups 8 t .. 8 t + 7 of row i of eight rows, and
-//   takes them in the order j + i modulo 8: at any time the lanes of a warp are in 32 different groups
-//
-// Sums of a slice go to the workspace; a second kernel, which waits for the first one, adds the slices in their order.
+//   table [code][residual][group of v columns]: 256 bytes for a code, so that a code is one byte of an address; lanes
+//   look up in groups of their own, in an order of their own, so that no two of them meet at a bank
 #pragma once
 
 #include <cstdint>
 
-#include "common/ptx.cuh"
-#include "common/vec.cuh"
-#include "vq/linear/book.cuh"
+#include "vq/linear/table_walk.cuh"
 
 namespace graphopt::vq {
-
-/// LinearParams of one token with the element type known.
-template <class T>
-struct TableArgs {
-  T const* __restrict__ x;               // [K]
-  int8_t const* __restrict__ codes;      // [N, row_bytes]
-  __half const* __restrict__ codebooks;  // [2, 256, 8]
-  float const* __restrict__ scale;       // [N]
-  T const* __restrict__ bias;            // [N]
-  T* __restrict__ y;                     // [N]
-  float* __restrict__ sums;              // [slices, N], the workspace
-  int32_t n;
-  int32_t k;
-  int32_t row_bytes;
-  int32_t slices;
-  int32_t units;  // of kTableRows rows, in a slice
-};
-
-constexpr int kTableColumns = 256;  // of a slice
-constexpr int kTableWarps = 16;
-constexpr int kTableRows = 8 * kTableWarps;  // that a block takes at a time
-constexpr int kTableThreads = 32 * kTableWarps;
-constexpr int kTableEntries = 512;  // of both residuals
-constexpr int kTableSharedBytes = kTableEntries * 32 * 4;
 
 /// c += a b: 16 x 8 times 8 x 8.
 template <class T>
@@ -59,203 +28,205 @@ __device__ __forceinline__ void mma_k8(float (&c)[4], uint32_t const (&a)[2], ui
   }
 }
 
-template <class T>
+/// Sizes for Weights = BookWeights<T, v, 8, r, kTiled, ...> with v / r = 4.
+template <class Weights_>
+struct TableShape {
+  using Weights = Weights_;
+  using T = typename Weights::T;
+  static constexpr bool kTiled = Weights::kTiled;
+  static constexpr int kVector = Weights::Codes::kVector;
+  static constexpr int kResiduals = Weights::Codes::kResiduals;
+  static_assert(Weights::Codes::kBits == 8 && kVector == 4 * kResiduals && kVector <= 8);
+  static constexpr int kRows = kTableRows;  // of a unit
+  static constexpr int kColumns = 256;      // of a slice
+  static constexpr int kGroups = kColumns / kVector;
+  static constexpr int kEntryTiles = kResiduals * 256 / 8 / kTableWarps;  // of 8 entries that a warp multiplies
+  static constexpr int kGroupTiles = kGroups / 16;
+  static constexpr int kTables = kTiled ? 2 : 1;
+  static constexpr int kTableBytes = 64 * 1024;
+  static constexpr int kDepth = 6;
+  using Queue = UnitQueue<T, kTiled, kDepth>;
+  static_assert(Queue::kBytes <= kTableAlignment - 1024, "beside what the system keeps");
+  /// From the address 0 of shared memory on, or from a little later.
+  static constexpr int kSharedBytes = kTableAlignment + kTables * kTableBytes;
+};
+
+template <class Shape>
 class TableProduct {
-  static constexpr int kDepth = 4;                                // units of codes on their way
-  static constexpr int kTiles = kTableEntries / kTableWarps / 8;  // of 8 entries that a warp multiplies
-
-  /// A unit: rows from `row` on of a slice. Units follow each other row by row, then slice by slice.
-  struct Unit {
-    int slice, row;
-
-    __device__ __forceinline__ void advance(int units) {
-      row += kTableRows;
-      if (row < units * kTableRows) return;
-      row = 0;
-      ++slice;
-    }
-  };
+  using T = typename Shape::T;
+  using Place = TablePlace<Shape::kTiled>;
+  static constexpr int kResiduals = Shape::kResiduals;
+  static constexpr int kEntryTiles = Shape::kEntryTiles;
+  static constexpr int kGroupTiles = Shape::kGroupTiles;
+  static constexpr int kBases = 16 / kResiduals;  // groups of a lane
 
  public:
-  __device__ __forceinline__ TableProduct(TableArgs<T> const& args, uint32_t table)
+  __device__ __forceinline__ TableProduct(TableArgs<T> const& args, uint32_t shared)
       : args_(args),
-        table_(table),
+        share_(TableShare::of<Shape::kTiled>(args)),
+        queue_(args, share_, shared),
+        table_((shared + Shape::Queue::kBytes + kTableAlignment - 1) / kTableAlignment * kTableAlignment),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32) {
-    int const all = args.slices * args.units;
-    int const begin = static_cast<int>(int64_t{all} * blockIdx.x / gridDim.x);
-    count_ = static_cast<int>(int64_t{all} * (blockIdx.x + 1) / gridDim.x) - begin;
-    now_ = ahead_ = {begin / args.units, begin % args.units * kTableRows};
-    loads_left_ = count_;
+    // Bytes that a lane turns its 16 by, so that it begins at another group than the lanes with the same banks.
+    int const i = lane_ / 4, t = lane_ % 4, turn = 2 * i + (kResiduals == 1 ? t / 2 : 0);
+    shift_ = turn % 4 * 8;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) groups_[j] = table_ + (lane_ % 4 * 8 + (j + lane_ / 4) % 8) * 4;
+    for (int j = 0; j < kBases; ++j) {
+      groups_[j] = table_ + (t * kBases + (j + turn / kResiduals) % kBases) * 4;
+    }
   }
 
   __device__ __forceinline__ void run() {
-    Vec<int8_t> codes[kDepth];
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) load(codes[d]);
-    load_entries();
+    Place now = Place::of(args_, share_.begin);
+    if constexpr (!Shape::kTiled) load_entries();
     wait_for_predecessor();
     release_successor();
-    int slice = -1;
-#pragma unroll 1
-    for (int i = 0; i < count_; i += kDepth) {
-      // Every unit in flight has registers of its own: to move one would be to wait for it.
-#pragma unroll
-      for (int d = 0; d < kDepth; ++d) {
-        if (i + d >= count_) break;
-        if (now_.slice != slice) {
-          slice = now_.slice;
-          __syncthreads();  // everyone has left the table
-          make_table(slice);
-          __syncthreads();
-        }
-        Vec<int8_t> const unit = codes[d];
-        load(codes[d]);
-        float const sum = look_up(unit);
-        int const n = row(now_);
-        if (lane_ % 4 == 0 && n < args_.n) args_.sums[int64_t{slice} * args_.n + n] = sum;
-        now_.advance(args_.units);
+    int left = share_.count;
+    if (left == 0) return;
+    load_x(now);
+    make_table(table_);
+    __syncthreads();
+    float sums[2] = {};  // of both units of rows of a tile
+    int part = 0;        // of the sums of these rows
+    if constexpr (Shape::kTiled) {
+      part = static_cast<int>(blockIdx.x) - owner(args_, now.row / (2 * kTableRows) * args_.slices);
+    }
+    while (true) {
+      int const count = min(now.run(args_), left);
+      Place next = now;
+      left -= count;
+      if constexpr (Shape::kTiled) {
+        next.advance(args_);
+        next.advance(args_);
+      } else {
+        next = {now.slice + 1, 0};
       }
+      if (left > 0) load_x(next);
+      if constexpr (Shape::kTiled) {
+        sums[0] += look_up();
+        sums[1] += look_up();
+        if (left == 0 || next.row != now.row) {
+          leave_sum(args_, part, now.row, sums[0]);
+          leave_sum(args_, part, now.row + kTableRows, sums[1]);
+          sums[0] = sums[1] = 0.0f;
+          part = 0;
+        }
+      } else {
+#pragma unroll 1
+        for (int u = 0; u < count; ++u) leave_sum(args_, now.slice, now.row + u * kTableRows, look_up());
+      }
+      if (left == 0) return;
+      if constexpr (Shape::kTiled) {
+        make_table(table_ + other_);
+        table_ += other_;
+#pragma unroll
+        for (uint32_t& group : groups_) group += other_;
+        other_ = -other_;
+      } else {
+        __syncthreads();  // everyone has left the table
+        make_table(table_);
+      }
+      __syncthreads();
+      now = next;
     }
   }
 
  private:
-  __device__ __forceinline__ int row(Unit const& unit) const { return unit.row + warp_ * 8 + lane_ / 4; }
-
-  /// This lane's codes of the next unit; zeros behind its row or the last unit.
-  __device__ __forceinline__ void load(Vec<int8_t>& codes) {
-    int const n = row(ahead_), byte = ahead_.slice * (kTableColumns / 4) + lane_ % 4 * 16;
-    codes = {};
-    if (loads_left_ > 0 && n < args_.n && byte < args_.row_bytes) {
-      // The bytes beside these belong to blocks that run now: memory is read in runs of 256 bytes.
-      asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(codes.word[0]), "=r"(codes.word[1]), "=r"(codes.word[2]), "=r"(codes.word[3])
-                   : "l"(args_.codes + int64_t{n} * args_.row_bytes + byte));
-    }
-    --loads_left_;
-    ahead_.advance(args_.units);
-  }
-
   /// B operands: entry lane / 4 of every tile of this warp, its elements 2 t and 2 t + 1.
   __device__ __forceinline__ void load_entries() {
+    auto const* const books = reinterpret_cast<uint32_t const*>(args_.codebooks);
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      int const entry = (warp_ * kTiles + i) * 8 + lane_ / 4;
-      entries_[i] =
-          from_half_pair<T>(__ldg(reinterpret_cast<uint32_t const*>(args_.codebooks) + entry * 4 + lane_ % 4));
+    for (int i = 0; i < kEntryTiles; ++i) {
+      int const entry = (warp_ * kEntryTiles + i) * 8 + lane_ / 4;
+      entries_[i] = from_half_pair<T>(__ldg(books + entry * (Shape::kVector / 2) + lane_ % 4));
     }
   }
 
-  /// Products of the slice's 32 groups of x with this warp's entries.
-  __device__ __forceinline__ void make_table(int slice) const {
-    uint32_t x[2][2];  // A operands: groups 16 i + g and 16 i + 8 + g, elements 2 t and 2 t + 1
+  /// A operands of a place: groups 16 i + g and 16 i + 8 + g of x, elements 2 t and 2 t + 1.
+  __device__ __forceinline__ void load_x(Place const& at) {
+    int const first = at.slice * Shape::kColumns + lane_ / 4 * Shape::kVector + lane_ % 4 * 2;
+    int const limit = lane_ % 4 * 2 < Shape::kVector ? args_.k - first : 0;
+    T const* const x = args_.x + first;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const column = slice * kTableColumns + (8 * i + lane_ / 4) * 8 + lane_ % 4 * 2;
-      x[i / 2][i % 2] = column < args_.k ? *reinterpret_cast<uint32_t const*>(args_.x + column) : 0;
+    for (int i = 0; i < 2 * kGroupTiles; ++i) {
+      int const column = 8 * i * Shape::kVector;
+      x_[i / 2][i % 2] = column < limit ? *reinterpret_cast<uint32_t const*>(x + column) : 0;
+    }
+  }
+
+  /// Products of x with this warp's entries.
+  __device__ __forceinline__ void make_table(uint32_t table) {
+    if constexpr (Shape::kTiled) {
+      queue_.peek_entries(entries_);
+#pragma unroll
+      for (uint32_t& entry : entries_) entry = lane_ % 4 * 2 < Shape::kVector ? from_half_pair<T>(entry) : 0;
     }
     int const g = lane_ / 4, t = lane_ % 4;
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      float c[2][4] = {};
-      mma_k8<T>(c[0], x[0], entries_[i]);
-      mma_k8<T>(c[1], x[1], entries_[i]);
+    for (int i = 0; i < kEntryTiles; ++i) {
+      float c[kGroupTiles][4] = {};
+#pragma unroll
+      for (int j = 0; j < kGroupTiles; ++j) mma_k8<T>(c[j], x_[j], entries_[i]);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        // Lanes start at different groups of eight, so that all store to different banks.
-        float v[4] = {c[0][e], c[0][2 + e], c[1][e], c[1][2 + e]};
-        rotate<1>(v, (t & 1) != 0);
-        rotate<2>(v, (t & 2) != 0);
-        uint32_t const place = table_ + ((warp_ * kTiles + i) * 8 + 2 * t + e) * 128 + g * 4;
+        int const entry = (warp_ * kEntryTiles + i) * 8 + 2 * t + e;
 #pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          asm volatile("st.shared.f32 [%0], %1;" ::"r"(place + (t + s) % 4 * 32), "f"(v[s]) : "memory");
+        for (int half = 0; half < kGroupTiles / 2; ++half) {  // 128 bytes
+          // Lanes start at different groups of eight, so that all store to different banks.
+          float v[4] = {c[2 * half][e], c[2 * half][2 + e], c[2 * half + 1][e], c[2 * half + 1][2 + e]};
+          rotate<1>(v, (t & 1) != 0);
+          rotate<2>(v, (t & 2) != 0);
+          uint32_t const place = table + entry % 256 * 256 + (half + entry / 256) * 128 + g * 4;
+#pragma unroll
+          for (int s = 0; s < 4; ++s) store_float(place + (t + s) % 4 * 32, v[s]);
         }
       }
     }
   }
 
-  template <int kPlaces, class Word>
-  __device__ __forceinline__ static void rotate(Word (&v)[4], bool turn) {
-    Word turned[4];
+  template <int kPlaces>
+  __device__ __forceinline__ static void rotate(float (&v)[4], bool turn) {
+    float turned[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) turned[i] = v[(i + kPlaces) % 4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) v[i] = turn ? turned[i] : v[i];
   }
 
-  /// The sum of what the codes of lane / 4's row name, in all four lanes of the row.
-  __device__ __forceinline__ float look_up(Vec<int8_t> const& codes) const {
-    int const i = lane_ / 4;
-    uint32_t word[4] = {codes.word[0], codes.word[1], codes.word[2], codes.word[3]};
-    rotate<1>(word, (i & 2) != 0);
-    rotate<2>(word, (i & 4) != 0);
-    uint32_t const shift = (i & 1) * 16, first = word[0];
-    float sum[2] = {};
+  /// This lane's part of what the codes of the next unit name.
+  __device__ __forceinline__ float look_up() {
+    uint32_t word[4];
+    queue_.take(word);
+    float sums[2] = {};
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      uint32_t const turned = __funnelshift_r(word[w], w < 3 ? word[w + 1] : first, shift);
+      uint32_t const turned = __funnelshift_r(word[w], word[(w + 1) % 4], shift_);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          uint32_t const code = __byte_perm(turned, 0, 0x4440 + 2 * h + r);
-          float product;
-          asm volatile("ld.shared.f32 %0, [%1];"
-                       : "=f"(product)
-                       : "r"(groups_[2 * w + h] + code * 128 + r * (256 * 128)));
-          sum[r] += product;
-        }
+      for (int b = 0; b < 4; ++b) {
+        uint32_t const group = groups_[(4 * w + b) / kResiduals];
+        sums[b % 2] += load_float(permute_bytes(turned, group, 0x7604 + (b << 4)) + b % kResiduals * 128);
       }
     }
-    float total = sum[0] + sum[1];
-    total += __shfl_xor_sync(0xffffffffu, total, 1);
-    return total + __shfl_xor_sync(0xffffffffu, total, 2);
+    return sums[0] + sums[1];
   }
 
   TableArgs<T> const& args_;
-  uint32_t const table_;
+  TableShare const share_;
+  typename Shape::Queue queue_;
+  uint32_t table_;
+  uint32_t other_ = Shape::kTableBytes;  // from the table to the one that is made next
   int const lane_, warp_;
-  int count_, loads_left_;  // units of this block
-  Unit now_, ahead_;
-  uint32_t groups_[8];  // of the lane, in its order
-  uint32_t entries_[kTiles];
+  uint32_t shift_;
+  uint32_t groups_[kBases];  // of the lane, in its order
+  uint32_t x_[kGroupTiles][2];
+  uint32_t entries_[kEntryTiles];
 };
 
-template <class T>
-__global__ void __launch_bounds__(kTableThreads, 1) linear_table(TableArgs<T> const args) {
+template <class Shape>
+__global__ void __launch_bounds__(kTableThreads, 1) linear_table(TableArgs<typename Shape::T> const args) {
   extern __shared__ __align__(128) char shared[];
-  TableProduct<T>(args, shared_address(shared)).run();
-}
-
-constexpr int kAddThreads = 256;
-constexpr int kAddLanes = 8;  // of a row
-
-/// y = T(scale * (sum over slices) + bias).
-template <class T>
-__global__ void __launch_bounds__(kAddThreads) linear_add_slices(TableArgs<T> const args) {
-  constexpr int kRows = kAddThreads / kAddLanes;
-  __shared__ float parts[kAddLanes][kRows];
-  int const at = static_cast<int>(threadIdx.x) % kRows, lane = static_cast<int>(threadIdx.x) / kRows;
-  int const n = static_cast<int>(blockIdx.x) * kRows + at;
-  bool const valid = n < args.n;
-  float const scale = valid ? __ldg(args.scale + n) : 0.0f;
-  float const bias = valid ? to_float(__ldg(args.bias + n)) : 0.0f;
-  wait_for_predecessor();
-  release_successor();
-  float sum = 0.0f;
-#pragma unroll 4
-  for (int slice = lane; slice < args.slices; slice += kAddLanes) {
-    if (valid) sum += args.sums[int64_t{slice} * args.n + n];
-  }
-  parts[lane][at] = sum;
-  __syncthreads();
-  if (lane != 0 || !valid) return;
-#pragma unroll
-  for (int other = 1; other < kAddLanes; ++other) sum += parts[other][at];
-  args.y[n] = from_float<T>(fmaf(sum, scale, bias));
+  TableProduct<Shape>(args, shared_address(shared)).run();
 }
 
 }  // namespace graphopt::vq

@@ -24,28 +24,40 @@ struct LatticeConstants<__nv_bfloat16> {
   static constexpr uint32_t kQuarter = 0x3e803e80u;
 };
 
-/// Signs of the points of two codes, the halves of a word: bits 0 to 7 and 16 to 23, the eighth by parity.
-__device__ __forceinline__ uint32_t e8_signs(uint32_t codes) {
-  uint32_t const seven = (codes >> 8) & 0x007f007fu;
-  uint32_t parity = seven ^ (seven >> 4);
-  parity ^= parity >> 2;
-  parity ^= parity >> 1;
-  return ((parity & 0x00010001u) << 7) | seven;
+/// Signs of the eight coordinates of a point, the eighth by parity. `byte`: the upper half of a code.
+__device__ __forceinline__ uint32_t e8_signs(uint32_t byte) {
+  uint32_t const seven = byte & 0x7f;
+  return seven | (__popc(seven) & 1) << 7;
 }
 
-/// Weights of one or two codes of E8 for eight columns, see BookWeights. The table has 256 rows of 8 T.
-template <class T_, int r, int kCopies_>
+/// Byte `i` of a word, times 256.
+__device__ __forceinline__ uint32_t byte_of_address(uint32_t word, int i) {
+  return permute_bytes(word, 0, 0x4404u | static_cast<uint32_t>(i) << 4);
+}
+
+/// The shift of the code in half `half` of a word: two T of 1/4 if its top bit is 1, of -1/4 if it is 0.
+template <class T>
+__device__ __forceinline__ uint32_t e8_shift(uint32_t word, int half) {
+  uint32_t const positive = permute_bytes(word, 0, 0x1111u * static_cast<uint32_t>(2 * half + 1 | 8));  // all bits
+  return (~positive & 0x80008000u) ^ LatticeConstants<T>::kQuarter;
+}
+
+/// Weights of one or two codes of E8 for eight columns, see BookWeights. The table has, for each byte, the row of that
+/// number in copies of 8 T, and the signs of that number in a word for each lane: working them out costs more.
+///   kPairs: of two columns, see PairDecoder; else of eight, bits 2 i and 2 i + 15 for coordinates 2 i and 2 i + 1.
+template <class T_, int r, bool kPairs_>
 struct LatticeWeights {
   using T = T_;
   using Codes = LaneCodes<8, 16, r>;
   static_assert(r == 1 || r == 2);
   static constexpr bool kLattice = true;
   static constexpr bool kTiled = false;
-  static constexpr int kCopies = kCopies_;
-  static constexpr int kPitch = 16 * kCopies;
+  static constexpr bool kPairs = kPairs_;
+  static constexpr int kCopies = 8;
+  static constexpr int kPitch = 256;
+  static constexpr int kSigns = 128;  // where they begin
   static constexpr int kTableBytes = kE8Rows * kPitch;
   static constexpr int kSharedBytes = kTableBytes;
-  static_assert(kPitch <= 128);
 
   template <int kThreads>
   struct Loader {
@@ -54,29 +66,38 @@ struct LatticeWeights {
     __device__ __forceinline__ explicit Loader(int thread) : thread(thread) {}
 
     __device__ __forceinline__ void copy(__half const*, uint32_t table) const {
-      constexpr int kShare = kThreads / kE8Rows;  // threads that make a row
+      constexpr int kShare = kThreads / kE8Rows;  // threads that make a byte's
       static_assert(kThreads % kE8Rows == 0 && kShare <= kCopies);
-      int const row = thread / kShare;
-      uint32_t const packed = __ldg(&kE8Table.row[row]);
-      uint32_t words[4];
+      uint32_t const byte = thread / kShare, packed = __ldg(&kE8Table.row[byte]);
+      uint32_t const spread =
+          e8_signs(byte) * 0x8001u;  // bit 2 i + 1 to bit 16 + 2 i: one shift brings both to a pair's signs
+      uint32_t row[4], sign[4];
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         float const low = static_cast<float>((packed >> (4 * w)) & 3) + 0.5f;
         float const high = static_cast<float>((packed >> (4 * w + 2)) & 3) + 0.5f;
-        words[w] = round_pair<T>(low, w == 3 && (packed >> 16) != 0 ? -high : high);
+        row[w] = round_pair<T>(low, w == 3 && (packed >> 16) != 0 ? -high : high);
+        sign[w] = kPairs ? signs_of_pair(spread, w) : spread;
       }
+      uint32_t const place = table + byte * kPitch;
 #pragma unroll
       for (int p = 0; p < kCopies; p += kShare) {
         int const copy = (p + thread) % kCopies;
-        store_shared(table + row * kPitch + 16 * copy, words[0], words[1], words[2], words[3]);
+        store_shared(place + 16 * copy, row[0], row[1], row[2], row[3]);
+        store_shared(place + kSigns + 16 * copy, sign[0], sign[1], sign[2], sign[3]);
       }
     }
   };
 
+  __device__ __forceinline__ static uint32_t signs_of_pair(uint32_t spread, int pair) {
+    return (spread << (15 - 2 * pair)) & 0x80008000u;
+  }
+
   class Decoder {
    public:
     __device__ __forceinline__ Decoder(uint32_t table, int lane, float const* ratios)
-        : table_(table + lane % kCopies * 16) {
+        : table_(table + lane % kCopies * 16), signs_(table + kSigns + lane * 4) {
+      static_assert(!kPairs);
       if constexpr (r == 2) {
         float const ratio = __ldg(ratios + 1) / __ldg(ratios);
         ratio_ = round_pair<T>(ratio, ratio);
@@ -92,13 +113,12 @@ struct LatticeWeights {
     template <bool kShifted>
     __device__ __forceinline__ void eight(uint32_t (&out)[4], Codes const& codes, int q) const {
       uint32_t const word = codes.word[r == 2 ? q : q / 2];
-      uint32_t const signs = e8_signs(word);
       if constexpr (r == 1) {
-        point<kShifted>(out, q % 2 == 0 ? word : word >> 16, q % 2 == 0 ? signs : signs >> 16);
+        point<kShifted>(out, word, q % 2);
       } else {
         uint32_t second[4];
-        point<kShifted>(out, word, signs);
-        point<kShifted>(second, word >> 16, signs >> 16);
+        point<kShifted>(out, word, 0);
+        point<kShifted>(second, word, 1);
 #pragma unroll
         for (int w = 0; w < 4; ++w) out[w] = fma_pair<T>(second[w], ratio_, out[w]);
       }
@@ -118,22 +138,22 @@ struct LatticeWeights {
     }
 
    private:
-    /// The point of the code in the lower half of `code`, whose signs are the lower byte of `signs`.
+    /// The point of the code in half `half` of a word.
     template <bool kShifted>
-    __device__ __forceinline__ void point(uint32_t (&out)[4], uint32_t code, uint32_t signs) const {
-      // Bit 2 i to bit 2 i and bit 2 i + 1 to bit 16 + 2 i: one shift then brings both to the signs of pair i.
-      uint32_t const spread = (signs & 0xffu) * 0x8001u;
-      uint32_t const shift = (~code & 0x8000u) * 0x10001u + LatticeConstants<T>::kQuarter;
-      uint32_t row[4];
-      load_shared(row, table_ + (code & 0xffu) * kPitch);
+    __device__ __forceinline__ void point(uint32_t (&out)[4], uint32_t word, int half) const {
+      uint32_t row[4], spread[1];
+      load_shared(row, table_ + byte_of_address(word, 2 * half));
+      load_shared(spread, signs_ + byte_of_address(word, 2 * half + 1));
+      uint32_t const shift = e8_shift<T>(word, half);
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        out[w] = row[w] ^ ((spread << (15 - 2 * w)) & 0x80008000u);
+        out[w] = row[w] ^ signs_of_pair(spread[0], w);
         if constexpr (kShifted) out[w] = add_pair<T>(out[w], shift);
       }
     }
 
     uint32_t table_;
+    uint32_t signs_;
     uint32_t ratio_ = 0;
   };
 
@@ -141,8 +161,8 @@ struct LatticeWeights {
   template <int kWords>
   class PairDecoder {
    public:
-    __device__ __forceinline__ PairDecoder(uint32_t table, int lane, float const* ratios)
-        : table_(table + lane / 4 % kCopies * 16 + lane % 4 * 4), shift_(15 - lane % 4 * 2) {
+    __device__ __forceinline__ PairDecoder(uint32_t table, int lane, float const* ratios) : table_(table + lane * 4) {
+      static_assert(kPairs);
       if constexpr (r == 2) {
         float const ratio = __ldg(ratios + 1) / __ldg(ratios);
         ratio_ = round_pair<T>(ratio, ratio);
@@ -153,22 +173,19 @@ struct LatticeWeights {
 
     __device__ __forceinline__ uint32_t pair(uint32_t const (&codes)[kWords], int chunk) const {
       uint32_t const word = codes[r == 2 ? chunk : chunk / 2];
-      uint32_t const signs = e8_signs(word);
-      if constexpr (r == 1) return point(chunk % 2 == 0 ? word : word >> 16, chunk % 2 == 0 ? signs : signs >> 16);
-      return fma_pair<T>(point(word >> 16, signs >> 16), ratio_, point(word, signs));
+      if constexpr (r == 1) return point(word, chunk % 2);
+      return fma_pair<T>(point(word, 1), ratio_, point(word, 0));
     }
 
    private:
-    __device__ __forceinline__ uint32_t point(uint32_t code, uint32_t signs) const {
-      uint32_t const spread = (signs & 0xffu) * 0x8001u;
-      uint32_t const shift = (~code & 0x8000u) * 0x10001u + LatticeConstants<T>::kQuarter;
-      uint32_t row[1];
-      load_shared(row, table_ + (code & 0xffu) * kPitch);
-      return add_pair<T>(row[0] ^ ((spread << shift_) & 0x80008000u), shift);
+    __device__ __forceinline__ uint32_t point(uint32_t word, int half) const {
+      uint32_t row[1], signs[1];
+      load_shared(row, table_ + byte_of_address(word, 2 * half));
+      load_shared(signs, table_ + kSigns + byte_of_address(word, 2 * half + 1));
+      return add_pair<T>(row[0] ^ signs[0], e8_shift<T>(word, half));
     }
 
     uint32_t table_;
-    int shift_;
     uint32_t ratio_ = 0;
   };
 };

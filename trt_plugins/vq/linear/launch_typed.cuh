@@ -47,13 +47,16 @@ Status launch_few_typed(LinearParams const& p, Plan const& plan, cudaStream_t st
                 knows_step<Aqlm3<T>>(Preset::kAqlm3) && knows_step<Quip4<T>>(Preset::kQuip4));
   switch (plan.preset) {
     case Preset::kGptvq2:
+      if (plan.kernel == LinearKernel::kTable) return launch_book_table<Gptvq2<T>>(p, stream);
       return launch_tiled<Gptvq2<T>>(p, plan, stream);
     case Preset::kAqlm2:
-      if (plan.kernel == LinearKernel::kTable) return launch_table<T>(p, stream);
+      if (plan.kernel == LinearKernel::kTable) return launch_book_table<Aqlm2<T>>(p, stream);
       return launch_whole<Aqlm2<T>, 8, 2>(p, plan, stream);
     case Preset::kAqlm3:
+      if (plan.kernel == LinearKernel::kTable) return launch_wide_table<Aqlm3<T>>(p, stream);
       return launch_whole<Aqlm3<T>, 8, 1>(p, plan, stream);
     case Preset::kQuip4:
+      if (plan.kernel == LinearKernel::kTable) return launch_lattice_table<T>(p, stream);
       return launch_whole<Quip4<T>, 16, 1>(p, plan, stream);
     case Preset::kNone:
       break;

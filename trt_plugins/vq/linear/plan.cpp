@@ -33,10 +33,10 @@ struct Cost {
 
 constexpr Cost kCosts[kPresets][kFastKernels] = {
     // few8, few16, rows8, table, tile64, tile128, tile256; 0: there is no such kernel
-    {{6.0, 3.75}, {9.3, 5.3}, {}, {}, {6.0, 6.8}, {6.0, 8.5}, {6.0, 12.2}},
-    {{}, {9.0, 4.75}, {5.3, 3.8}, {2.3, 3.4}, {6.0, 7.1}, {6.0, 8.6}, {6.0, 14.0}},
-    {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {}, {}, {6.0, 14.2}, {6.0, 22.3}},
-    {{}, {10.8, 7.1}, {6.6, 5.6}, {}, {6.0, 16.4}, {6.0, 19.6}, {6.0, 23.3}}};
+    {{6.0, 3.75}, {9.3, 5.3}, {}, {4.5, 2.0}, {6.0, 6.8}, {6.0, 8.5}, {6.0, 12.2}},
+    {{}, {9.0, 4.75}, {5.3, 3.8}, {4.0, 1.6}, {6.0, 7.1}, {6.0, 8.6}, {6.0, 14.0}},
+    {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {6.0, 2.6}, {}, {6.0, 14.2}, {6.0, 22.3}},
+    {{}, {10.8, 7.1}, {6.6, 5.6}, {4.0, 3.5}, {6.0, 16.4}, {6.0, 19.6}, {6.0, 23.3}}};
 
 /// Tiles of tokens for codebooks that change along K: racecheck reports the barrier behind which they are overwritten, at
 /// which one lane arrives for its warp.
@@ -47,6 +47,21 @@ constexpr bool kTilesOfTiled = false;
 #endif
 
 constexpr double kBytesPerMicrosecond = 3.0e6;  // of codes from memory
+
+/// Of the table kernel.
+struct Table {
+  int64_t columns;       // of a slice
+  int64_t shared_bytes;  // with what comes before a multiple of 64 KB
+  int product_bytes;
+  int64_t entries;  // products of a group of columns with them
+  int groups;
+};
+
+constexpr int64_t kKilobyte = 1024;
+constexpr Table kTables[kPresets] = {{256, 192 * kKilobyte, 4, 256, 64},
+                                     {256, 128 * kKilobyte, 4, 512, 32},
+                                     {64, 192 * kKilobyte, 2, 8192, 8},
+                                     {128, 216 * kKilobyte, 4, 1216, 16}};
 
 /// What is in shared memory to be looked up.
 struct Cache {
@@ -59,10 +74,14 @@ struct Cache {
 Cache cache_of(Plan const& plan) {
   constexpr int kCopies[kPresets] = {16, 8, 1, 8};
   Format const& f = kFormats[static_cast<int>(plan.preset)];
-  if (plan.kernel == LinearKernel::kTable) return {int64_t{f.residuals} << f.bits, 4, 32, 1};  // of 32 groups
+  if (plan.kernel == LinearKernel::kTable) {
+    Table const& table = kTables[static_cast<int>(plan.preset)];
+    return {table.entries, table.product_bytes, table.groups, f.tiled ? 2 : 1};
+  }
   int const groups = plan.kernel == LinearKernel::kFew8 || plan.kernel == LinearKernel::kFew16 ? 2 : 1;
-  return {f.lattice ? 256 : int64_t{f.residuals} << f.bits, 2 * f.vector, kCopies[static_cast<int>(plan.preset)],
-          f.tiled ? 2 * groups : 1};
+  // Of the lattice, rows of a table and as many bytes of signs.
+  return {f.lattice ? 256 : int64_t{f.residuals} << f.bits, (f.lattice ? 4 : 2) * f.vector,
+          kCopies[static_cast<int>(plan.preset)], f.tiled ? 2 * groups : 1};
 }
 
 bool is_few(int kernel) { return kernel <= static_cast<int>(LinearKernel::kFew16); }
@@ -82,7 +101,8 @@ int64_t rows_shared_bytes(LinearParams const& p, int preset) {
                     kSums = 2 * 16 * 8 * 16 * 4;  // columns are rounded up to chunks of at most kColumns
   int64_t const columns = (p.k + kColumns - 1) / kColumns * kColumns, tokens = std::min<int64_t>(p.m, 8);
   Cache const cache = cache_of({LinearKernel::kRows8, static_cast<Preset>(preset), 1, 0, 0.0, {}});
-  int64_t const tables = cache.entries * cache.entry_bytes * cache.copies;
+  constexpr int64_t kQueueBytes[kPresets] = {0, 3 * 32 * 256, 0, 3 * 32 * 512};  // of codes on their way
+  int64_t const tables = cache.entries * cache.entry_bytes * cache.copies + kQueueBytes[preset];
   return tables + 2 * tokens * columns + kSums + (kFormats[preset].lattice && tokens == 1 ? columns / 2 : 0);
 }
 
@@ -91,7 +111,9 @@ bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
   constexpr size_t kAlignment = 16;
   if (kCosts[preset][kernel].columns == 0.0) return false;
   if (kernel == static_cast<int>(LinearKernel::kTable)) {
-    return p.m == 1 && p.workspace != nullptr && is_aligned(p.workspace, kAlignment);
+    constexpr int64_t kRows = 256;  // that share a table where codebooks are those of tiles
+    return p.m == 1 && p.workspace != nullptr && is_aligned(p.workspace, kAlignment) &&
+           kTables[preset].shared_bytes <= device.shared_bytes && (p.tile_rows >= p.n || p.tile_rows % kRows == 0);
   }
   if (kernel == static_cast<int>(LinearKernel::kRows8)) {
     // More tokens would make a second round of blocks.
@@ -206,11 +228,12 @@ int64_t describe_plan(LinearParams const& p, Device const& device, char* text, i
 }
 
 size_t linear_workspace_bytes(LinearParams const& p) {
-  constexpr int64_t kColumns = 256;  // of a slice of the table kernel
-  Format const& f = kFormats[static_cast<int>(Preset::kAqlm2)];
-  bool const table = f.vector == p.vector && f.bits == p.bits && f.residuals == p.residuals && p.tile_rows >= p.n &&
-                     p.tile_columns >= p.k;
-  return table ? static_cast<size_t>((p.k + kColumns - 1) / kColumns * p.n) * sizeof(float) : 0;
+  for (int i = 0; i < kPresets; ++i) {
+    Format const& f = kFormats[i];
+    if (f.vector != p.vector || f.bits != p.bits || f.residuals != p.residuals) continue;
+    return static_cast<size_t>((p.k + kTables[i].columns - 1) / kTables[i].columns * p.n) * sizeof(float);
+  }
+  return 0;
 }
 
 }  // namespace graphopt::vq

@@ -202,7 +202,7 @@ class Sm90Consumer {
     decode<1>(second, decoder, words);
     if constexpr (Weights::kTiled) {
       if (--left_ == 0 || i + 1 == args_.stages) {
-        release(shared_.table_empty(book_.stage));
+        mbarrier_arrive(shared_.table_empty(book_.stage));
         book_.advance();
         left_ = 0;
       }
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     shared.stages().init(Traits::kReaderWarps);
     for (int buffer = 0; buffer < 2; ++buffer) {
       mbarrier_init(shared.table_full(buffer), Traits::kLoaderThreads);
-      mbarrier_init(shared.table_empty(buffer), Traits::kReaderWarps);
+      mbarrier_init(shared.table_empty(buffer), 32 * Traits::kReaderWarps);
     }
     mbarrier_init_fence();
   }

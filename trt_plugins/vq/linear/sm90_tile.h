@@ -8,14 +8,13 @@ namespace graphopt::vq {
 constexpr int kSm90Rows = 128;  // of W, in a block
 
 /// Sizes that follow from a kind of weights and the tokens of a tile.
-///   kColumns: of K in a stage, 64 or 32; fewer leave more room for codebooks.
-template <class Weights_, int kTokens_, int kColumns_>
+template <class Weights_, int kTokens_>
 struct Sm90Traits {
   using Weights = Weights_;
   using T = typename Weights::T;
   static_assert(sizeof(T) == 2 && kTokens_ <= 256);
   static constexpr int kTokens = kTokens_;
-  static constexpr int kColumns = kColumns_;
+  static constexpr int kColumns = 64;  // of K in a stage
   static constexpr int kConsumers = 2;  // warpgroups: the halves of a tile's rows of W
   static constexpr int kReaderWarps = 4 * kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);

@@ -7,17 +7,16 @@
 
 namespace graphopt::vq {
 
-/// kColumns: of a stage of 256 tokens.
-template <class Weights, int kColumns>
+template <class Weights>
 Status launch_tile_format(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   switch (plan.kernel) {
     case LinearKernel::kTile64:
-      if constexpr (Weights::kCopies > 1) return launch_sm90<Sm90Traits<Weights, 64, 64>>(p, stream);
+      if constexpr (Weights::kCopies > 1) return launch_sm90<Sm90Traits<Weights, 64>>(p, stream);
       return Status::kBadOperation;
     case LinearKernel::kTile128:
-      return launch_sm90<Sm90Traits<Weights, 128, 64>>(p, stream);
+      return launch_sm90<Sm90Traits<Weights, 128>>(p, stream);
     case LinearKernel::kTile256:
-      return launch_sm90<Sm90Traits<Weights, 256, kColumns>>(p, stream);
+      return launch_sm90<Sm90Traits<Weights, 256>>(p, stream);
     default:
       return Status::kBadOperation;
   }
@@ -27,13 +26,13 @@ template <class T>
 Status launch_tile_typed(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   switch (plan.preset) {
     case Preset::kGptvq2:
-      return launch_tile_format<Gptvq2<T>, 64>(p, plan, stream);
+      return launch_tile_format<Gptvq2<T>>(p, plan, stream);
     case Preset::kAqlm2:
-      return launch_tile_format<Aqlm2<T>, 64>(p, plan, stream);
+      return launch_tile_format<Aqlm2<T>>(p, plan, stream);
     case Preset::kAqlm3:
-      return launch_tile_format<Aqlm3<T>, 32>(p, plan, stream);  // room beside 128 KB of codebooks
+      return launch_tile_format<Aqlm3<T>>(p, plan, stream);
     case Preset::kQuip4:
-      return launch_tile_format<Quip4<T>, 64>(p, plan, stream);
+      return launch_tile_format<Quip4Pairs<T>>(p, plan, stream);
     case Preset::kNone:
       break;
   }
