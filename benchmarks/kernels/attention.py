@@ -49,8 +49,8 @@ class Library:
 
 def sizes_of(case: Case) -> ctypes.Array:
     values = (
-        TYPES.index(case.dtype), case.batch, case.seq, case.heads, case.kv_heads, case.head_size, case.capacity, 1,
-        int(case.rotary),
+        TYPES.index(case.dtype), case.batch, case.seq, case.heads, case.kv_heads, case.head_size, case.capacity,
+        case.tables, int(case.rotary),
     )  # fmt: skip
     return (ctypes.c_int64 * len(values))(*values)
 
@@ -97,7 +97,7 @@ class Operands:
         self.q = normal(c.batch, c.seq, c.heads, c.head_size)
         self.q[..., :: max(1, c.head_size // 3)] *= 4
         self.k, self.v = (normal(c.batch, c.seq, c.kv_heads, c.head_size) for _ in range(2))
-        angle = torch.rand(1, c.seq, c.head_size, device="cuda") * 6 - 3
+        angle = torch.rand(c.tables, c.seq, c.head_size, device="cuda") * 6 - 3
         self.cos, self.sin = angle.cos().to(c.dtype), angle.sin().to(c.dtype)
         shape = (c.batch, c.kv_heads, c.capacity, c.head_size // max(1, c.vector))
         if c.mant:

@@ -20,6 +20,7 @@ class Case:
     capacity: int
     starts: tuple[int, ...]
     rotary: bool = True
+    tables: int = 1  # of cos and sin: 1 or batch
     in_place: bool = True
     dtype: torch.dtype = torch.float16
     vector: int = 0  # channels of a code; 0: the cache holds elements
@@ -50,6 +51,8 @@ def cached_checks() -> Iterator[Case]:
         yield Case(1, 129, 1, 6, 64, 4096, (3900,), in_place=False, dtype=dtype)
         yield Case(2, 257, 2, 3, 64, 1024, (767, 1), dtype=dtype)
         yield Case(2, 1024, 8, 4, 128, 1536, (512, 100), dtype=dtype)  # more work than blocks
+        for head_size in (64, 128):
+            yield Case(3, 210, 2, 2, head_size, 600, (100, 3, 390), tables=3, dtype=dtype)
         yield Case(2, 3, 2, 2, 24, 90, (50, 7), dtype=dtype)  # no multiple of two vectors
         yield Case(2, 70, 2, 2, 12, 90, (5, 7), dtype=dtype)
         yield Case(2, 3, 2, 2, 40, 90, (50, 7), rotary=False, dtype=dtype)
@@ -71,6 +74,8 @@ def vq_checks() -> Iterator[Case]:
                 yield Case(3, seq, 2, group, head_size, 1500, (1300, 0, 511), dtype=dtype, vector=vector)
         yield Case(2, 5, 2, 4, 128, 300, (298, 295), dtype=dtype, vector=2, in_place=False)
         yield Case(2, 300, 2, 4, 128, 300, (298, 17), dtype=dtype, vector=4)
+        for head_size, vector in ((128, 2), (64, 2), (128, 4)):  # many tokens: centroids are ranked first
+            yield Case(2, 330, 2, 2, head_size, 700, (100, 17), rotary=False, dtype=dtype, vector=vector)
     yield Case(8, 1, 8, 4, 128, 3000, (2999, 10, 1500, 1, 0, 700, 2048, 63), vector=2)
     yield Case(70, 1, 2, 1, 128, 1200, tuple(range(0, 1120, 16)), vector=4)
     yield Case(2, 3, 2, 2, 32, 90, (50, 7), vector=16, dtype=torch.float32)

@@ -19,13 +19,16 @@ struct AttentionArgs {
   int32_t head_size;               // D
   int32_t capacity;                // C
   float scale_log2;                // scale log2(e): exponentials are powers of two
-  T const* __restrict__ q;         // [B, S, Hq, D], rotated
+  T const* __restrict__ q;         // [B, S, Hq, D], rotated unless cos is given
   void const* __restrict__ k;      // [B, kv_heads, C, .] rows of the cache's format
   void const* __restrict__ v;      // [B, kv_heads, C, .]
   int32_t const* __restrict__ start;  // [B]
   T* __restrict__ y;               // [B, S, Hq, D]
   float* __restrict__ partial;     // parts of outputs, see PartialMemory
   int32_t* __restrict__ counters;  // [row tiles, Hkv, B], zero: parts that are done
+  T const* __restrict__ cos;       // [Bc, S, D], null but for launch_prefill_sm90, which can rotate q
+  T const* __restrict__ sin;
+  int32_t tables;                  // Bc
 };
 
 /// Rows that sequence b had before this call, within [0, C].

@@ -53,22 +53,18 @@ class DecodeKernel {
         flag_(reinterpret_cast<int32_t*>(sums_ + Shape::kWarps * 8 * 2)) {}
 
   __device__ __forceinline__ void run() {
-    int32_t const block = static_cast<int32_t>(blockIdx.x);
-    if (block >= list_.blocks()) return;
-    int64_t position = list_.first(block);
-    int32_t left = static_cast<int32_t>(list_.first(block + 1) - position);
-    ahead_ = list_.at(position);
-    ahead_left_ = left;
-    Cursor at = ahead_;
+    if (static_cast<int32_t>(blockIdx.x) >= list_.blocks()) return;
+    Stretch stretch(list_);
+    ahead_ = list_.at(stretch.position());
+    ahead_left_ = stretch.left();
+    Cursor const first = ahead_;
 #pragma unroll
     for (int s = 0; s < Shape::kStages - 1; ++s) {
       if (ahead_left_ > 0 && (ahead_.tile + 1) * Shape::kTileTokens > ahead_.past) wait_for_predecessor();
       fetch();
     }
     wait_for_predecessor();  // append has written the queries, the new rows and the counters
-    while (left > 0) {
-      int32_t const tiles = min(left, at.tiles - at.tile);
-      Parts const parts(list_, position - at.tile, at.tiles);
+    stretch.walk(list_, first, [&](Cursor const& at, int32_t tiles, Parts const& parts) {
       begin_segment(at);
       for (int32_t i = 0; i < tiles; ++i) {
         cp_async_wait<Shape::kStages - 2>();
@@ -77,10 +73,7 @@ class DecodeKernel {
         attend(at.tile + i);
       }
       end_segment(at, parts);
-      position += tiles;
-      left -= tiles;
-      if (left > 0) list_.next_segment(at);
-    }
+    });
   }
 
  private:
@@ -271,11 +264,7 @@ class DecodeKernel {
                                     [&](int w, int row, int column) { return merged_[merged_index(w, row, column)]; });
       __syncthreads();
     }
-    if (parts.whole()) return;
-    int32_t const segment = at.outer * args_.batch + at.b;
-    if (count_part(args_.counters + segment, parts, flag_)) {
-      combine_blocks(args_, memory, parts, rows_, merged_);
-    }
+    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, merged_);
   }
 
   /// Column of an output in the merge memory; rows stand in the same banks, so columns are exchanged by row.

@@ -151,4 +151,14 @@ __device__ __forceinline__ bool count_part(int32_t* counter, Parts const& parts,
   return last;
 }
 
+/// This block's part of a segment, if it is only a part, has been written: the last block to come here adds all up.
+///   segment: its number. The others as in count_part and combine_blocks.
+template <class T>
+__device__ __forceinline__ void meet_blocks(AttentionArgs<T> const& args, PartialMemory const& memory, int32_t segment,
+                                            Parts const& parts, SegmentRows const& rows, int32_t* shared_flag,
+                                            float* shared) {
+  if (parts.whole() || !count_part(args.counters + segment, parts, shared_flag)) return;
+  combine_blocks(args, memory, parts, rows, shared);
+}
+
 }  // namespace graphopt::attention

@@ -5,13 +5,12 @@
 // them sees. Keys and values of the next tile travel through cp.async while this one is multiplied.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "attention/args.cuh"
-#include "attention/merge.cuh"
 #include "attention/mma.cuh"
 #include "attention/policy.h"
+#include "attention/softmax.cuh"
 #include "common/ptx.cuh"
 
 namespace graphopt::attention {
@@ -39,8 +38,6 @@ class PrefillKernel {
   static constexpr int kSteps = Traits::kSteps;
   static constexpr int kBlocksM = Traits::kBlocksM;
   static constexpr int kBlocksN = Traits::kBlocksN;
-  /// Weights may grow to 2^kSlack before outputs are rescaled: any T holds that as precisely as 1.
-  static constexpr float kSlack = 8.0f;
 
  public:
   __device__ __forceinline__ PrefillKernel(AttentionArgs<T> const& args, char* shared)
@@ -53,10 +50,7 @@ class PrefillKernel {
         head_(static_cast<int32_t>(blockIdx.y)),
         // The last new tokens see the most, so they go first.
         first_(static_cast<int32_t>(gridDim.x - 1 - blockIdx.x) * Shape::kRows),
-        past_(past_rows(args_.start, b_, args_.capacity)) {
-#pragma unroll
-    for (int i = 0; i < kBlocksM; ++i) max_[i][0] = max_[i][1] = -INFINITY;
-  }
+        past_(past_rows(args_.start, b_, args_.capacity)) {}
 
   __device__ __forceinline__ void run() {
     int32_t const last = min(first_ + Shape::kRows, args_.seq) - 1;
@@ -149,103 +143,28 @@ class PrefillKernel {
     }
   }
 
-  /// Scores of 16 query rows to weights in the layout of an mma's A. The scale is positive, so that the largest product
-  /// gives the largest score.
+  /// Scores of 16 query rows to weights in the layout of an mma's A.
   __device__ __forceinline__ void weigh(int i, float (&s)[kBlocksN][4], uint32_t (&p)[kBlocksN / 2][4],
                                         int32_t token) {
-    if (token + Shape::kTileTokens > visible_rows(past_, first_, args_.capacity)) mask(i, s, token);
-    float grown[2];
-    bool grows = false;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float m = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < kBlocksN; ++n) m = fmaxf(m, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
-      m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-      grown[half] = fmaxf(max_[i][half], m * args_.scale_log2);
-      grows |= grown[half] > max_[i][half] + kSlack;
+    if (token + Shape::kTileTokens > visible_rows(past_, first_, args_.capacity)) {
+      int32_t const row = first_ + warp_ * Shape::kWarpRows + i * 16 + lane_ / 4;
+      mask_scores(s, {visible_rows(past_, row, args_.capacity) - token,
+                      visible_rows(past_, row + 8, args_.capacity) - token});
     }
-    if (__any_sync(0xffffffffu, grows)) rescale(i, grown);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float const origin = usable_max(max_[i][half]);
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kBlocksN; ++n) {
-        float const first = exp2_approx(s[n][half * 2] * args_.scale_log2 - origin);
-        float const second = exp2_approx(s[n][half * 2 + 1] * args_.scale_log2 - origin);
-        sum += first + second;
-        p[n / 2][n % 2 * 2 + half] = round_pair<T>(first, second);
-      }
-      sum_[i][half] += sum;
-    }
+    float rescale[2];
+    if (softmax_[i].weigh(s, args_.scale_log2, rescale)) scale_rows(o_[i], rescale);
+    round_weights<T>(s, p);
   }
 
-  /// -infinity for tokens that a query row does not see.
-  __device__ __forceinline__ void mask(int i, float (&s)[kBlocksN][4], int32_t token) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int32_t const row = first_ + warp_ * Shape::kWarpRows + i * 16 + half * 8 + lane_ / 4;
-      int32_t const seen = visible_rows(past_, row, args_.capacity) - token - lane_ % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < kBlocksN; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) s[n][half * 2 + e] = n * 8 + e >= seen ? -INFINITY : s[n][half * 2 + e];
-      }
-    }
-  }
-
-  /// Let 16 rows' weights be relative to other maxima.
-  __device__ __forceinline__ void rescale(int i, float const (&grown)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float const scale = exp2_approx(max_[i][half] - usable_max(grown[half]));
-      max_[i][half] = grown[half];
-      sum_[i][half] *= scale;
-#pragma unroll
-      for (int n = 0; n < 2 * kSteps; ++n) {
-        o_[i][n][half * 2] *= scale;
-        o_[i][n][half * 2 + 1] *= scale;
-      }
-    }
-  }
-
-  /// Divide, round and write the warp's rows through the memory of its queries, which nobody else reads.
+  /// Write the warp's rows through the memory of its queries, which nobody else reads.
   __device__ __forceinline__ void write() {
-    __syncwarp();
 #pragma unroll
     for (int i = 0; i < kBlocksM; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float sum = sum_[i][half];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        float const inverse = 1.0f / sum;
-        int const row = warp_ * Shape::kWarpRows + i * 16 + half * 8 + lane_ / 4;
-#pragma unroll
-        for (int n = 0; n < 2 * kSteps; ++n) {
-          uint32_t const pair =
-              round_pair<T>(o_[i][n][half * 2] * inverse, o_[i][n][half * 2 + 1] * inverse);
-          *reinterpret_cast<uint32_t*>(shared_ + Rows::offset(row, n) + lane_ % 4 * 4) = pair;
-        }
-      }
-    }
-    __syncwarp();
-    for (int item = lane_; item < Shape::kWarpRows * Rows::kChunks; item += 32) {
-      int const row = warp_ * Shape::kWarpRows + item / Rows::kChunks, chunk = item % Rows::kChunks;
-      if (first_ + row >= args_.seq || chunk * 8 >= args_.head_size) continue;
-      T* y = args_.y + token_offset(first_ + row) + chunk * 8;
-      char const* staged = shared_ + Rows::offset(row, chunk);
-      if (vector_y()) {
-        *reinterpret_cast<uint4*>(y) = *reinterpret_cast<uint4 const*>(staged);
-      } else {
-        for (int e = 0; e < 8; ++e) y[e] = reinterpret_cast<T const*>(staged)[e];
-      }
+      int32_t const row = warp_ * Shape::kWarpRows + i * 16, token = first_ + row;
+      softmax_[i].template write<Rows>(o_[i], shared_ + row * Rows::kPitch, args_.y + token_offset(token),
+                                       int64_t{args_.heads} * args_.head_size, args_.seq - token, args_.head_size);
     }
   }
-
-  __device__ __forceinline__ bool vector_y() const { return (reinterpret_cast<uintptr_t>(args_.y) & 15) == 0; }
 
   AttentionArgs<T> const& args_;
   char* shared_;
@@ -257,8 +176,7 @@ class PrefillKernel {
   int32_t visible_;  // cached tokens that its last new token sees
   int64_t cache_;  // number of this head's first row in K and V
   float o_[kBlocksM][2 * kSteps][4] = {};
-  float max_[kBlocksM][2];
-  float sum_[kBlocksM][2] = {};
+  OnlineSoftmax softmax_[kBlocksM];
 };
 
 template <class Traits>

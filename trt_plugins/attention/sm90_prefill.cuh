@@ -7,11 +7,13 @@
 // Products of a tile's scores and those of the tile before with its values are started together, in turns, so that the
 // tensor cores have one warpgroup's products while the other one finds weights. Tiles are walked from the last one that
 // is seen to the first: what is masked comes first. One persistent block per multiprocessor; the next query rows, those
-// that see most first, are whoever's asks for them, and they are on their way while the last outputs are written.
+// that see most first, are whoever's asks for them. Three more warps rotate them where they have landed, while those
+// before are worked on.
 #pragma once
 
 #include <cstdint>
 
+#include "attention/append.cuh"
 #include "attention/args.cuh"
 #include "attention/mma.cuh"
 #include "attention/sm90_prefill.h"
@@ -63,22 +65,27 @@ template <class Traits>
 struct Sm90PrefillShared {
   using Tiles = Ring<Traits::kStages, Traits::kTileBytes, 0>;
   static constexpr int kRingBarriers = 2 * 8 * Traits::kStages;
-  static constexpr int kItemOffset = Traits::kBarrierOffset + 2 * kRingBarriers + 3 * 8;
-  static_assert(kItemOffset + 4 <= Traits::kSharedBytes);
+  static constexpr int kItemOffset = Traits::kBarrierOffset + 2 * kRingBarriers + 7 * 8;
+  static_assert(kItemOffset + 2 * 4 <= Traits::kSharedBytes);
 
   char* memory;
   uint32_t base = shared_address(memory);
 
-  __device__ __forceinline__ uint32_t queries(int warpgroup) const { return base + warpgroup * 64 * kSwizzleBytes; }
+  /// Blocks of 64 columns, kRows rows each.
+  __device__ __forceinline__ uint32_t queries(int buffer) const { return base + buffer * Traits::kQueryBytes; }
   __device__ __forceinline__ Tiles keys() const { return {base + Traits::kKeyOffset, barriers()}; }
   __device__ __forceinline__ Tiles values() const {
     return {base + Traits::kValueOffset, barriers() + kRingBarriers};
   }
-  __device__ __forceinline__ uint32_t queries_full() const { return barriers() + 2 * kRingBarriers; }
-  __device__ __forceinline__ uint32_t queries_empty() const { return queries_full() + 8; }
-  __device__ __forceinline__ uint32_t landed() const { return queries_full() + 16; }  // values that need clearing
-  __device__ __forceinline__ int32_t volatile& item() const {
-    return *reinterpret_cast<int32_t volatile*>(memory + kItemOffset);
+  __device__ __forceinline__ uint32_t queries_landed(int buffer) const {
+    return barriers() + 2 * kRingBarriers + 8 * buffer;
+  }
+  __device__ __forceinline__ uint32_t queries_full(int buffer) const { return queries_landed(2 + buffer); }
+  __device__ __forceinline__ uint32_t queries_empty(int buffer) const { return queries_landed(4 + buffer); }
+  __device__ __forceinline__ uint32_t values_landed() const { return queries_landed(6); }  // those to be cleared
+  /// Number of the item whose queries are in a buffer.
+  __device__ __forceinline__ int32_t volatile& item(int buffer) const {
+    return reinterpret_cast<int32_t volatile*>(memory + kItemOffset)[buffer];
   }
 
  private:
@@ -98,20 +105,19 @@ class Sm90PrefillProducer {
   __device__ __forceinline__ void run() {
     int32_t const count = args_.tiles * args_.heads;
     int32_t index = static_cast<int32_t>(blockIdx.x);
-    for (RingPosition<1> turn; index < count; turn.advance()) {
+    for (RingPosition<2> turn;; turn.advance()) {
+      mbarrier_wait(shared_.queries_empty(turn.stage), turn.parity ^ 1);
+      if (is_leader()) shared_.item(turn.stage) = index;
+      if (index >= count) {
+        if (is_leader()) mbarrier_arrive(shared_.queries_landed(turn.stage));
+        return;
+      }
       PrefillItem const item(args_, index, Traits::kRows);
-      mbarrier_wait(shared_.queries_empty(), turn.parity ^ 1);
-      announce(index);
-      bring_queries(item);
+      if (is_leader()) bring_queries(item, turn.stage);
       bring_tiles(item);
       // Asked for while the last tiles are multiplied.
       if (is_leader()) index = static_cast<int32_t>(gridDim.x) + atomicAdd(args_.attention.counters, 1);
       index = __shfl_sync(0xffffffffu, index, 0);
-      if (index >= count) {
-        mbarrier_wait(shared_.queries_empty(), turn.parity);
-        announce(index);
-        if (is_leader()) mbarrier_arrive(shared_.queries_full());
-      }
     }
   }
 
@@ -119,16 +125,12 @@ class Sm90PrefillProducer {
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ __forceinline__ static bool is_leader() { return lane() == 0; }
 
-  __device__ __forceinline__ void announce(int32_t index) const {
-    if (is_leader()) shared_.item() = index;
-  }
-
-  __device__ __forceinline__ void bring_queries(PrefillItem const& item) const {
-    if (!is_leader()) return;
-    mbarrier_arrive_expect(shared_.queries_full(), Traits::kQueryBytes);
+  __device__ __forceinline__ void bring_queries(PrefillItem const& item, int buffer) const {
+    uint32_t const barrier = shared_.queries_landed(buffer);
+    mbarrier_arrive_expect(barrier, Traits::kQueryBytes);
 #pragma unroll
     for (int i = 0; i < Traits::kBlocks; ++i) {
-      tma_load(shared_.queries(0) + i * Traits::kRows * kSwizzleBytes, &args_.q, shared_.queries_full(),
+      tma_load(shared_.queries(buffer) + i * Traits::kRows * kSwizzleBytes, &args_.q, barrier,
                item.head * Traits::kD + i * Traits::kColumns, item.b * args_.attention.seq + item.first);
     }
   }
@@ -175,10 +177,10 @@ class Sm90PrefillProducer {
   __device__ __forceinline__ void bring_last_values(PrefillItem const& item, int32_t tile, int32_t rows) {
     mbarrier_wait(values_.empty(value_.stage), value_.parity ^ 1);
     if (is_leader()) {
-      mbarrier_arrive_expect(shared_.landed(), Traits::kTileBytes);
-      bring_tile(&args_.v, values_.x(value_.stage), shared_.landed(), item, tile);
+      mbarrier_arrive_expect(shared_.values_landed(), Traits::kTileBytes);
+      bring_tile(&args_.v, values_.x(value_.stage), shared_.values_landed(), item, tile);
     }
-    mbarrier_wait(shared_.landed(), landed_);
+    mbarrier_wait(shared_.values_landed(), landed_);
     landed_ ^= 1;
     constexpr int kVectors = kSwizzleBytes / 16, kBlockVectors = Traits::kTokens * kVectors;
     uint4* const vectors = reinterpret_cast<uint4*>(shared_.memory + (values_.x(value_.stage) - shared_.base));
@@ -198,6 +200,67 @@ class Sm90PrefillProducer {
   Tiles const keys_, values_;
   RingPosition<Traits::kStages> key_, value_;
   uint32_t landed_ = 0;  // parity
+};
+
+/// Three warps: rotate queries where they have landed, if they are to be, and hand them over.
+template <class Traits>
+class Sm90PrefillRotator {
+  using T = typename Traits::T;
+  static constexpr int kD = Traits::kD;
+  static constexpr int kPairs = kD / 16;  // of vectors of a row, half a row apart
+
+ public:
+  static constexpr int kWarps = 3;
+
+  __device__ __forceinline__ Sm90PrefillRotator(Sm90PrefillArgs<T> const& args, Sm90PrefillShared<Traits> const& shared)
+      : args_(args), shared_(shared) {}
+
+  __device__ __forceinline__ void run() const {
+    for (RingPosition<2> turn;; turn.advance()) {
+      mbarrier_wait(shared_.queries_landed(turn.stage), turn.parity);
+      int32_t const index = shared_.item(turn.stage);
+      bool const last = index >= args_.tiles * args_.heads;
+      if (!last && args_.attention.cos != nullptr) rotate(PrefillItem(args_, index, Traits::kRows), turn.stage);
+      async_proxy_fence();
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(shared_.queries_full(turn.stage));
+      if (last) return;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void rotate(PrefillItem const& item, int buffer) const {
+    AttentionArgs<T> const& to = args_.attention;
+    char* const rows = shared_.memory + buffer * Traits::kQueryBytes;
+    uint32_t const table = to.tables == 1 ? 0u : static_cast<uint32_t>(item.b * to.seq);  // token of its first row
+#pragma unroll(Traits::kConsumers == 2 ? 2 : 1)  // what registers allow
+    for (int at = static_cast<int>(threadIdx.x) - 32; at < Traits::kRows * kPairs; at += 32 * kWarps) {
+      int const row = at / kPairs, chunk = at % kPairs;
+      int64_t const angle = static_cast<int64_t>(table + min(item.first + row, to.seq - 1)) * kD + chunk * 8;
+      T* const low = vector(rows, row, chunk);
+      T* const high = vector(rows, row, chunk + kPairs);
+      Vec<T> const x = load(low), y = load(high);
+      float out[Vec<T>::kSize];
+      Vec<T> cos = load_cached(to.cos + angle), sin = load_cached(to.sin + angle), rotated;
+#pragma unroll
+      for (int e = 0; e < Vec<T>::kSize; ++e) out[e] = rotated_value(x.get(e), -y.get(e), cos.get(e), sin.get(e));
+      rotated.set(out);
+      store(low, rotated);
+      cos = load_cached(to.cos + angle + kD / 2), sin = load_cached(to.sin + angle + kD / 2);
+#pragma unroll
+      for (int e = 0; e < Vec<T>::kSize; ++e) out[e] = rotated_value(y.get(e), x.get(e), cos.get(e), sin.get(e));
+      rotated.set(out);
+      store(high, rotated);
+    }
+  }
+
+  /// Columns 8 chunk.. of a row, as the copy engine places them.
+  __device__ __forceinline__ static T* vector(char* rows, int row, int chunk) {
+    return reinterpret_cast<T*>(rows + (chunk / 8 * Traits::kRows + row) * kSwizzleBytes + ((chunk ^ row) & 7) * 16);
+  }
+
+  Sm90PrefillArgs<T> const& args_;
+  Sm90PrefillShared<Traits> const shared_;
 };
 
 /// One warpgroup that multiplies: 64 query rows of every item.
@@ -223,9 +286,9 @@ class Sm90PrefillConsumer {
   __device__ __forceinline__ void run() {
     int32_t const count = args_.tiles * args_.heads;
     if (warpgroup_ == Traits::kConsumers - 1) warpgroup_signal(kFirstTurn);
-    for (RingPosition<1> turn;; turn.advance()) {
-      mbarrier_wait(shared_.queries_full(), turn.parity);
-      int32_t const index = shared_.item();
+    for (;; query_.advance()) {
+      mbarrier_wait(shared_.queries_full(query_.stage), query_.parity);
+      int32_t const index = shared_.item(query_.stage);
       if (index >= count) break;
       attend(PrefillItem(args_, index, Traits::kRows));
     }
@@ -286,7 +349,8 @@ class Sm90PrefillConsumer {
   /// S = Q K^T.
   __device__ __forceinline__ void start_scores(Scores& s) {
     mbarrier_wait(keys_.full(key_.stage), key_.parity);
-    uint64_t const q = wgmma_descriptor(shared_.queries(warpgroup_)), k = wgmma_descriptor(keys_.x(key_.stage));
+    uint64_t const q = wgmma_descriptor(shared_.queries(query_.stage) + warpgroup_ * 64 * kSwizzleBytes);
+    uint64_t const k = wgmma_descriptor(keys_.x(key_.stage));
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Traits::kD / 16; ++step) {
@@ -303,7 +367,7 @@ class Sm90PrefillConsumer {
     wgmma_pin(flat(s));
     release(keys_.empty(key_.stage));
     key_.advance();
-    if (tile == 0) release(shared_.queries_empty());
+    if (tile == 0) release(shared_.queries_empty(query_.stage));
   }
 
   /// O += P V.
@@ -355,6 +419,7 @@ class Sm90PrefillConsumer {
   int const lane_ = static_cast<int>(threadIdx.x) % 32;
   int const warpgroup_;
   char* const staged_;
+  RingPosition<2> query_;
   RingPosition<Traits::kStages> key_, value_;
 };
 
@@ -369,9 +434,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     for (CUtensorMap const* map : {&args.q, &args.k, &args.v}) prefetch_tensor_map(map);
     shared.keys().init(Traits::kReaderWarps);
     shared.values().init(Traits::kReaderWarps);
-    mbarrier_init(shared.queries_full(), 1);
-    mbarrier_init(shared.queries_empty(), Traits::kReaderWarps);
-    mbarrier_init(shared.landed(), 1);
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      mbarrier_init(shared.queries_landed(buffer), 1);
+      mbarrier_init(shared.queries_full(buffer), Sm90PrefillRotator<Traits>::kWarps);
+      mbarrier_init(shared.queries_empty(buffer), Traits::kReaderWarps);
+    }
+    mbarrier_init(shared.values_landed(), 1);
     mbarrier_init_fence();
   }
   __syncthreads();
@@ -380,7 +448,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (warpgroup < 0) {
     release_registers<Traits::kProducerRegisters>();
-    if (threadIdx.x < 32) Sm90PrefillProducer<Traits>(args, shared).run();
+    if (threadIdx.x < 32) {
+      Sm90PrefillProducer<Traits>(args, shared).run();
+    } else {
+      Sm90PrefillRotator<Traits>(args, shared).run();
+    }
   } else {
     claim_registers<Traits::kConsumerRegisters>();
     Sm90PrefillConsumer<Traits>(args, shared, warpgroup).run();

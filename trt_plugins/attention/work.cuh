@@ -119,6 +119,35 @@ struct Parts {
   __device__ __forceinline__ int64_t slot(int32_t block) const { return int64_t{block} * 2 + (block == first ? 1 : 0); }
 };
 
+/// The tiles of the list that a block takes.
+class Stretch {
+ public:
+  template <class List>
+  __device__ __forceinline__ explicit Stretch(List const& list)
+      : position_(list.first(static_cast<int32_t>(blockIdx.x))),
+        left_(static_cast<int32_t>(list.first(static_cast<int32_t>(blockIdx.x) + 1) - position_)) {}
+
+  __device__ __forceinline__ int64_t position() const { return position_; }
+  __device__ __forceinline__ int32_t left() const { return left_; }
+
+  /// Walk over the stretch once: work(cursor, tiles, parts) for every segment, with the first of its `tiles` tiles here.
+  ///   at: cursor of the stretch's first tile.
+  template <class List, class Work>
+  __device__ __forceinline__ void walk(List const& list, Cursor at, Work const& work) {
+    while (left_ > 0) {
+      int32_t const tiles = min(left_, at.tiles - at.tile);
+      work(at, tiles, Parts(list, position_ - at.tile, at.tiles));
+      position_ += tiles;
+      left_ -= tiles;
+      if (left_ > 0) list.next_segment(at);
+    }
+  }
+
+ private:
+  int64_t position_;
+  int32_t left_;
+};
+
 /// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2], and two
 /// floats a row that keep the next slot aligned to 16 bytes where D is a multiple of 4.
 struct PartialMemory {

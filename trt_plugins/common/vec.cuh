@@ -139,6 +139,15 @@ __device__ __forceinline__ Vec<T> load_pinned(T const* pointer) {
   return v;
 }
 
+/// Load 16 bytes that may be written by this kernel.
+template <class T>
+__device__ __forceinline__ Vec<T> load(T const* pointer) {
+  uint4 const q = *reinterpret_cast<uint4 const*>(pointer);
+  Vec<T> v;
+  v.word[0] = q.x, v.word[1] = q.y, v.word[2] = q.z, v.word[3] = q.w;
+  return v;
+}
+
 template <class T>
 __device__ __forceinline__ void store(T* pointer, Vec<T> const& v) {
   *reinterpret_cast<uint4*>(pointer) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);

@@ -35,9 +35,9 @@ Status copy_cache(CachedParams const& p, int64_t row_bytes, cudaStream_t stream)
 
 Status device_limits(DeviceLimits* limits);
 
-/// Rotate q into the workspace and write k and v to present; sets the counters of decode to 0.
+/// Write k and v to present, and q to the workspace where `queries` is set and it is rotated; sets counters to 0.
 template <class T>
-Status launch_append(CachedParams const& p, Workspace const& workspace, cudaStream_t stream);
+Status launch_append(CachedParams const& p, Workspace const& workspace, bool queries, cudaStream_t stream);
 
 template <class T>
 Status launch_decode(AttentionArgs<T> const& args, DeviceLimits const& device, Start start, cudaStream_t stream);
@@ -89,7 +89,10 @@ AttentionArgs<T> attention_args(CachedParams const& p, Workspace const& workspac
           p.start,
           static_cast<T*>(p.y),
           reinterpret_cast<float*>(memory + workspace.partial),
-          reinterpret_cast<int32_t*>(memory + workspace.counters)};
+          reinterpret_cast<int32_t*>(memory + workspace.counters),
+          nullptr,
+          nullptr,
+          0};
 }
 
 }  // namespace graphopt::attention

@@ -8,7 +8,7 @@
 namespace graphopt::attention {
 
 template <class T>
-AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace, bool store) {
+AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace, bool store, bool queries = true) {
   char* const memory = static_cast<char*>(p.workspace);
   int64_t const tokens = p.batch * p.seq;
   return {static_cast<int32_t>(p.seq),
@@ -18,7 +18,7 @@ AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace, boo
           static_cast<int32_t>(p.capacity),
           static_cast<int32_t>(p.tables),
           p.rotary,
-          p.rotary ? tokens * p.heads : 0,
+          p.rotary && queries ? tokens * p.heads : 0,
           store ? tokens * p.kv_heads : 0,
           static_cast<int32_t>((workspace.partial - workspace.counters) / sizeof(int32_t)),
           static_cast<T const*>(p.q),
@@ -34,9 +34,9 @@ AppendArgs<T> append_args(CachedParams const& p, Workspace const& workspace, boo
 }
 
 template <class T>
-Status launch_append(CachedParams const& p, Workspace const& workspace, cudaStream_t stream) {
+Status launch_append(CachedParams const& p, Workspace const& workspace, bool queries, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  AppendArgs<T> const args = append_args<T>(p, workspace, true);
+  AppendArgs<T> const args = append_args<T>(p, workspace, true, queries);
   bool const vectors = is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16) && vector_aligned(p);
   int64_t const size = vectors ? Vec<T>::kSize : 1;
   int64_t const rows = args.query_rows + 2 * args.cache_rows;

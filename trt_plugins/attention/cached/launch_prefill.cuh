@@ -21,10 +21,10 @@ Status launch_prefill_shape(AttentionArgs<typename Traits::T> const& args, cudaS
 
 template <class T>
 Status launch_prefill(AttentionArgs<T> const& args, cudaStream_t stream) {
-#if defined(GRAPHOPT_SM90A) && defined(GRAPHOPT_PENDING_KERNELS)
+#ifdef GRAPHOPT_SM90A
   bool sm90 = false;
-  GRAPHOPT_TRY(is_sm90(&sm90));
-  if (sm90 && supports_sm90(args)) return launch_prefill_sm90<T>(args, stream);
+  GRAPHOPT_TRY(picks_prefill_sm90(args, true, &sm90));
+  if (sm90) return launch_prefill_sm90<T>(args, stream);
 #endif
   if (args.head_size <= 64) return launch_prefill_shape<PrefillTraits<T, 64>>(args, stream);
   if (args.head_size <= 96) return launch_prefill_shape<PrefillTraits<T, 96>>(args, stream);

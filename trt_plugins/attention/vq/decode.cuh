@@ -23,6 +23,7 @@
 #include "attention/policy.h"
 #include "attention/vq/args.cuh"
 #include "attention/vq/policy.h"
+#include "attention/vq/walk.cuh"
 #include "attention/work.cuh"
 #include "common/ptx.cuh"
 #include "common/reduce.cuh"
@@ -78,47 +79,8 @@ class VqDecodeKernel {
     }
   }
 
-  __device__ __forceinline__ void run() {
-    int32_t const block = static_cast<int32_t>(blockIdx.x);
-    if (block >= list_.blocks()) return;
-    int64_t position = list_.first(block);
-    int32_t left = static_cast<int32_t>(list_.first(block + 1) - position);
-    Cursor at = list_.at(position);
-    int32_t table_head = -1;
-    while (left > 0) {
-      int32_t const tiles = min(left, at.tiles - at.tile);
-      Parts const parts(list_, position - at.tile, at.tiles);
-      begin_segment(at);
-      __syncthreads();  // nobody reads the tables any more
-      if (table_head != rows_.h) fill_values();
-      table_head = rows_.h;
-      wait_for_predecessor();  // the queries, the new codes and the counters are written
-      fetch(args_.k, codes_, at.tile);
-      fetch(args_.v, codes_ + Shape::kCodeBytes, at.tile);
-      fill_scores();
-      __syncthreads();
-      for (int32_t tile = at.tile; tile < at.tile + tiles; ++tile) {
-        bool const more = tile + 1 < at.tile + tiles;
-        cp_async_wait<1>();
-        __syncwarp();
-        float x[kPerLane];
-        score(x, tile);
-        __syncwarp();
-        fetch(args_.k, codes_, more ? tile + 1 : -1);
-        weigh(x);
-        cp_async_wait<1>();
-        __syncwarp();
-        mix(x);
-        fetch(args_.v, codes_ + Shape::kCodeBytes, more ? tile + 1 : -1);
-      }
-      end_segment(at, parts);
-      position += tiles;
-      left -= tiles;
-      if (left > 0) list_.next_segment(at);
-    }
-  }
+  __device__ __forceinline__ void run() { walk_codes(list_, *this); }
 
- private:
   __device__ __forceinline__ void begin_segment(Cursor const& at) {
     rows_.b = at.b;
     rows_.h = at.outer % args_.kv_heads;
@@ -132,29 +94,12 @@ class VqDecodeKernel {
     for (int p = 0; p < kPlanes; ++p) o_[p][0] = o_[p][1] = 0.0f;
   }
 
-  __device__ __forceinline__ int32_t first_token(int32_t tile) const {
-    return tile * Shape::kTileTokens + warp_ * Shape::kTokens;
-  }
+  __device__ __forceinline__ int32_t head() const { return rows_.h; }
 
-  /// What the bytes of row `row` are displaced by: every other 16 rows of 64 bytes exchange their halves.
-  __device__ __forceinline__ static int displaced(int row) { return kGroups == 64 ? (row & 16) * 2 : 0; }
-
-  /// Start copying the warp's codes of a tile; of none, an empty group. Codes of rows that do not exist become 0.
-  __device__ __forceinline__ void fetch(void const* cache, char* target, int32_t tile) const {
-    if (tile >= 0) {
-      int32_t const token = first_token(tile);
-      int64_t const place = (int64_t{rows_.b} * args_.kv_heads + rows_.h) * args_.capacity + token;
-      char const* source = static_cast<char const*>(cache) + place * kGroups;
-      constexpr int kChunks = kGroups / 16;
-#pragma unroll
-      for (int i = 0; i < Shape::kTokens * kChunks / 32; ++i) {
-        int const row = (i * 32 + lane_) / kChunks, chunk = lane_ % kChunks;
-        bool const valid = token + row < length_;
-        cp_async_16(shared_address(target + row * kGroups + ((chunk * 16) ^ displaced(row))),
-                    source + (valid ? row * kGroups + chunk * 16 : 0), valid);
-      }
-    }
-    cp_async_commit();
+  /// Start copying the warp's codes of a tile; of none, an empty group.
+  __device__ __forceinline__ void fetch_keys(int32_t tile) const { fetch(args_.k, codes_, tile); }
+  __device__ __forceinline__ void fetch_values(int32_t tile) const {
+    fetch(args_.v, codes_ + Shape::kCodeBytes, tile);
   }
 
   /// Products of every centroid with its part of the queries, times scale log2(e): a warp takes some codes, a lane groups.
@@ -206,6 +151,56 @@ class VqDecodeKernel {
         }
       }
     }
+  }
+
+  /// Add the warp's tokens of one tile to (o, max, sum), and start bringing those of the next one.
+  __device__ __forceinline__ void attend(int32_t tile, int32_t next) {
+    cp_async_wait<1>();
+    __syncwarp();
+    float x[kPerLane];
+    score(x, tile);
+    __syncwarp();
+    fetch_keys(next);
+    weigh(x);
+    cp_async_wait<1>();
+    __syncwarp();
+    mix(x);
+    fetch_values(next);
+  }
+
+  /// Add up the warps in the memory of the scores' table and write y, or this block's part of it.
+  __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
+    constexpr int kColumns = kPlanes * 64;
+    float* outputs = reinterpret_cast<float*>(scores_);   // [kWarps, D]
+    float* sums = outputs + Shape::kWarps * kColumns;     // [kWarps, 2]
+    __syncthreads();  // nobody reads the table any more
+    float const sum = warp_reduce<Add>(sum_);
+    if (lane_ == 0) {
+      sums[warp_ * 2] = max_;
+      sums[warp_ * 2 + 1] = sum;
+    }
+#pragma unroll
+    for (int p = 0; p < kPlanes; ++p) {
+      float2* target = reinterpret_cast<float2*>(outputs + warp_ * kColumns + lane_ * kPlanes * 2 + p * 2);
+      *target = make_float2(o_[p][0], o_[p][1]);
+    }
+    __syncthreads();
+    PartialMemory const memory{args_.partial, 1, args_.head_size};
+    write_block<Shape::kWarps, 1>(args_, memory, parts, rows_, 0, 1, sums,
+                                  [&](int w, int, int column) { return outputs[w * kColumns + column]; });
+    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs);
+  }
+
+ private:
+  __device__ __forceinline__ int32_t first_token(int32_t tile) const {
+    return tile * Shape::kTileTokens + warp_ * Shape::kTokens;
+  }
+
+  /// What the bytes of row `row` are displaced by: every other 16 rows of 64 bytes exchange their halves.
+  __device__ __forceinline__ static int displaced(int row) { return kGroups == 64 ? (row & 16) * 2 : 0; }
+
+  __device__ __forceinline__ void fetch(void const* cache, char* target, int32_t tile) const {
+    fetch_codes<kGroups, Shape::kTokens>(args_, rows_, cache, target, tile >= 0, first_token(tile), length_, displaced);
   }
 
   __device__ __forceinline__ static uint32_t word_at(char const* table, uint32_t offset) {
@@ -311,31 +306,6 @@ class VqDecodeKernel {
         o_[p][1] += weight * pair.get(1);
       }
     }
-  }
-
-  /// Add up the warps in the memory of the scores' table and write y, or this block's part of it.
-  __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
-    constexpr int kColumns = kPlanes * 64;
-    float* outputs = reinterpret_cast<float*>(scores_);   // [kWarps, D]
-    float* sums = outputs + Shape::kWarps * kColumns;     // [kWarps, 2]
-    __syncthreads();  // nobody reads the table any more
-    float const sum = warp_reduce<Add>(sum_);
-    if (lane_ == 0) {
-      sums[warp_ * 2] = max_;
-      sums[warp_ * 2 + 1] = sum;
-    }
-#pragma unroll
-    for (int p = 0; p < kPlanes; ++p) {
-      float2* target = reinterpret_cast<float2*>(outputs + warp_ * kColumns + lane_ * kPlanes * 2 + p * 2);
-      *target = make_float2(o_[p][0], o_[p][1]);
-    }
-    __syncthreads();
-    PartialMemory const memory{args_.partial, 1, args_.head_size};
-    write_block<Shape::kWarps, 1>(args_, memory, parts, rows_, 0, 1, sums,
-                                  [&](int w, int, int column) { return outputs[w * kColumns + column]; });
-    if (parts.whole()) return;
-    int32_t const segment = at.outer * args_.batch + at.b;
-    if (count_part(args_.counters + segment, parts, flag_)) combine_blocks(args_, memory, parts, rows_, outputs);
   }
 
   VqArgs<T> const& vq_;

@@ -27,6 +27,18 @@ struct EncodeArgs {
   uint8_t* __restrict__ codes_v;
 };
 
+/// Squared distance, rounded after every operation, as the definition is: a fused one would decide some ties otherwise.
+template <int kVector>
+__device__ __forceinline__ float squared_distance(float const (&x)[kVector], float const* centroid) {
+  float distance = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    float const off = __fsub_rn(x[i], centroid[i]);
+    distance = __fadd_rn(distance, __fmul_rn(off, off));
+  }
+  return distance;
+}
+
 /// Nearest of a warp's 256 centroids, ties to the lowest code: centroid e of a lane has code 32 e + lane.
 template <int kVector>
 __device__ __forceinline__ uint32_t nearest(float const (&centroid)[kEntries / 32][kVector],
@@ -36,13 +48,7 @@ __device__ __forceinline__ uint32_t nearest(float const (&centroid)[kEntries / 3
   uint32_t code = static_cast<uint32_t>(lane);
 #pragma unroll
   for (int e = 0; e < kEntries / 32; ++e) {
-    float distance = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      // Rounded after every operation, as the definition is: a fused one would decide some ties otherwise.
-      float const off = __fsub_rn(x[i], centroid[e][i]);
-      distance = __fadd_rn(distance, __fmul_rn(off, off));
-    }
+    float const distance = squared_distance(x, centroid[e]);
     if (distance < best) best = distance, code = static_cast<uint32_t>(e * 32 + lane);
   }
   uint32_t const bits = __float_as_uint(best);  // ordered like the distance, which has no sign
@@ -56,7 +62,8 @@ __device__ __forceinline__ void load_vector(EncodeArgs<T> const& args, bool valu
                                             int32_t column, float (&x)[kVector]) {
   AppendArgs<T> const& a = args.append;
   T const* row = (value ? a.v : a.k) + (token * a.kv_heads + h) * a.head_size;
-  int64_t const table = (a.tables == 1 ? token % a.seq : token) * a.head_size;
+  uint32_t const row_of_table = static_cast<uint32_t>(token) % static_cast<uint32_t>(a.seq);
+  int64_t const table = (a.tables == 1 ? int64_t{row_of_table} : token) * a.head_size;
 #pragma unroll
   for (int e = 0; e < kVector; ++e) {
     float out[1] = {0.0f};
@@ -81,6 +88,20 @@ __device__ __forceinline__ void append_queries(EncodeArgs<T> const& args) {
   } else {
     append_elements<T, 1>(args.append, thread);
   }
+}
+
+/// Put the code of new token number `token` into the cache, where there is room for it.
+///   unit: head and group of channels.
+template <class T>
+__device__ __forceinline__ void store_code(EncodeArgs<T> const& args, bool value, uint32_t token, int32_t unit,
+                                           int32_t groups, uint32_t code) {
+  AppendArgs<T> const& a = args.append;
+  uint32_t const seq = static_cast<uint32_t>(a.seq);
+  int32_t const b = static_cast<int32_t>(token / seq), i = static_cast<int32_t>(token % seq);
+  int32_t const position = past_rows(a.start, b, a.capacity) + i;
+  if (position >= a.capacity) return;
+  int64_t const place = ((int64_t{b} * a.kv_heads + unit / groups) * a.capacity + position) * groups + unit % groups;
+  (value ? args.codes_v : args.codes_k)[place] = static_cast<uint8_t>(code);
 }
 
 /// Grid: (ceil(2 Hkv D / kVector / kEncodeWarps) and blocks for queries, parts of the tokens).
@@ -116,12 +137,7 @@ __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs
       uint32_t const found = nearest<kVector>(centroid, x);
       if (lane == j) code = found;
     }
-    if (own >= args.tokens) continue;
-    int32_t const b = static_cast<int32_t>(own / a.seq), i = static_cast<int32_t>(own % a.seq);
-    int32_t const position = past_rows(a.start, b, a.capacity) + i;
-    if (position >= a.capacity) continue;
-    int64_t const place = ((int64_t{b} * a.kv_heads + h) * a.capacity + position) * groups + group;
-    (value ? args.codes_v : args.codes_k)[place] = static_cast<uint8_t>(code);
+    if (own < args.tokens) store_code(args, value, static_cast<uint32_t>(own), unit, groups, code);
   }
 }
 

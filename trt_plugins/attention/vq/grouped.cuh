@@ -25,6 +25,7 @@
 #include "attention/policy.h"
 #include "attention/vq/args.cuh"
 #include "attention/vq/policy.h"
+#include "attention/vq/walk.cuh"
 #include "attention/work.cuh"
 #include "common/ptx.cuh"
 #include "common/reduce.cuh"
@@ -63,77 +64,20 @@ class GroupedVqKernel {
         flag_(reinterpret_cast<int32_t*>(values_ + Shape::kValueBytes + Shape::kWarps * Shape::kWarpBytes)) {
     row_ = token_of(g_);
     key_turn_ = kGroups == 64 ? t_ + row_ / 2 : t_ / 2 + row_ / 4;
-    // Columns of the lane's first group; the table of 64 groups is two planes of 32.
-    key_table_ = scores_ + (kGroups == 64 ? t_ / 2 * 65536 + t_ % 2 * 128 : t_ * 64);
-    value_table_ = values_ + (kVector == 2 ? 0 : g_ / 4 * 128);
-    value_columns_ = 0x60402000u + static_cast<uint32_t>(kVector == 2 ? g_ * 4 : g_ % 4 * 8) * 0x01010101u;
+    // Columns of the lane's first groups; the table of 64 groups is two planes of 32.
+    uint32_t const t = static_cast<uint32_t>(t_), g = static_cast<uint32_t>(g_);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      key_select_[j] = select(static_cast<uint32_t>(j + g_) & 3u);
-      value_select_[j] = select(static_cast<uint32_t>(j + t_) & 3u);
+    for (uint32_t j = 0; j < 4; ++j) {
+      uint32_t const key = (j + g) & 3u, value = (j + t) & 3u;  // of four codes of a word
+      key_select_[j] = kSelect | key << 4;
+      key_column_[j] = key * 8u + (kGroups == 64 ? (t / 2u << 8) + t % 2u * 128u : t * 64u);
+      value_select_[j] = kSelect | value << 4;
+      value_column_[j] = value * 32u + (kVector == 2 ? g * 4u : g % 4u * 8u + g / 4u * 128u);
     }
     pick_ = g_ % 2 == 0 ? 0x3c00u : 0x3c000000u;  // 1 where the first or the second of a pair goes to column g
   }
 
-  __device__ __forceinline__ void run() {
-    int32_t const block = static_cast<int32_t>(blockIdx.x);
-    if (block >= list_.blocks()) return;
-    int64_t position = list_.first(block);
-    int32_t left = static_cast<int32_t>(list_.first(block + 1) - position);
-    Cursor at = list_.at(position);
-    int32_t table_head = -1;
-    while (left > 0) {
-      int32_t const tiles = min(left, at.tiles - at.tile);
-      Parts const parts(list_, position - at.tile, at.tiles);
-      begin_segment(at);
-      __syncthreads();  // nobody reads the tables any more
-      if (table_head != rows_.h) fill_values();
-      table_head = rows_.h;
-      wait_for_predecessor();  // the queries, the new codes and the counters are written
-      fetch(args_.k, codes_, at.tile);
-      fetch(args_.v, codes_ + Shape::kCodeBytes, at.tile);
-      fill_scores();
-      __syncthreads();
-      for (int32_t tile = at.tile; tile < at.tile + tiles; ++tile) {
-        int32_t const next = tile + 1 < at.tile + tiles ? tile + 1 : -1;
-        cp_async_wait<1>();
-        __syncwarp();
-        float s[kTiles][2];
-        score(s);
-        __syncwarp();
-        fetch(args_.k, codes_, next);
-        uint32_t p[kTiles];
-        weigh(s, p, first_token(tile));
-        cp_async_wait<1>();
-        __syncwarp();
-#pragma unroll
-        for (int m = 0; m < kTiles; m += 2) mix(m, p[m], p[m + 1]);
-        __syncwarp();
-        fetch(args_.v, codes_ + Shape::kCodeBytes, next);
-      }
-      end_segment(at, parts);
-      position += tiles;
-      left -= tiles;
-      if (left > 0) list_.next_segment(at);
-    }
-  }
-
- private:
-  /// Token of row r < 8 of an mma: rows 2 t, t = 0 to 3, are neighbours, and so are rows 2 t + 1.
-  __device__ __forceinline__ static int token_of(int r) { return r / 2 + r % 2 * 4; }
-
-  /// Byte permutation that makes the offset in a table of a byte's code and column, which is below 128.
-  __device__ __forceinline__ static uint32_t select(uint32_t byte) {
-    uint32_t const sign = 12u + byte;  // of a column: zero
-    return (4u + byte) | byte << 4 | sign << 8 | sign << 12;
-  }
-
-  /// What a row's bytes are displaced by, so that rows that are read together lie in different banks.
-  __device__ __forceinline__ static int displaced(int row) { return kGroups == 64 ? (row & 2) * 16 : 0; }
-
-  __device__ __forceinline__ int32_t first_token(int32_t tile) const {
-    return tile * Shape::kTileTokens + warp_ * Shape::kTokens;
-  }
+  __device__ __forceinline__ void run() { walk_codes(list_, *this); }
 
   __device__ __forceinline__ void begin_segment(Cursor const& at) {
     rows_.b = at.b;
@@ -156,22 +100,12 @@ class GroupedVqKernel {
     }
   }
 
-  /// Start copying the warp's codes of a tile; of none, an empty group. Codes of rows that do not exist become 0.
-  __device__ __forceinline__ void fetch(void const* cache, char* target, int32_t tile) const {
-    if (tile >= 0) {
-      int32_t const token = first_token(tile);
-      int64_t const place = (int64_t{rows_.b} * args_.kv_heads + rows_.h) * args_.capacity + token;
-      char const* source = static_cast<char const*>(cache) + place * kGroups;
-      constexpr int kChunks = kGroups / 16;
-#pragma unroll
-      for (int i = 0; i < Shape::kTokens * kChunks / 32; ++i) {
-        int const row = (i * 32 + lane_) / kChunks, chunk = lane_ % kChunks;
-        bool const valid = token + row < length_;
-        cp_async_16(shared_address(target + row * kGroups + ((chunk * 16) ^ displaced(row))),
-                    source + (valid ? row * kGroups + chunk * 16 : 0), valid);
-      }
-    }
-    cp_async_commit();
+  __device__ __forceinline__ int32_t head() const { return rows_.h; }
+
+  /// Start copying the warp's codes of a tile; of none, an empty group.
+  __device__ __forceinline__ void fetch_keys(int32_t tile) const { fetch(args_.k, codes_, tile); }
+  __device__ __forceinline__ void fetch_values(int32_t tile) const {
+    fetch(args_.v, codes_ + Shape::kCodeBytes, tile);
   }
 
   /// Products of every centroid with its part of the queries, times scale log2(e): a warp takes some codes, a lane groups.
@@ -232,6 +166,76 @@ class GroupedVqKernel {
     }
   }
 
+  /// Add the warp's tokens of one tile to (o, max, sum), and start bringing those of the next one.
+  __device__ __forceinline__ void attend(int32_t tile, int32_t next) {
+    cp_async_wait<1>();
+    __syncwarp();
+    float s[kTiles][2];
+    score(s);
+    __syncwarp();
+    fetch_keys(next);
+    uint32_t p[kTiles];
+    weigh(s, p, first_token(tile));
+    cp_async_wait<1>();
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < kTiles; m += 2) mix(m, p[m], p[m + 1]);
+    __syncwarp();
+    fetch_values(next);
+  }
+
+  /// Add up the warps in the memory of the scores' table and write y, or this block's part of it.
+  __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
+    float* outputs = reinterpret_cast<float*>(scores_);         // [kWarps, kRows, D]
+    float* sums = outputs + Shape::kWarps * kRows * kColumns;   // [kWarps, kRows, 2]
+    __syncthreads();  // nobody reads the table any more
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float sum = sum_[e];
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      if (lane_ < 2) {
+        sums[(warp_ * kRows + t_ * 2 + e) * 2] = max_[e];
+        sums[(warp_ * kRows + t_ * 2 + e) * 2 + 1] = sum;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kParts; ++i) {
+      int const part = i / 2, number = i % 2 * 2 + t_ / 2, group = g_ * (kGroups / 8) + number;
+      int const column = kVector == 2 ? (group + part * 4) * 2 : group * 4 + part * 2;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float* const target = outputs + (warp_ * kRows + t_ % 2 * 2 + e) * kColumns + column;
+        *reinterpret_cast<float2*>(target) = make_float2(o_[i][e], o_[i][2 + e]);
+      }
+    }
+    __syncthreads();
+    PartialMemory const memory{args_.partial, min(kRows, args_.seq * args_.group), args_.head_size};
+    write_block<Shape::kWarps, kRows>(
+        args_, memory, parts, rows_, 0, rows_.count, sums,
+        [&](int w, int row, int column) { return outputs[(w * kRows + row) * kColumns + column]; });
+    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs);
+  }
+
+ private:
+  /// Token of row r < 8 of an mma: rows 2 t, t = 0 to 3, are neighbours, and so are rows 2 t + 1.
+  __device__ __forceinline__ static int token_of(int r) { return r / 2 + r % 2 * 4; }
+
+  /// Byte permutation that makes the offset in a table of one of four codes and a column: byte 0 the column, byte 1 the
+  /// code, whose number is to be added, bytes 2 and 3 the plane.
+  static constexpr uint32_t kSelect = 0x6504u;
+
+  /// What a row's bytes are displaced by, so that rows that are read together lie in different banks.
+  __device__ __forceinline__ static int displaced(int row) { return kGroups == 64 ? (row & 2) * 16 : 0; }
+
+  __device__ __forceinline__ int32_t first_token(int32_t tile) const {
+    return tile * Shape::kTileTokens + warp_ * Shape::kTokens;
+  }
+
+  __device__ __forceinline__ void fetch(void const* cache, char* target, int32_t tile) const {
+    fetch_codes<kGroups, Shape::kTokens>(args_, rows_, cache, target, tile >= 0, first_token(tile), length_, displaced);
+  }
+
   __device__ __forceinline__ static uint32_t word_at(char const* pointer) {
     return *reinterpret_cast<uint32_t const*>(pointer);
   }
@@ -248,15 +252,15 @@ class GroupedVqKernel {
     for (int turn = 0; turn < kKeyWords; ++turn) {
       // Eight tokens read different words of their codes: no two from one bank.
       int const word = (turn + key_turn_) & (kKeyWords - 1);
-      uint32_t const columns = static_cast<uint32_t>(word) * 0x20202020u + 0x18100800u;
+      uint32_t const column = static_cast<uint32_t>(word) * 32u;
       char const* const own = codes_ + row_ * kGroups + ((t_ * (kGroups / 4) + word * 4) ^ displaced(row_));
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         uint32_t const codes = word_at(own + m * 8 * kGroups);
 #pragma unroll
         for (int j = 0; j < 4; j += 2) {
-          uint2 const first = entry(permute_bytes(codes, columns, key_select_[j]));
-          uint2 const second = entry(permute_bytes(codes, columns, key_select_[j + 1]));
+          uint2 const first = entry(permute_bytes(codes, key_column_[j] + column, key_select_[j]));
+          uint2 const second = entry(permute_bytes(codes, key_column_[j + 1] + column, key_select_[j + 1]));
           uint32_t const a[4] = {first.x, first.y, second.x, second.y};
           mma_f16(sum[m], a, pick_, pick_);
         }
@@ -270,7 +274,7 @@ class GroupedVqKernel {
   }
 
   __device__ __forceinline__ uint2 entry(uint32_t offset) const {
-    return *reinterpret_cast<uint2 const*>(key_table_ + offset);
+    return *reinterpret_cast<uint2 const*>(scores_ + offset);
   }
 
   /// Scores to weights in the layout of an mma's B; rescales outputs and sums where a maximum grows.
@@ -344,7 +348,7 @@ class GroupedVqKernel {
       }
       uint32_t entry[4][kParts];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) look_up(words[k], value_select_[i], entry[k]);
+      for (int k = 0; k < 4; ++k) look_up(words[k], i, entry[k]);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         // Two channels of four tokens to four tokens of two channels.
@@ -359,53 +363,18 @@ class GroupedVqKernel {
   }
 
   /// Centroids of one of four groups, and of the one four groups on; or the two words of a longer centroid.
-  __device__ __forceinline__ void look_up(uint32_t const (&codes)[kValueWords], uint32_t select,
-                                          uint32_t (&entry)[kParts]) const {
+  __device__ __forceinline__ void look_up(uint32_t const (&codes)[kValueWords], int i, uint32_t (&entry)[kParts]) const {
     if constexpr (kVector == 4) {
-      uint2 const two =
-          *reinterpret_cast<uint2 const*>(value_table_ + permute_bytes(codes[0], value_columns_, select));
+      uint32_t const offset = permute_bytes(codes[0], value_column_[i], value_select_[i]);
+      uint2 const two = *reinterpret_cast<uint2 const*>(values_ + offset);
       entry[0] = two.x, entry[1] = two.y;
     } else {
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        entry[part] = word_at(value_table_ + permute_bytes(codes[part], value_columns_, select) + part * 128);
+        uint32_t const offset = permute_bytes(codes[part], value_column_[i], value_select_[i]);
+        entry[part] = word_at(values_ + offset + part * 128);
       }
     }
-  }
-
-  /// Add up the warps in the memory of the scores' table and write y, or this block's part of it.
-  __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
-    float* outputs = reinterpret_cast<float*>(scores_);         // [kWarps, kRows, D]
-    float* sums = outputs + Shape::kWarps * kRows * kColumns;   // [kWarps, kRows, 2]
-    __syncthreads();  // nobody reads the table any more
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float sum = sum_[e];
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-      if (lane_ < 2) {
-        sums[(warp_ * kRows + t_ * 2 + e) * 2] = max_[e];
-        sums[(warp_ * kRows + t_ * 2 + e) * 2 + 1] = sum;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * kParts; ++i) {
-      int const part = i / 2, number = i % 2 * 2 + t_ / 2, group = g_ * (kGroups / 8) + number;
-      int const column = kVector == 2 ? (group + part * 4) * 2 : group * 4 + part * 2;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float* const target = outputs + (warp_ * kRows + t_ % 2 * 2 + e) * kColumns + column;
-        *reinterpret_cast<float2*>(target) = make_float2(o_[i][e], o_[i][2 + e]);
-      }
-    }
-    __syncthreads();
-    PartialMemory const memory{args_.partial, min(kRows, args_.seq * args_.group), args_.head_size};
-    write_block<Shape::kWarps, kRows>(
-        args_, memory, parts, rows_, 0, rows_.count, sums,
-        [&](int w, int row, int column) { return outputs[(w * kRows + row) * kColumns + column]; });
-    if (parts.whole()) return;
-    int32_t const segment = at.outer * args_.batch + at.b;
-    if (count_part(args_.counters + segment, parts, flag_)) combine_blocks(args_, memory, parts, rows_, outputs);
   }
 
   VqArgs<T> const& vq_;
@@ -418,10 +387,8 @@ class GroupedVqKernel {
   int32_t* flag_;  // whether this block finished a segment
   int row_;        // token of the lane's rows of scores
   int key_turn_;   // the word of a key's codes that the lane begins with
-  char const* key_table_;
-  char const* value_table_;
   uint32_t key_select_[4], value_select_[4];  // byte permutations: code and column to an offset in a table
-  uint32_t value_columns_;  // of the lane's four groups in the table of values
+  uint32_t key_column_[4], value_column_[4];  // of the lane's groups, with the plane
   uint32_t pick_;
   SegmentRows rows_;
   int32_t length_;

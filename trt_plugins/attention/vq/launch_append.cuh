@@ -7,6 +7,7 @@
 #include "attention/vq/encode.cuh"
 #include "attention/vq/expand.cuh"
 #include "attention/vq/launch.cuh"
+#include "attention/vq/rank.cuh"
 
 namespace graphopt::attention {
 
@@ -20,9 +21,11 @@ Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t
   args.codebook_v = static_cast<T const*>(p.codebook_v);
   args.codes_k = static_cast<uint8_t*>(cache.present_k);
   args.codes_v = static_cast<uint8_t*>(cache.present_v);
-  constexpr int64_t kMostParts = 64;  // each reads the codebooks again
+  // Parts of the tokens read the codebooks again. To rank pays where a warp meets 16 tokens several times.
+  constexpr int64_t kMostParts = 64, kRankPart = 256;
+  bool const ranks = sizeof(T) == 2 && p.vector <= 4 && cache.seq >= 32 && args.tokens >= kRankPart;
   int64_t const units = 2 * cache.kv_heads * (cache.head_size / p.vector);
-  int64_t const parts = std::min(kMostParts, ceil_div<int64_t>(args.tokens, 32));
+  int64_t const parts = std::min(kMostParts, ceil_div<int64_t>(args.tokens, ranks ? kRankPart : 32));
   int64_t const size = args.vectors ? Vec<T>::kSize : 1;
   int64_t const queries = std::max<int64_t>(args.append.query_rows * (cache.head_size / size), args.append.counters);
   args.blocks = static_cast<int32_t>(ceil_div<int64_t>(units, kEncodeWarps));
@@ -30,6 +33,12 @@ Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t
   if (blocks > 2147483647) return Status::kTooLarge;
   dim3 const grid(static_cast<unsigned>(blocks), static_cast<unsigned>(parts));
   dim3 const block(32 * kEncodeWarps);
+  if constexpr (sizeof(T) == 2) {
+    if (ranks) {
+      auto const kernel = p.vector == 2 ? attention_rank<T, 2> : attention_rank<T, 4>;
+      return launch_at(Start::kEarly, kernel, grid, block, 0, stream, args);
+    }
+  }
   switch (p.vector) {
     case 2:
       return launch_at(Start::kEarly, attention_encode<T, 2>, grid, block, 0, stream, args);

@@ -35,12 +35,13 @@ template <int kD, int kVector_>
 struct GroupedVqShape {
   static constexpr int kVector = kVector_;
   static constexpr int kGroups = kD / kVector;
-  static constexpr int kTokens = 32;  // of a warp
+  // Of a warp. Fewer leave room for more warps, where the tables of 64 groups leave little of it.
+  static constexpr int kTokens = kGroups == 64 ? 16 : 32;
   static constexpr int kScoreBytes = kGroups / 32 * 256 * 256;  // planes of 32 groups
   static constexpr int kValueBytes = 256 * 256;
   static constexpr int kCodeBytes = kTokens * kGroups;
   static constexpr int kWarpBytes = 2 * kCodeBytes;
-  static constexpr int kWarps = kGroups == 64 ? 8 : 16;  // what the tables leave room for
+  static constexpr int kWarps = 16;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kTileTokens = kTokens * kWarps;
   static constexpr size_t kSharedBytes = size_t{kScoreBytes} + kValueBytes + size_t{kWarps} * kWarpBytes + 16;
