@@ -86,7 +86,7 @@ graphopt::mixq::QuantizeParams quantize_params(int32_t producer, int32_t dtype, 
                                                int64_t capacity, void const* x, void const* other, void const* gamma,
                                                void const* beta, int32_t const* idx, float epsilon, int8_t* codes,
                                                float* sx, void* xo, void* sum, void* y, int32_t bits) {
-  return {static_cast<graphopt::mixq::Producer>(producer), static_cast<DType>(dtype), rows, cols, capacity, x, other,
+  return {static_cast<graphopt::Producer>(producer), static_cast<DType>(dtype), rows, cols, capacity, x, other,
           gamma, beta, idx, epsilon, codes, sx, xo, sum, y, bits};
 }
 

@@ -24,7 +24,7 @@ def test_torch_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_producers_are_numbered_as_in_the_library() -> None:
-    params = (SOURCES / "mixq/quantize/params.h").read_text()
+    params = (SOURCES / "common/producer.h").read_text()
     numbers = {name: int(value) for name, value in re.findall(r"^  k(\w+) = (\d+),", params, re.MULTILINE)}
     upper = {name.upper(): value for name, value in numbers.items()}
     ours = {name.removeprefix("MixQ").replace("Quantize", "Plain").upper(): i for i, name in enumerate(PRODUCERS)}

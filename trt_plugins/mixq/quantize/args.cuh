@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "mixq/quantize/producer.cuh"
+#include "common/producer.cuh"
 
 namespace graphopt::mixq {
 
@@ -30,17 +30,5 @@ struct QuantizeArgs {
   T* __restrict__ sum;      // [M, K] or null
   T* __restrict__ y;        // [M, K] or null
 };
-
-/// Statistics of a norm: y = (v - mean) * scale * gamma + beta.
-struct Moments {
-  float mean;
-  float scale;
-};
-
-template <class Producer>
-__device__ __forceinline__ float normalize(float v, Moments m, float gamma, float beta) {
-  if constexpr (Producer::kNorm == Norm::kRms) return v * m.scale * gamma;
-  return (v - m.mean) * m.scale * gamma + beta;
-}
 
 }  // namespace graphopt::mixq

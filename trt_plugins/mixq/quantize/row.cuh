@@ -5,29 +5,15 @@
 #include <type_traits>
 
 #include "common/ptx.cuh"
+#include "common/row_math.cuh"
+#include "common/team.cuh"
 #include "common/vec.cuh"
 #include "mixq/quantize/args.cuh"
 #include "mixq/quantize/codes.cuh"
 #include "mixq/quantize/outliers.cuh"
 #include "mixq/quantize/packed.cuh"
-#include "mixq/quantize/squares.cuh"
-#include "mixq/quantize/team.cuh"
 
 namespace graphopt::mixq {
-
-/// x + residual of two values of 16 bits at once. One rounding to T, as through float32: its 24 bits are enough for the
-/// second rounding to change nothing (Figueroa, 1995).
-template <class T>
-__device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
-  uint32_t sum;
-  if constexpr (std::is_same_v<T, __half>) {
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
-  } else {
-    constexpr uint32_t kOnes = 0x3f803f80u;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(kOnes), "r"(b));
-  }
-  return sum;
-}
 
 /// Vector i of lane l holds elements from (i * lanes + l) * kSize. Vectors past the end of the row hold zeros.
 ///
@@ -83,25 +69,7 @@ class RegisterRow {
   }
 
   /// Turn the inputs into what is quantized (or normalized), rounded to T.
-  __device__ __forceinline__ void combine() {
-#pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      if constexpr (std::is_base_of_v<Plain, Producer>) {
-        continue;
-      } else if constexpr (std::is_base_of_v<Sum, Producer> && sizeof(T) == 2) {
-#pragma unroll
-        for (int w = 0; w < 4; ++w) v_[i].word[w] = add_pair<T>(v_[i].word[w], second_[i].word[w]);
-      } else {
-        float value[kSize];
-#pragma unroll
-        for (int e = 0; e < kSize; ++e) {
-          float const other = Producer::kInputs == 2 ? second_[i].get(e) : 0.0f;
-          value[e] = Producer::template value<T>(v_[i].get(e), other);
-        }
-        v_[i].set(value);
-      }
-    }
-  }
+  __device__ __forceinline__ void combine() { graphopt::combine<Producer>(v_, second_); }
 
   __device__ __forceinline__ void store_to(T* output, int32_t row) const {
     T* const first = output + first_output(row);
@@ -113,7 +81,8 @@ class RegisterRow {
 
   /// v = T((v - mean) * scale * gamma + beta).
   __device__ __forceinline__ void normalize_row(Team<kOneWarp>& team) {
-    Moments const m = moments(team);
+    Moments const m =
+        moments<Producer>(v_, team, args_.cols, args_.epsilon, [&](int i) { return inside(i); });
     keep_packed(v_);
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
@@ -228,48 +197,6 @@ class RegisterRow {
   __device__ __forceinline__ V load_parameter(T const* parameter, int i) const {
     if constexpr (kAhead) return load_shared(reinterpret_cast<uint4 const*>(parameter) + lane_ + i * lanes_);
     return load_cached(parameter + (inside(i) ? step(i) + lane_ * kSize : 0));
-  }
-
-  __device__ __forceinline__ Moments moments(Team<kOneWarp>& team) const {
-    float const per_element = 1.0f / static_cast<float>(args_.cols);
-    if constexpr (Producer::kNorm == Norm::kRms) {
-      float const squares = team.sum_of_warps(warp_squares(v_));
-      return {0.0f, rsqrtf(fmaf(squares, per_element, args_.epsilon))};
-    } else {
-      return layer_moments(team, per_element);
-    }
-  }
-
-  /// Elements of 16 bits: both sums in one pass, with one barrier, unless the mean is so far off that their squares
-  /// cancel; then, and for float32, squares around the mean.
-  __device__ __forceinline__ Moments layer_moments(Team<kOneWarp>& team, float per_element) const {
-    constexpr float kFar = 16.0f;  // mean^2 over variance: four bits of the float32 sums cancel
-    float mean, variance;
-    if constexpr (sizeof(T) == 2) {
-      float2 const sums = team.sums_of_warps({warp_sum(v_), warp_squares(v_)});
-      mean = sums.x * per_element;
-      variance = fmaf(sums.y, per_element, -mean * mean);
-      if (mean * mean > kFar * variance) variance = team.sum(squares_around(mean)) * per_element;
-    } else {
-      mean = team.sum_of_warps(warp_sum(v_)) * per_element;
-      variance = team.sum(squares_around(mean)) * per_element;
-    }
-    return {mean, rsqrtf(variance + args_.epsilon)};
-  }
-
-  /// The sum of this lane's (v - mean)^2.
-  __device__ __forceinline__ float squares_around(float mean) const {
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      if (!inside(i)) continue;
-#pragma unroll
-      for (int e = 0; e < kSize; ++e) {
-        float const offset = v_[i].get(e) - mean;
-        squares = fmaf(offset, offset, squares);
-      }
-    }
-    return squares;
   }
 
   QuantizeArgs<T> const& args_;

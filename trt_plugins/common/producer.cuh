@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 enum class Norm { kNone, kRms, kLayer };
 
@@ -112,4 +112,4 @@ using AddRmsNorm = Normalized<Norm::kRms, Sum>;
 using LayerNorm = Normalized<Norm::kLayer, Plain>;
 using AddLayerNorm = Normalized<Norm::kLayer, Sum>;
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

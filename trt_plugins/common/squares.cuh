@@ -11,7 +11,7 @@
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// c += a b over 8 elements of a 16-bit T along K. Per lane, g = lane / 4, t = lane % 4: a0 elements 2t and 2t + 1 of row
 /// g, a1 of row g + 8; b the same of column g; c[0..1] row g, columns 2t and 2t + 1, c[2..3] row g + 8.
@@ -82,4 +82,4 @@ __device__ __forceinline__ float warp_sum(Vec<T> const (&v)[kVecs]) {
   }
 }
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

@@ -7,7 +7,7 @@
 #include "common/ptx.cuh"
 #include "common/reduce.cuh"
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// One warp, or the threads of a block with one threadIdx.y: blockDim.x of them, a multiple of 32.
 ///
@@ -72,4 +72,4 @@ class Team {
   int phase_ = 0;  // 0 or 32
 };
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

@@ -1,0 +1,110 @@
+// What a row's values go through before a scheme's own work: the residual or the gate, and the norm.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "common/producer.cuh"
+#include "common/squares.cuh"
+#include "common/team.cuh"
+#include "common/vec.cuh"
+
+namespace graphopt {
+
+/// Statistics of a norm: y = (v - mean) * scale * gamma + beta.
+struct Moments {
+  float mean;
+  float scale;
+};
+
+template <class Producer>
+__device__ __forceinline__ float normalize(float v, Moments m, float gamma, float beta) {
+  if constexpr (Producer::kNorm == Norm::kRms) return v * m.scale * gamma;
+  return (v - m.mean) * m.scale * gamma + beta;
+}
+
+/// x + residual of two values of 16 bits at once. One rounding to T, as through float32: its 24 bits are enough for the
+/// second rounding to change nothing (Figueroa, 1995).
+template <class T>
+__device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
+  uint32_t sum;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  } else {
+    constexpr uint32_t kOnes = 0x3f803f80u;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(kOnes), "r"(b));
+  }
+  return sum;
+}
+
+/// v = T(Producer(v, second)), element by element.
+template <class Producer, class T, int kVecs, int kSecond>
+__device__ __forceinline__ void combine(Vec<T> (&v)[kVecs], Vec<T> const (&second)[kSecond]) {
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    if constexpr (std::is_base_of_v<Plain, Producer>) {
+      continue;
+    } else if constexpr (std::is_base_of_v<Sum, Producer> && sizeof(T) == 2) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) v[i].word[w] = add_pair<T>(v[i].word[w], second[i].word[w]);
+    } else {
+      float value[Vec<T>::kSize];
+#pragma unroll
+      for (int e = 0; e < Vec<T>::kSize; ++e) {
+        float const other = Producer::kInputs == 2 ? second[i].get(e) : 0.0f;
+        value[e] = Producer::template value<T>(v[i].get(e), other);
+      }
+      v[i].set(value);
+    }
+  }
+}
+
+/// The sum of (v - mean)^2 over this lane's vectors in the row.
+template <class T, int kVecs, class Inside>
+__device__ __forceinline__ float squares_around(Vec<T> const (&v)[kVecs], float mean, Inside inside) {
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVecs; ++i) {
+    if (!inside(i)) continue;
+#pragma unroll
+    for (int e = 0; e < Vec<T>::kSize; ++e) {
+      float const offset = v[i].get(e) - mean;
+      squares = fmaf(offset, offset, squares);
+    }
+  }
+  return squares;
+}
+
+/// Elements of 16 bits: both sums in one pass, with one barrier, unless the mean is so far off that their squares
+/// cancel; then, and for float32, squares around the mean.
+template <class T, int kVecs, bool kOneWarp, class Inside>
+__device__ __forceinline__ Moments layer_moments(Vec<T> const (&v)[kVecs], Team<kOneWarp>& team, float per_element,
+                                                 float epsilon, Inside inside) {
+  constexpr float kFar = 16.0f;  // mean^2 over variance: four bits of the float32 sums cancel
+  float mean, variance;
+  if constexpr (sizeof(T) == 2) {
+    float2 const sums = team.sums_of_warps({warp_sum(v), warp_squares(v)});
+    mean = sums.x * per_element;
+    variance = fmaf(sums.y, per_element, -mean * mean);
+    if (mean * mean > kFar * variance) variance = team.sum(squares_around(v, mean, inside)) * per_element;
+  } else {
+    mean = team.sum_of_warps(warp_sum(v)) * per_element;
+    variance = team.sum(squares_around(v, mean, inside)) * per_element;
+  }
+  return {mean, rsqrtf(variance + epsilon)};
+}
+
+/// Statistics of a row of `cols` elements, of which a team holds vectors; those that are not `inside` it are zeros.
+template <class Producer, class T, int kVecs, bool kOneWarp, class Inside>
+__device__ __forceinline__ Moments moments(Vec<T> const (&v)[kVecs], Team<kOneWarp>& team, int32_t cols, float epsilon,
+                                           Inside inside) {
+  float const per_element = 1.0f / static_cast<float>(cols);
+  if constexpr (Producer::kNorm == Norm::kRms) {
+    float const squares = team.sum_of_warps(warp_squares(v));
+    return {0.0f, rsqrtf(fmaf(squares, per_element, epsilon))};
+  } else {
+    return layer_moments(v, team, per_element, epsilon, inside);
+  }
+}
+
+}  // namespace graphopt
