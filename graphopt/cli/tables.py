@@ -8,12 +8,16 @@ from pathlib import Path
 import onnx_graphsurgeon as gs
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from graphopt.core.op import DOMAIN
 from graphopt.core.report import Finding, Report
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.passes import OPS
+
+#: Nodes of one reason that are shown by name where the reader did not ask for all.
+_NAMED = 3
 
 
 def size_table(model: Model) -> dict[str, int]:
@@ -36,21 +40,20 @@ def findings_table(
     *,
     dry_run: bool,
 ) -> None:
-    """Draw what a run did: rewrites by rule and outcome, every refusal with its reason, sizes, files."""
+    """Draw what a run did: rewrites by rule and outcome, refusals and notes by reason, sizes, files.
+
+    A dry run names every node, a run the first few of each reason.
+    """
     rewrites = Table("rule", "what came out", "nodes", title="would be rewritten" if dry_run else "rewritten")
     groups: dict[tuple[str, str], list[Finding]] = {}
     for f in report.findings:
         if f.status == "rewritten":
             groups.setdefault((f.rule, re.sub(r" *'[^']*'", "", f.reason)), []).append(f)
     for (rule, outcome), found in groups.items():
-        rewrites.add_row(rule, outcome + _outliers(found), str(len(found)))
+        rewrites.add_row(rule, outcome + _outliers(found), str(sum(f.detail.get("nodes", 1) for f in found)))
     out.print(rewrites)
-    others = [f for f in report.findings if f.status != "rewritten"]
-    if others:
-        refusals = Table("rule", "node", "", "reason", title="left as it was, and why")
-        for f in others:
-            refusals.add_row(f.rule, f.node, f.status, f.reason)
-        out.print(refusals)
+    _reasons(out, report, title="left as it was, and why", status="skipped", every=dry_run)
+    _reasons(out, report, title="worth knowing", status="note", every=dry_run)
     if not dry_run:
         sizes = Table("", "before", "after")
         for key in before:
@@ -59,10 +62,30 @@ def findings_table(
         out.print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
 
 
+def _reasons(out: Console, report: Report, *, title: str, status: str, every: bool) -> None:
+    """Draw the findings of one status, each reason followed by its nodes."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for f in report.findings:
+        if f.status == status:
+            groups.setdefault((f.rule, f.reason), []).append(f.node)
+    if not groups:
+        return
+    out.print(Text(f"\n{title}", style="italic"))
+    # Names are what recipes match: each has a line of its own, for copying, and is never cut.
+    for (rule, reason), nodes in groups.items():
+        out.print(Text(f"  {rule}: {reason}"), soft_wrap=True)
+        named = nodes if every or len(nodes) <= _NAMED + 1 else nodes[:_NAMED]
+        for line in (*named, *([f"and {len(nodes) - _NAMED} more"] if len(named) < len(nodes) else [])):
+            out.print(Text(f"      {line}"), soft_wrap=True)
+
+
 def _outliers(found: list[Finding]) -> str:
     """Return how many outlier channels the findings of one kind have, where they have any."""
     counts = [f.detail["outliers"] for f in found if "outliers" in f.detail]
-    return f"; {min(counts)} to {max(counts)} outlier channels" if counts else ""
+    if not any(counts):
+        return ""
+    least, most = min(counts), max(counts)
+    return f"; {most if least == most else f'{least} to {most}'} outlier channels"
 
 
 def linear_rows(model: Model) -> list[gs.Node]:

@@ -43,7 +43,7 @@ def clean_up(model: Model, report: Report) -> None:
             node.outputs.clear()
         graph.cleanup(remove_unused_graph_inputs=False).toposort()
         for op, count in sorted(removed.items()):
-            report.rewritten(STAGE, op, graph.name or "graph", f"{count} nodes taken out", nodes=count)
+            report.rewritten(STAGE, op, graph.name or "graph", "taken out", nodes=count)
 
 
 def _is_replaceable(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> bool:

@@ -44,7 +44,7 @@ def fold_constants(model: Model, report: Report) -> None:
             folded += 1
         if folded:
             graph.cleanup(remove_unused_graph_inputs=False)
-            report.rewritten(STAGE, STAGE, graph.name or "graph", f"{folded} nodes are constants", nodes=folded)
+            report.rewritten(STAGE, STAGE, graph.name or "graph", "became constants", nodes=folded)
 
 
 def _value(model: Model, graph: gs.Graph, node: gs.Node) -> np.ndarray | None:

@@ -44,7 +44,7 @@ def legalize(model: Model, report: Report) -> None:
     if not counts:
         return
     for name, count in sorted(counts.items()):
-        report.rewritten(STAGE, "inline", name, f"{count} nodes written in standard operators", nodes=count)
+        report.rewritten(STAGE, "inline", name, f"{name} written in standard operators", nodes=count)
     infer_shapes(model)
     quiet = Report()
     for tidy in (clean_up, fold_constants, share_common, clean_up):

@@ -42,7 +42,7 @@ def share_common(model: Model, report: Report) -> None:
             merged += 1
         if merged:
             graph.cleanup(remove_unused_graph_inputs=False)
-            report.rewritten(STAGE, STAGE, graph.name or "graph", f"{merged} nodes that repeat others", nodes=merged)
+            report.rewritten(STAGE, STAGE, graph.name or "graph", "repeated others", nodes=merged)
 
 
 def _key(node: gs.Node) -> Any:

@@ -86,9 +86,18 @@ def test_dry_run_writes_nothing_and_lists_reasons(model: Path, tmp_path: Path) -
     skipped = [f for f in findings if f["status"] == "skipped"]
     assert [(f["node"].count("lm_head"), f["reason"]) for f in skipped] == [(1, "preset mixq-w8a8 says scheme none")]
     assert folder(tmp_path) == before
-    table = optimize(model, "--dry-run", "--exclude", "*lm_head*")
-    assert table.exit_code == 0
-    assert "lm_head" in table.stdout
+    shown = optimize(model, "--dry-run", "--exclude", "*lm_head*").stdout
+    for finding in findings:  # a dry run names every node, each on a line of its own
+        assert finding["status"] == "rewritten" or f"      {finding['node']}\n" in shown
+    assert "recipe: preset mixq-w8a8 says scheme none" in shown
+
+
+def test_names_the_first_nodes_of_a_reason(model: Path) -> None:
+    shown = optimize(model).stdout
+    lines = shown[shown.index("no calibration") :].splitlines()
+    notes = [f for f in json.loads(optimize(model, "--json").stdout)["findings"] if f["status"] == "note"]
+    assert len(notes) > 4, "all would be named"
+    assert lines[1:5] == [f"      {f['node']}" for f in notes[:3]] + [f"      and {len(notes) - 3} more"]
 
 
 def test_dumps_every_stage(model: Path, tmp_path: Path) -> None:
