@@ -8,13 +8,16 @@
 
 NAMES, with commas between, are tensorrt_fp16 (a growing cache, no plugins), fp16-static, or a preset of `optimize`,
 with "+" and the preset of a cache behind it: vq-quip4+cq4. `check` reads what benchmarks/engine_cases.py wrote. `build`
-makes one plan per scheme and phase of what `make` wrote. Plans of plugins may be built beside each other; what
-TensorRT tunes itself, the baseline above all, is built alone. `time` builds what is missing and times all; it writes
-the JSON after every plan and starts none once ``--seconds`` have passed. `merge` makes one file of several runs of
-`time`: the last row of a case and scheme counts.
+makes one plan per scheme and phase of what `make` wrote, all with the kernels that one process loads once. Plans of
+plugins may be built beside each other; what TensorRT tunes itself, the baseline above all, is built alone. ``--level``
+is TensorRT's optimization level for all but the baseline, which gets TensorRT's own choice: it tunes what is between
+plugins only, for minutes. `time` builds what is missing and times all; it writes the JSON after every plan and starts
+none once ``--seconds`` have passed. `merge` makes one file of several runs of `time`: the last row of a case and scheme
+counts.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -22,7 +25,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from engine_shapes import Call, Inputs
 
 from graphopt.engine import gpu
 from graphopt.engine.build import BuildOptions, build
+from graphopt.engine.flavour import select
 from graphopt.engine.measure import by_op, latency
 from graphopt.engine.run import Runner
 from graphopt.errors import GraphOptError
@@ -60,17 +63,21 @@ def shapes_text(shapes: dict[str, tuple[int, ...]]) -> str:
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
-def build_static(model: Path, plan: Path, profiles: list[dict[str, tuple[int, ...]]], cache: Path) -> float:
-    """Build with one profile per entry of ``profiles``, each for exactly those shapes; return the seconds."""
-    texts = tuple(map(shapes_text, profiles)) if profiles and profiles[0] else ()
+@functools.cache
+def keep_builder() -> Any:
+    """A builder that lives as long as the process: with it stay the 3 GB of kernels that each one needs."""
+    return select("tensorrt").builder()
+
+
+def build_plan(model: Path, plan: Path, options: BuildOptions) -> None:
+    """Build, and say what came of it."""
+    keep_builder()
     started = time.monotonic()
-    result = build(model, plan, BuildOptions(flavour="tensorrt", opt_shapes=texts, timing_cache=cache))
-    seconds = time.monotonic() - started
+    result = build(model, plan, replace(options, flavour="tensorrt"))
     for warning in result.warnings[:8]:
         log(f"  warning: {warning[:200]}")
-    log(f"  {plan.name}: {seconds:.0f} s, {result.manifest.plan_bytes / 1e6:.0f} MB, "
+    log(f"  {plan.name}: {time.monotonic() - started:.0f} s, {result.manifest.plan_bytes / 1e6:.0f} MB, "
         f"{result.manifest.plugin_layers} plugin layers")  # fmt: skip
-    return seconds
 
 
 # -- check
@@ -95,12 +102,13 @@ def packed(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).view(np.int32) if array.dtype == np.int8 else array
 
 
-def check_case(data: Path, model: Path, work: Path) -> list[dict[str, Any]]:
+def check_case(data: Path, model: Path, work: Path, level: int | None) -> list[dict[str, Any]]:
     arrays = dict(np.load(data))
     feeds = {k[3:]: packed(v) for k, v in arrays.items() if k.startswith("in.")}
-    dynamic = not data.stem.startswith("ops_")
+    shapes = () if data.stem.startswith("ops_") else (shapes_text({k: v.shape for k, v in feeds.items()}),)
     plan = work / f"{data.stem}.plan"
-    build_static(model, plan, [{k: v.shape for k, v in feeds.items()}] if dynamic else [], work / "check.cache")
+    options = BuildOptions(opt_shapes=shapes, timing_cache=work / "check.cache", optimization_level=level)
+    build_plan(model, plan, options)
     rows = []
     with Runner(plan) as runner:
         for graph in (False, True):
@@ -121,7 +129,7 @@ def check(arguments: argparse.Namespace) -> bool:
         if not model.exists():
             model = arguments.cases / f"{data.stem.rpartition('.')[0]}.onnx"
         log(f"check {data.stem}")
-        found = attempt(data.stem, lambda d=data, m=model: check_case(d, m, arguments.work))
+        found = attempt(data.stem, functools.partial(check_case, data, model, arguments.work, arguments.level))
         found = found or [{"case": data.stem, "ok": False, "error": "did not run"}]
         for row in found:
             if not row["ok"] or "logits" in str(row.get("output")):
@@ -193,7 +201,7 @@ def cases_of(phase: str, batches: list[int]) -> list[Call]:
     return [Call(1, PROMPT, 0)] if phase == "prefill" else [Call(batch, 1, CONTEXT) for batch in batches]
 
 
-def build_phase(name: str, phase: str, cases: list[Call], model: Model) -> Path | None:
+def build_phase(name: str, phase: str, cases: list[Call], model: Model, level: int | None) -> Path | None:
     """One plan for all ``cases``, tuned for the batch in the middle of them; not again where there is one."""
     plan, inputs = model.work / f"{name}.{phase}.plan", model.inputs(name)
     if plan.exists():
@@ -202,18 +210,16 @@ def build_phase(name: str, phase: str, cases: list[Call], model: Model) -> Path 
     low, usual, high = (inputs.text(c) for c in (ordered[0], ordered[len(cases) // 2], ordered[-1]))
     log(f"build {plan.name}")
 
-    def action() -> float:
-        started = time.monotonic()
-        options = BuildOptions(
-            flavour="tensorrt", min_shapes=(low,), opt_shapes=(usual,), max_shapes=(high,),
-            timing_cache=plan.with_suffix(".cache"),
-        )  # fmt: skip
-        result = build(model.work / f"{name}.onnx", plan, options)
-        log(f"  {plan.name}: {time.monotonic() - started:.0f} s, {result.manifest.plan_bytes / 1e6:.0f} MB, "
-            f"{result.manifest.plugin_layers} plugin layers")  # fmt: skip
-        return result.manifest.build_seconds
+    options = BuildOptions(
+        min_shapes=(low,), opt_shapes=(usual,), max_shapes=(high,), timing_cache=plan.with_suffix(".cache"),
+        optimization_level=None if name == BASELINE else level,
+    )  # fmt: skip
 
-    return plan if attempt(f"build {plan.name}", action) is not None else None
+    def action() -> bool:
+        build_plan(model.work / f"{name}.onnx", plan, options)
+        return True
+
+    return plan if attempt(f"build {plan.name}", action) else None
 
 
 def time_plan(plan: Path, cases: list[Call], inputs: Inputs, name: str) -> dict[Call, Row]:
@@ -289,7 +295,8 @@ def wanted(arguments: argparse.Namespace) -> Iterator[tuple[str, str, list[Call]
 
 
 def build_engines(arguments: argparse.Namespace) -> bool:
-    plans = [build_phase(name, phase, cases, Model(arguments.work)) for phase, name, cases in wanted(arguments)]
+    model = Model(arguments.work)
+    plans = [build_phase(name, phase, cases, model, arguments.level) for phase, name, cases in wanted(arguments)]
     return all(plan is not None for plan in plans)
 
 
@@ -305,10 +312,11 @@ def time_engines(arguments: argparse.Namespace) -> bool:
         if time.monotonic() > deadline:
             log(f"out of time before {name} {phase}")
             continue
-        if (plan := build_phase(name, phase, cases, model)) is None:
+        if (plan := build_phase(name, phase, cases, model, arguments.level)) is None:
             continue
-        if found := attempt(name, partial(time_plan, plan, cases, model.inputs(name), name)):
-            rows += [{**row, **common} for row in rows_of(name, phase, found, model.label)]
+        if found := attempt(name, functools.partial(time_plan, plan, cases, model.inputs(name), name)):
+            level = None if name == BASELINE else arguments.level
+            rows += [{**row, **common, "level": level} for row in rows_of(name, phase, found, model.label)]
             arguments.json.write_text(json.dumps(with_peers(rows), indent=1))
         if not arguments.keep:
             plan.unlink()
@@ -347,6 +355,8 @@ def main() -> None:
         if name in ("build", "time"):
             verb.add_argument("--phases", default="decode,prefill", help="of decode and prefill, in this order")
             verb.add_argument("--batches", default="1,4,16,64", help="of decode")
+        if name in ("check", "build", "time"):
+            verb.add_argument("--level", type=int, help="TensorRT's optimization level, 0 to 5; not of the baseline")
         if name in ("make", "build", "time"):
             verb.add_argument("--schemes", default=f"mixq-w4a8,mixq-w8a8,{BASELINE}", help="in this order")
     arguments = parser.parse_args()

@@ -28,6 +28,8 @@ from graphopt.models.bert import BertConfig, build_bert
 from graphopt.models.presets import llama_config
 from graphopt.models.weights import RandomWeights
 from graphopt.passes import OPS
+from graphopt.passes.vq import numerics
+from graphopt.passes.vq.ops import LINEAR
 
 #: Operands that are weights in a real model, and so initializers here.
 WEIGHTS = frozenset({"idx", "gamma", "beta", "wq", "wq4", "sg", "sw", "wo", "bias", "codes", "codebooks", "ratios",
@@ -37,6 +39,9 @@ WEIGHTS = frozenset({"idx", "gamma", "beta", "wq", "wq4", "sg", "sw", "wo", "bia
 OP_LIMIT = {"float32": 4e-5, "float16": 2**-9}
 #: Ops whose INT8 outputs are codes of nearest entries: where two are equally near, the other one may be far away.
 CACHES, FAR = ("VQCachedAttention", "MANTCachedAttention"), 255
+#: VQ<vector, bits, residuals> of no preset; tokens, rows and columns.
+GENERATED = ((4, 8, 2), (2, 6, 1))
+GENERATED_SHAPE = (3, 264, 512)
 #: A whole fp16 model: rounding once per op and layer on both sides, and attention's scores.
 MODEL_LIMIT = 0.03
 
@@ -84,6 +89,34 @@ def write_ops(folder: Path, dtype: str, *, mixq: bool) -> None:
     name = f"ops_{'mixq' if mixq else 'others'}_{dtype}"
     onnx.save(to_proto(model), folder / f"{name}.onnx")
     np.savez(folder / f"{name}.npz", **arrays)
+
+
+def write_generated(folder: Path) -> None:
+    """Linears in formats of VQ that no preset has: NVRTC makes their kernels when the engine is built."""
+    rng = np.random.default_rng(SEED)
+    nodes, given, made, arrays = [], [], [], {}
+    for vector, bits, residuals in GENERATED:
+        name, (tokens, n, k) = f"vq{vector}_{bits}_{residuals}", GENERATED_SHAPE
+        inputs = {
+            "x": rng.standard_normal((tokens, k)).astype(np.float16),
+            "codes": numerics.pack_codes(rng.integers(0, 1 << bits, (n, k // vector * residuals)), bits),
+            "codebooks": rng.standard_normal((1, 1, residuals, 1 << bits, vector)).astype(np.float16),
+            "scale": rng.uniform(0.01, 0.1, n).astype(np.float32),
+            "bias": rng.standard_normal(n).astype(np.float16),
+        }
+        attributes = {"bits": bits, "tile_rows": n, "tile_columns": k}
+        (want,) = LINEAR.evaluate(*inputs.values(), **attributes)
+        x = gs.Variable(f"{name}.x", np.float16, inputs["x"].shape)
+        y = gs.Variable(f"{name}.y.out", np.float16, want.shape)
+        constants = [gs.Constant(f"{name}.{key}", value) for key, value in inputs.items() if key != "x"]
+        nodes.append(LINEAR.node(name, [x, *constants], [y], **attributes))
+        given.append(x)
+        made.append(y)
+        arrays |= {f"in.{x.name}": inputs["x"], f"out.{y.name}": want, f"limit.{y.name}": OP_LIMIT["float16"]}
+    model = ir.Model(gs.Graph(nodes, given, made, opset=OPSET, name="ops"))
+    attach_bodies(model, OPS)
+    onnx.save(to_proto(model), folder / "ops_generated_float16.onnx")
+    np.savez(folder / "ops_generated_float16.npz", **arrays)
 
 
 def write_model(folder: Path, name: str, file: Path, feeds: dict[str, np.ndarray]) -> None:
@@ -170,6 +203,7 @@ def main() -> None:
     for dtype in ("float16", "float32"):
         for mixq in (True, False):
             write_ops(folder, dtype, mixq=mixq)
+    write_generated(folder)
     write_decoder(folder)
     write_encoder(folder)
     for path in sorted(folder.iterdir()):

@@ -5,8 +5,8 @@
 #   bash benchmarks/engine_trip.sh make             random layers of Llama's shapes in the forms SCHEMES (no GPU needed);
 #                                                   PRESET (llama-2-7b), LAYERS (4)
 #   bash benchmarks/engine_trip.sh first PARTS      the three above in one call; `make` runs beside `check`
-#   bash benchmarks/engine_trip.sh time             build them, four at once but TensorRT's own fp16 alone, and time them;
-#                                                   PHASES, BATCHES, SCHEMES
+#   bash benchmarks/engine_trip.sh time             build them, one process for each phase but TensorRT's own fp16 alone, and
+#                                                   time them; PHASES, BATCHES, SCHEMES, LEVEL (1) of all but fp16
 #   bash benchmarks/engine_trip.sh text GGUF STATISTICS PREPARED    SmolLM2 by engines: text and perplexity in the forms
 #                                                   SCHEMES (needs the package gguf; PREPARED is from
 #                                                   benchmarks/generate.py prepare); plans are built beside each other
@@ -45,20 +45,13 @@ make_layers() {
     run make --work "$work" --preset "${PRESET:-llama-2-7b}" --layers "${LAYERS:-4}" ${SCHEMES:+--schemes "$SCHEMES"}
 }
 
-# Each builder loads 3 GB of kernels first: more than four at once take longer than one after another.
-AT_ONCE=4
-beside() {
-    while [ "$(jobs -rp | wc -l)" -ge "$AT_ONCE" ]; do wait -n; done
-    "$@" &
-}
-
+# Each process loads 3 GB of kernels first: a few of them, each with several plans to build.
 build_plugins() {
-    local scheme phase
-    for scheme in ${SCHEMES//,/ }; do
-        for phase in ${PHASES//,/ }; do
-            [ "$scheme" = tensorrt_fp16 ] ||
-                beside run build --work "$work" --schemes "$scheme" --phases "$phase" --batches "$BATCHES"
-        done
+    local ours phase
+    ours="$(printf '%s' "$SCHEMES" | tr , '\n' | grep -vx tensorrt_fp16 | paste -sd,)"
+    [ -n "$ours" ] || return 0
+    for phase in ${PHASES//,/ }; do
+        run build --work "$work" --schemes "$ours" --phases "$phase" --batches "$BATCHES" --level "$LEVEL" &
     done
     wait
 }
@@ -80,13 +73,13 @@ unpack) bash carry_trt8/unpack.sh "${1:?folder of the parts}" "$runtime" ;;
 check) cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json" ;;
 make) make_layers ;;
 time)
-    : "${SCHEMES:=mixq-w4a8,mixq-w8a8,tensorrt_fp16}" "${PHASES:=decode,prefill}" "${BATCHES:=1,4,16,64}"
+    : "${SCHEMES:=mixq-w4a8,mixq-w8a8,tensorrt_fp16}" "${PHASES:=decode,prefill}" "${BATCHES:=1,4,16,64}" "${LEVEL:=1}"
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
     started=$SECONDS
     build_plugins
     limit=$((limit - SECONDS + started))
     run time --work "$work" --json "$out/engine.json" --driver "$driver" --seconds $((limit - 120)) \
-        --phases "$PHASES" --batches "$BATCHES" --schemes "$SCHEMES"
+        --phases "$PHASES" --batches "$BATCHES" --schemes "$SCHEMES" --level "$LEVEL"
     ;;
 text)
     gguf="${1:?GGUF file}" statistics="${2:?statistics}" prepared="${3:?folder of benchmarks/generate.py prepare}"
@@ -95,7 +88,7 @@ text)
     generate make "$gguf" "$statistics" "$work/text" --schemes "$schemes"
     plans=()
     for scheme in ${schemes//,/ }; do
-        beside generate build "$work/text" --schemes "$scheme"
+        generate build "$work/text" --schemes "$scheme" &
         plans+=("$scheme=$work/text/$scheme.plan")
     done
     wait

@@ -4,7 +4,7 @@
     python benchmarks/generate.py make GGUF STATISTICS FOLDER [--schemes none,mixq-w8a8,vq-quip4+cq4]
     python benchmarks/generate.py build FOLDER [--schemes none,mixq-w8a8] [--level 0]
     python benchmarks/generate.py run FOLDER NAME=FILE [NAME=FILE ...] --json FILE [--tokens 64] [--chunks 16]
-        [--recorded FILE]
+    python benchmarks/generate.py judge FOLDER RECORDED [RECORDED ...] --files NAME=FILE [NAME=FILE ...] --json FILE
 
 `prepare` writes the tokens of the prompts and of the text, with the tokenizer beside MODEL, so that `run` needs none.
 `make` and `build` give `run` its models and plans where neither can be carried: FOLDER/SCHEME.onnx with a cache that is
@@ -13,8 +13,8 @@ one profile, tuned for one token, at a low optimization level: TensorRT 8.6 take
 (benchmarks/NOTES.md). Plans of several schemes may be built by several processes at once where no time counts.
 FILE is an .onnx file or a .plan; NAME is that of its scheme, the first one's is what the others are compared with.
 Where two texts part, the row tells how far apart the reference saw the two tokens, and how far the logits of the scheme
-are from its: a near tie, or a mistake. Rows of `--recorded` files, such as those of engines on another machine, are
-judged with the first FILE of this one.
+are from its: a near tie, or a mistake. `judge` does this for the rows of earlier runs, such as those of engines on
+another machine, by the logits of files that are here.
 """
 
 import argparse
@@ -162,14 +162,14 @@ def rows_of(name: str, file: Path, prompts: Sequence[dict[str, Any]], chunks: np
 
 
 def judge(rows: Sequence[Row], files: Mapping[str, Path], prompts: Sequence[dict[str, Any]]) -> None:
-    """Add to every text where it parts from the first file's, and how near a tie the reference has there.
+    """Add to every text where it parts from that of the first of ``files``, and how near a tie that file has there.
 
     ``margin`` is how much the reference prefers its own token, ``spread`` the standard deviation of its logits, and
     ``noise``, where the scheme's file is here, that of what the scheme's logits differ by.
     """
     ids = {p["text"]: p["ids"] for p in prompts}
     found = [row for row in rows if row["suite"] == "generate"]
-    first = found[0]["scheme"]
+    first = next(iter(files))
     expected = {row["case"]: row["ids"] for row in found if row["scheme"] == first}
     for scheme in dict.fromkeys(row["scheme"] for row in found):
         parted = {}
@@ -192,17 +192,31 @@ def judge(rows: Sequence[Row], files: Mapping[str, Path], prompts: Sequence[dict
 def run(arguments: argparse.Namespace) -> None:
     prompts = json.loads((arguments.folder / "prompts.json").read_text())["prompts"]
     chunks = np.load(arguments.folder / "chunks.npy").astype(np.int64)[: arguments.chunks]
-    files = {name: Path(path) for name, _, path in (item.partition("=") for item in arguments.files)}
+    files = named(arguments.files)
     device = gpu.query()
     common = {"gpu": device.gpus[0].name if device.gpus else None, **provenance()}
     rows: list[Row] = []
     for name, file in files.items():
         rows += [{**row, **common} for row in rows_of(name, file, prompts, chunks, arguments.tokens)]
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")  # a run that is cut off has still measured this
-    for recorded in arguments.recorded:
-        rows += [row for row in json.loads(recorded.read_text()) if row["scheme"] not in files]
+    conclude(rows, files, prompts, arguments.json)
+
+
+def judge_recorded(arguments: argparse.Namespace) -> None:
+    rows = [row for file in arguments.recorded for row in json.loads(file.read_text())]
+    prompts = json.loads((arguments.folder / "prompts.json").read_text())["prompts"]
+    conclude(rows, named(arguments.files), prompts, arguments.json)
+
+
+def named(items: Sequence[str]) -> dict[str, Path]:
+    """NAME=FILE arguments."""
+    return {name: Path(path) for name, _, path in (item.partition("=") for item in items)}
+
+
+def conclude(rows: list[Row], files: Mapping[str, Path], prompts: Sequence[dict[str, Any]], target: Path) -> None:
+    """Judge, write and show."""
     judge(rows, files, prompts)
-    arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    target.write_text(json.dumps(rows, indent=1) + "\n")
     shown = ("case", "equal_tokens", "margin", "spread", "noise", "first_token_ms", "decode_tokens_s", "ppl")
     for row in rows:
         print(row["scheme"], {k: row[k] for k in shown if k in row}, flush=True)
@@ -229,12 +243,16 @@ def main() -> None:
     verb.add_argument("--json", type=Path, required=True)
     verb.add_argument("--tokens", type=int, default=64)
     verb.add_argument("--chunks", type=int, default=CHUNKS)
-    verb.add_argument("--recorded", type=Path, action="append", default=[], help="rows of a run elsewhere, judged too")
+    verb = verbs.add_parser("judge")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("recorded", type=Path, nargs="+", help="what `run` wrote")
+    verb.add_argument("--files", nargs="+", required=True, metavar="NAME=FILE")
+    verb.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.verb == "prepare":
         prepare(arguments.model, arguments.folder)
     else:
-        {"make": make, "build": build, "run": run}[arguments.verb](arguments)
+        {"make": make, "build": build, "run": run, "judge": judge_recorded}[arguments.verb](arguments)
 
 
 if __name__ == "__main__":
