@@ -11,9 +11,18 @@ import typer
 from graphopt.cli.main import app
 
 ROOT = Path(__file__).parents[2]
-#: Of the checkout, not of tools' folders in it.
-IGNORED = {".venv", "build", "dist", "out", ".pytest_cache", "node_modules"}
-PAGES = sorted(p for p in ROOT.rglob("*.md") if not IGNORED & set(p.relative_to(ROOT).parts))
+
+
+def pages() -> list[Path]:
+    """The pages of the checkout, not of what tools and builds leave in it."""
+    ours = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    listed = subprocess.run(ours, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:  # not a git checkout, so nothing was built in it yet
+        return sorted(ROOT.rglob("*.md"))
+    return sorted(ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file())
+
+
+PAGES = pages()
 MAKE_TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
