@@ -4,7 +4,8 @@
     python3 benchmarks/correctness.py --write-cases FOLDER      only write the reduced cases for compute-sanitizer
 
 Outputs are poisoned and guarded before each run, every run is made twice and must give the same bits, and inputs hold
-planted outliers, NaN, Inf and zero rows. Exit code 1 if anything failed.
+planted outliers, NaN, Inf and zero rows. Exit code 1 if anything failed. Told to stop early (SIGTERM), it reports what
+it has seen and exits with 3.
 """
 
 import argparse
@@ -12,8 +13,8 @@ import concurrent.futures
 import functools
 import itertools
 import json
-import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +32,7 @@ from correctness_cases import linear_cases, misaligned_cases, plugin_cases, quan
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
 
 from graphopt.bench.capi import Library
+from graphopt.bench.mixq_linear import exact_linear
 from graphopt.bench.record import environment
 from graphopt.numerics.packing import packed_bytes
 
@@ -43,8 +46,10 @@ _TORCH = {
     np.dtype(np.int8): torch.int8,
     np.dtype(np.int32): torch.int32,
 }
-#: What runs at a time.
+#: What runs at a time. Threads, as kernels of several processes take turns on the GPU; numpy lets others run meanwhile.
 WORKERS = max(2, (os.cpu_count() or 2) - 2)
+#: Products of a linear above which the GPU computes the reference, in float64: numpy takes too long.
+NUMPY_PRODUCTS = 1 << 28
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -102,20 +107,13 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.astype(np.float64), b.astype(np.float64), equal_nan=True))
 
 
-@functools.cache
-def opened(path: Path) -> Library:
-    """The library at ``path``, once a process."""
-    return Library(path)
-
-
-def check(path: Path, case: QuantizeCase | LinearCase, offset: int = 0) -> float:
-    """Return the worst row error of what the library at ``path`` makes of ``case``.
+def check(lib: Library, case: QuantizeCase | LinearCase, offset: int = 0) -> float:
+    """Return the worst row error of what ``lib`` makes of ``case``.
 
     Raises:
         AssertionError: as `check_quantize` and `check_linear`.
     """
-    run = check_quantize if isinstance(case, QuantizeCase) else check_linear
-    return run(opened(path), case, offset)
+    return check_quantize(lib, case, offset) if isinstance(case, QuantizeCase) else check_linear(lib, case, offset)
 
 
 def check_quantize(lib: Library, case: QuantizeCase, offset: int) -> float:
@@ -172,7 +170,15 @@ def check_linear(lib: Library, case: LinearCase, offset: int) -> float:
         torch.cuda.synchronize()
         runs.append(y.read())
     assert same_bits(*runs), "two runs differ"
-    return row_error(runs[0], case.expected(operands))
+    return row_error(runs[0], expected(case, operands, device))
+
+
+def expected(case: LinearCase, operands: dict[str, np.ndarray], device: dict[str, torch.Tensor]) -> np.ndarray:
+    """y of the numpy evaluator, or where that would take long the same from the GPU's float64 units."""
+    if case.m * case.n * case.k <= NUMPY_PRODUCTS:
+        return case.expected(operands)
+    exact = exact_linear(device, case.group)
+    return exact.float().to(TYPES[case.dtype]).double().cpu().numpy()
 
 
 def call_linear(lib: Library, case: LinearCase, operands: dict[str, torch.Tensor], y: torch.Tensor) -> None:
@@ -185,17 +191,17 @@ def call_linear(lib: Library, case: LinearCase, operands: dict[str, torch.Tensor
 
 
 class Tally:
-    """Worst errors and failures per op and type."""
+    """Worst errors and failures per route, op and type."""
 
     def __init__(self) -> None:
-        self.entries: dict[tuple[str, str], dict[str, object]] = defaultdict(
+        self.entries: dict[tuple[str, str, str], dict[str, object]] = defaultdict(
             lambda: {"cases": 0, "worst_row_error": 0.0, "failures": []}
         )
 
-    def add(self, op: str, dtype: str, name: str, error: float | None, reason: str | None) -> None:
-        entry = self.entries[op, dtype]
+    def add(self, key: tuple[str, str, str], name: str, error: float | None, reason: str | None) -> None:
+        entry = self.entries[key]
         entry["cases"] += 1
-        tolerance = numerics.ROW_TOLERANCE[dtype]
+        tolerance = numerics.ROW_TOLERANCE[key[2]]
         if reason is None and not error <= tolerance:
             reason = f"row error {error:.2e} is above {tolerance:.0e}"
         if reason is None:
@@ -203,10 +209,10 @@ class Tally:
         else:
             entry["failures"].append(f"{name}: {reason}")
 
-    def report(self, route: str) -> list[dict[str, object]]:
+    def report(self) -> list[dict[str, object]]:
         return [
             {"route": route, "op": op, "dtype": dtype, "tolerance": numerics.ROW_TOLERANCE[dtype], **entry}
-            for (op, dtype), entry in sorted(self.entries.items())
+            for (route, op, dtype), entry in sorted(self.entries.items())
         ]
 
 
@@ -218,34 +224,24 @@ def attempt(check: Callable[[], float]) -> tuple[float | None, str | None]:
         return None, f"{type(e).__name__}: {e}".splitlines()[0]
 
 
-def processes() -> concurrent.futures.Executor:
-    """A pool of processes: the evaluators take most of the time."""
-    context = multiprocessing.get_context("spawn")  # a fork cannot use the CUDA of its parent
-    return concurrent.futures.ProcessPoolExecutor(WORKERS, context)
+def sweep(tally: Tally, route: str, tasks: Sequence[tuple[v3_cases.Case, str, Callable[[], float]]]) -> None:
+    """Attempt the check of every case, by threads."""
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as workers:
+        results = workers.map(attempt, [task[2] for task in tasks])
+        for (case, name, _), (error, reason) in zip(tasks, results, strict=True):
+            tally.add((route, case.op, case.dtype), name, error, reason)
 
 
-def sweep(
-    tasks: list[tuple[str, str, str, Callable[[], float]]], pool: concurrent.futures.Executor | None = None
-) -> Tally:
-    """Attempt all checks, in ``pool`` or by threads."""
-    tally = Tally()
-    with pool or concurrent.futures.ThreadPoolExecutor(WORKERS) as workers:
-        results = workers.map(attempt, [task[3] for task in tasks], chunksize=4)
-        for (op, dtype, name, _), (error, reason) in zip(tasks, results, strict=True):
-            tally.add(op, dtype, name, error, reason)
-    return tally
-
-
-def through_capi(path: Path, quick: bool) -> list[dict[str, object]]:
+def through_capi(tally: Tally, lib: Library, quick: bool) -> None:
     cases: list[tuple[QuantizeCase | LinearCase, int]] = [
         (case, 0) for case in itertools.chain(quantize_cases(quick), linear_cases(quick))
     ]
     cases += [(case, 1) for case in misaligned_cases()]
     tasks = [
-        (case.op, case.dtype, f"{case}{' misaligned' if offset else ''}", functools.partial(check, path, case, offset))
+        (case, f"{case}{' misaligned' if offset else ''}", functools.partial(check, lib, case, offset))
         for case, offset in cases
     ]
-    return sweep(tasks, processes()).report("capi")
+    sweep(tally, "capi", tasks)
 
 
 def chain_error(lib: Library) -> float:
@@ -270,16 +266,16 @@ def chain_error(lib: Library) -> float:
     return float(np.linalg.norm(y.read() - want) / np.linalg.norm(want))
 
 
-def through_plugins(library: Path, host: Path, cases: Sequence[v3_cases.Case]) -> list[dict[str, object]]:
+def through_plugins(tally: Tally, library: Path, host: Path, cases: Sequence[v3_cases.Case]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         written = v3_cases.write(folder, cases, rng_for)
         printed = v3_cases.run(host, library, folder)
         tasks = [
-            (case.op, case.dtype, str(case), functools.partial(compare_outputs, folder, name, case, printed))
+            (case, str(case), functools.partial(compare_outputs, folder, name, case, printed))
             for name, case in written.items()
         ]
-        return sweep(tasks, processes()).report("plugin_v3")
+        sweep(tally, "plugin_v3", tasks)
 
 
 def compare_outputs(folder: Path, name: str, case: v3_cases.Case, printed: str) -> float:
@@ -291,8 +287,9 @@ def compare_outputs(folder: Path, name: str, case: v3_cases.Case, printed: str) 
     return v3_cases.compare(case, v3_cases.read(folder, name, printed), rng_for(case))
 
 
-def publish(lib: Library, entries: Sequence[dict[str, object]], path: Path, **more: object) -> list[str]:
+def publish(lib: Library, tally: Tally, path: Path, **more: object) -> list[str]:
     """Write the report and print a line for each entry; return what failed."""
+    entries = tally.report()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**environment(lib), **more, "ops": entries}, indent=1) + "\n")
     for entry in entries:
@@ -300,7 +297,10 @@ def publish(lib: Library, entries: Sequence[dict[str, object]], path: Path, **mo
             f"{entry['route']:9} {entry['op']:20} {entry['dtype']:9} {entry['cases']:4} cases, "
             f"worst {entry['worst_row_error']:.2e} of {entry['tolerance']:.0e}, {len(entry['failures'])} failed"
         )
-    return [reason for entry in entries for reason in entry["failures"]]
+    failures = [reason for entry in entries for reason in entry["failures"]]
+    print(f"{sum(entry['cases'] for entry in entries)} cases, {len(failures)} failed")
+    print("\n".join(failures[:40]), flush=True)
+    return failures
 
 
 def main() -> None:
@@ -315,14 +315,19 @@ def main() -> None:
         options.write_cases.mkdir(parents=True, exist_ok=True)
         v3_cases.write(options.write_cases, plugin_cases(options.quick), rng_for)
         return
-    lib = Library(options.library)
-    start = time.time()
-    entries = through_capi(options.library, options.quick)
-    entries += through_plugins(options.library, options.host, plugin_cases(options.quick))
+    lib, tally, start = Library(options.library), Tally(), time.time()
+
+    def stop(*_: object) -> NoReturn:
+        publish(lib, tally, options.json, seconds=round(time.time() - start, 1), complete=False)
+        os._exit(3)  # threads may be waiting for the GPU
+
+    signal.signal(signal.SIGTERM, stop)
+    through_plugins(tally, options.library, options.host, plugin_cases(options.quick))
+    through_capi(tally, lib, options.quick)
     chain = chain_error(lib)
-    failures = publish(lib, entries, options.json, seconds=round(time.time() - start, 1), chain_error=chain)
-    print(f"quantize + linear against the unquantized product: {chain:.4f}")
-    print("\n".join(failures[:40]))
+    seconds = round(time.time() - start, 1)
+    failures = publish(lib, tally, options.json, seconds=seconds, complete=True, chain_error=chain)
+    print(f"quantize + linear against the unquantized product: {chain:.4f}; {seconds} s")
     if failures or not chain < 0.02:
         sys.exit(1)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import v3_cases
-from correctness import TYPES, Output, publish, rng_for, same_bits, sweep, through_plugins, upload
+from correctness import TYPES, Output, Tally, publish, rng_for, same_bits, sweep, through_plugins, upload
 from mant_cases import MantCase
 from mixq_cases import row_error
 
@@ -79,12 +79,12 @@ def plugin_cases() -> list[MantCase]:
     return every + [MantCase(op, "float16", 9, 72, 160, 32) for op in DECODERS]
 
 
-def through_capi(lib: MantLibrary) -> list[dict[str, object]]:
-    tasks = [(case.op, case.dtype, str(case), lambda c=case: check(lib, c)) for case in cases()]
+def through_capi(tally: Tally, lib: MantLibrary) -> None:
+    tasks = [(case, str(case), lambda c=case: check(lib, c)) for case in cases()]
     for op, dtype, m in itertools.product(DECODERS, TYPES, (5, 70)):
         case = MantCase(op, dtype, m, 72, 160)
-        tasks.append((op, dtype, f"{case} misaligned", lambda c=case: check(lib, c, offset=1)))
-    return sweep(tasks).report("capi")
+        tasks.append((case, f"{case} misaligned", lambda c=case: check(lib, c, offset=1)))
+    sweep(tally, "capi", tasks)
 
 
 def main() -> None:
@@ -98,13 +98,11 @@ def main() -> None:
         options.write_cases.mkdir(parents=True, exist_ok=True)
         v3_cases.write(options.write_cases, plugin_cases(), rng_for)
         return
-    lib = MantLibrary(options.library)
-    entries = through_capi(lib)
+    lib, tally = MantLibrary(options.library), Tally()
+    through_capi(tally, lib)
     if options.host:
-        entries += through_plugins(options.library, options.host, plugin_cases())
-    failures = publish(lib, entries, options.json)
-    print("\n".join(failures[:40]))
-    sys.exit(bool(failures))
+        through_plugins(tally, options.library, options.host, plugin_cases())
+    sys.exit(bool(publish(lib, tally, options.json)))
 
 
 if __name__ == "__main__":

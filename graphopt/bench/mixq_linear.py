@@ -4,7 +4,7 @@ Case "linear" is everything from the 16-bit input of the quantizing op to the 16
 is the second of them.
 """
 
-__all__ = ["LinearCase", "Operands", "linear_cases", "measure_linear"]
+__all__ = ["LinearCase", "Operands", "exact_linear", "linear_cases", "measure_linear"]
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -162,17 +162,12 @@ class Operands:
         weight = self.weights[0]
         self.gemm(library, weight)
         rows = some_rows(len(self.x))
-        codes = {name: t[rows].double() for name, t in self.codes.items() if name != "xq4"}
-        if "xq4" in self.codes:
-            codes["xq"] = _unpack(self.codes["xq4"][rows]).double()
-        eight_bit = weight["wq"] if self.scheme == "w8a8" else _eight_bit_codes(**weight)
-        w = {"wq": eight_bit.double(), **{name: weight[name].double() for name in ("sw", "wo", "bias")}}
-        exact = codes["sx"] * w["sw"] * (codes["xq"] @ w["wq"].T) + codes["xo"] @ w["wo"].T + w["bias"]
+        exact = exact_linear({name: t[rows] for name, t in self.codes.items()} | weight, GROUP)
         y = self.y[rows].double()
         error = row_error(y, exact)
-        full = w["wq"] * w["sw"][:, None]
-        full[:, self.channels] = w["wo"][:, :OUTLIERS]
-        product = self.x[rows].double() @ full.T + w["bias"]
+        full = _int8_codes(weight, GROUP).double() * weight["sw"].double()[:, None]
+        full[:, self.channels] = weight["wo"][:, :OUTLIERS].double()
+        product = self.x[rows].double() @ full.T + weight["bias"].double()
         loss = float((y - product).norm() / product.norm())
         if not error <= self.row_tolerance or not loss <= _PRODUCT_TOLERANCE[self.scheme[2:]]:
             raise InternalError(f"the linear is wrong: row error {error:.2e}, error of the product {loss:.3f}")
@@ -198,13 +193,32 @@ def _four_bits(w: "Tensor") -> dict[str, Any]:
     return {"wq4": packed, "sg": sg.T.contiguous().to(torch.int8), "sw": scale}
 
 
-def _eight_bit_codes(wq4: "Tensor", sg: "Tensor", **_: "Tensor") -> "Tensor":
-    """The int8 codes [N, K] that 4-bit ones stand for."""
-    return _unpack(wq4) * sg.T.repeat_interleave(GROUP, 1)
+def _int8_codes(operands: "dict[str, Tensor]", group: int) -> "Tensor":
+    """wq [N, K], or the int8 codes that wq4 and sg stand for; K is then what the rows of wq4 hold."""
+    if "wq" in operands:
+        return operands["wq"]
+    codes = _unpack(operands["wq4"])
+    groups = torch_with_cuda().arange(codes.shape[1], device=codes.device) // group
+    return codes * operands["sg"].T[:, groups.clamp_(max=len(operands["sg"]) - 1)]
+
+
+def exact_linear(operands: "dict[str, Tensor]", group: int) -> "Tensor":
+    """Return y [M, N] of a linear in float64, in which the integer sums are exact.
+
+    Args:
+        operands: as in params.h, by name; with or without a residual, with codes of 8 or of 4 bits.
+        group: columns that share a scale of 4-bit weights.
+    """
+    others = {name: t.double() for name, t in operands.items() if name in ("sx", "xo", "sw", "wo", "bias", "residual")}
+    xq = operands["xq"] if "xq" in operands else _unpack(operands["xq4"])
+    codes = _int8_codes(operands, group)[:, : xq.shape[1]]
+    inner = xq[:, : codes.shape[1]].double() @ codes.double().T
+    y = others["sx"] * others["sw"] * inner + others["xo"] @ others["wo"].T + others["bias"]
+    return y + others["residual"] if "residual" in others else y
 
 
 def _unpack(packed: "Tensor") -> "Tensor":
-    """graphopt.numerics.packing.unpack_int4 of rows."""
+    """graphopt.numerics.packing.unpack_int4 of rows, padding included."""
     vectors = packed.view(len(packed), -1, 1, PACK_STEP // 2)
     return torch_with_cuda().cat((vectors << 4 >> 4, vectors >> 4), 2).reshape(len(packed), -1)
 

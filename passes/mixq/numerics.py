@@ -206,7 +206,8 @@ def grouped_codes(codes: np.ndarray, scales: np.ndarray, group: int) -> np.ndarr
         scales: (G, N) int8 in 1..18, G · group at least K.
         group: columns that share a scale.
     """
-    return codes * np.repeat(scales, group, axis=0)[: codes.shape[1]].T
+    columns = codes.shape[1]
+    return codes * np.repeat(scales, min(group, columns), axis=0)[:columns].T
 
 
 def linear(

@@ -132,3 +132,10 @@ def test_capacity_keeps_the_largest() -> None:
     absmax = np.arange(40, dtype=np.float32)
     chosen = numerics.select_outliers(absmax, 1.0, rule="rms", threshold=0, multiple=1.0, top=0, capacity=16)
     np.testing.assert_array_equal(chosen, np.arange(24, 40))
+
+
+def test_one_group_may_be_far_longer_than_the_row() -> None:
+    codes = np.random.default_rng(3).integers(-7, 8, (5, 100), np.int8)
+    scales = np.arange(1, 6, dtype=np.int8)[None]
+    grouped = numerics.grouped_codes(codes, scales, 1 << 40)  # to repeat scales that often would take all memory
+    np.testing.assert_array_equal(grouped, codes * scales.T)
