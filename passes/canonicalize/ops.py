@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from onnx import helper
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
+from graphopt.core.producers import ACTIVATIONS
 from graphopt.numerics import layers
 
 _X = Param("x", "(..., K) T")
@@ -235,67 +236,44 @@ ATTENTION = OpSpec(
 )
 
 
-def _silu(b: BodyBuilder, x: str) -> str:
-    return str(b.op("Mul", x, b.op("Sigmoid", x)))
-
-
-def _gelu(b: BodyBuilder, x: str) -> str:
-    erf = b.op("Erf", b.op("Mul", x, b.const(1 / math.sqrt(2.0))))
-    return str(b.op("Mul", b.op("Mul", x, b.const(0.5)), b.op("Add", erf, b.const(1.0))))
-
-
-def _gelu_tanh(b: BodyBuilder, x: str) -> str:
-    cube = b.op("Mul", b.op("Mul", x, x), x)
-    inner = b.op("Add", x, b.op("Mul", cube, b.const(0.044715)))
-    tanh = b.op("Tanh", b.op("Mul", inner, b.const(math.sqrt(2.0 / math.pi))))
-    return str(b.op("Mul", b.op("Mul", x, b.const(0.5)), b.op("Add", tanh, b.const(1.0))))
-
-
-_ACTIVATIONS: dict[str, tuple[Callable[[BodyBuilder, str], str], Callable[[np.ndarray], np.ndarray], str]] = {
-    "Silu": (_silu, layers.silu, "x * sigmoid(x) (Elfwing et al., 2017, eq. 5)"),
-    "Gelu": (_gelu, layers.gelu, "x/2 * (1 + erf(x / sqrt(2))) (Hendrycks and Gimpel, 2016)"),
-    "GeluTanh": (_gelu_tanh, layers.gelu_tanh, "x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) (ibid.)"),
-}
-
-
 def _gated(name: str) -> OpSpec:
-    write, evaluate, formula = _ACTIVATIONS[name]
+    activation = ACTIVATIONS[name]
 
     def body(b: BodyBuilder) -> None:
-        b.cast_like(b.op("Mul", write(b, b.cast("gate")), b.cast("up")), "gate", out="y")
+        b.cast_like(b.op("Mul", activation.write(b, b.cast("gate")), b.cast("up")), "gate", out="y")
 
     return OpSpec(
         name=f"Gated{name}",
         family="GatedAct",
-        doc=f"y = T({name.lower()}(gate) * up), {name.lower()}(x) = {formula}.",
+        doc=f"y = T({name.lower()}(gate) * up), {name.lower()}(x) = {activation.formula}.",
         inputs=(Param("gate", "(..., K) T"), Param("up", "(..., K) T")),
         outputs=(_Y,),
         body=body,
-        evaluate=lambda gate, up: (layers.gated(evaluate, gate, up),),
+        evaluate=lambda gate, up: (layers.gated(activation.evaluate, gate, up),),
         examples=lambda rng, dtype: (_rows(rng, dtype), _rows(rng, dtype)),
     )
 
 
 def _plain(name: str) -> OpSpec:
-    write, evaluate, formula = _ACTIVATIONS[name]
+    activation = ACTIVATIONS[name]
 
     def body(b: BodyBuilder) -> None:
-        b.cast_like(write(b, b.cast("x")), "x", out="y")
+        b.cast_like(activation.write(b, b.cast("x")), "x", out="y")
 
     return OpSpec(
         name=name,
         family="GatedAct",
-        doc=f"y = T({name.lower()}(x)), {name.lower()}(x) = {formula}.",
+        doc=f"y = T({name.lower()}(x)), {name.lower()}(x) = {activation.formula}.",
         inputs=(_X,),
         outputs=(_Y,),
         body=body,
-        evaluate=lambda x: (evaluate(x.astype(np.float32)).astype(x.dtype),),
+        evaluate=lambda x: (activation.evaluate(x.astype(np.float32)).astype(x.dtype),),
         examples=lambda rng, dtype: (_rows(rng, dtype),),
     )
 
 
 #: Gated activations, and the activations that linears also read without a gate, by name.
-GATED = {name: _gated(name) for name in _ACTIVATIONS}
+GATED = {name: _gated(name) for name in ACTIVATIONS}
 GELUS = {name: _plain(name) for name in ("Gelu", "GeluTanh")}
 
 OPS: tuple[OpSpec, ...] = (

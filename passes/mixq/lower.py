@@ -10,16 +10,16 @@ prediction the ops are those that end in "Online", and the linears read the set 
 
 __all__ = ["SCHEME", "MixQ", "quantize_input"]
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
 from graphopt.core.canonical import LinearView, assigned, bias_of
-from graphopt.core.op import DOMAIN, OpSpec
+from graphopt.core.fusion import adds_activations, take_producer
 from graphopt.core.report import Report
 from graphopt.core.statistics import LinearStatistics, Statistics, require_second_moment
 from graphopt.ir import query, weights
@@ -32,29 +32,6 @@ from graphopt.passes.mixq.weight import QuantizedWeight, quantize_weight
 
 STAGE = "lower-mixq"
 _LINEARS = {"w8a8": ops.LINEAR, "w4a8": ops.LINEAR_W4A8, "w4a4": ops.LINEAR_W4A4}
-
-
-@dataclass(frozen=True)
-class _Producer:
-    """How a canonical producer fuses.
-
-    Attributes:
-        plain: the op alone.
-        with_add: with a residual Add before it (norms only).
-        of_halves: where both inputs are halves of one tensor (gated activations only).
-    """
-
-    plain: OpSpec
-    with_add: OpSpec | None = None
-    of_halves: OpSpec | None = None
-
-
-_PRODUCERS: dict[str, _Producer] = {
-    "RMSNorm": _Producer(ops.RMS_NORM, ops.ADD_RMS_NORM),
-    "LayerNorm": _Producer(ops.LAYER_NORM, ops.ADD_LAYER_NORM),
-    **{f"Gated{name}": _Producer(spec, of_halves=ops.GLUS[name]) for name, spec in ops.GATED.items()},
-    **{name: _Producer(spec) for name, spec in ops.GELUS.items()},
-}
 
 
 @dataclass
@@ -266,9 +243,18 @@ def _quantize(model: Model, group: _Group, outliers: _Outliers) -> _Codes:
     attrs: dict[str, Any] = {}
     if outliers.online:
         attrs = {"sigma": settings.sigma, "sigma_rms": settings.sigma_rms, "capacity": outliers.capacity}
-    fusion = _fuse(model, group, variable)
-    spec = ops.variant(fusion.spec, bits=group.bits, online=outliers.online)
-    node = spec.node(stem, [*fusion.inputs, idx], [*outputs, *fusion.outputs, *predicted], **fusion.attributes, **attrs)
+    fusion = take_producer(
+        model,
+        x,
+        [linear.node for linear, _ in group.linears],
+        lambda suffix: variable(suffix, dtype, channels),
+        halves=merge.gate_up_of,
+    )
+    spec, inputs, more = ops.QUANTIZE, [x], []
+    if fusion is not None:
+        spec, inputs, more, attrs = ops.FUSED[fusion.name], fusion.inputs, fusion.outputs, fusion.attributes | attrs
+    spec = ops.variant(spec, bits=group.bits, online=outliers.online)
+    node = spec.node(stem, [*inputs, idx], [*outputs, *more, *predicted], **attrs)
     model.graph.nodes.append(node)
     return _Codes(node.op, outputs, [idx, *predicted] if outliers.online else [])
 
@@ -282,65 +268,10 @@ def quantize_input(model: Model, readers: Sequence[LinearView]) -> tuple[gs.Tens
     return xq, sx
 
 
-@dataclass(frozen=True)
-class _Fusion:
-    """An 8-bit quantizing op in place of a group's producer: its inputs before idx, its outputs after xo."""
-
-    spec: OpSpec
-    inputs: list[gs.Tensor]
-    outputs: list[gs.Tensor] = field(default_factory=list)
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-def _fuse(model: Model, group: _Group, variable: Callable[[str, Any, int], gs.Variable]) -> _Fusion:
-    """Take the producer of a group's input out of the graph if it fuses; ``variable`` makes an output."""
-    x, first = group.x, group.linears[0][0]
-    channels, dtype = first.shape[1], weights.onnx_dtype(first.weight.dtype)
-    lowered = {id(linear.node) for linear, _ in group.linears}
-    emit_y = query.is_output(model.graph, x) or any(id(n) not in lowered for n in query.consumers(x))
-    producer = query.producer(x)
-    fused = _PRODUCERS.get(producer.op) if producer is not None and producer.domain == DOMAIN else None
-    if producer is None or fused is None:
-        return _Fusion(ops.QUANTIZE, [x])
-    attrs = {"epsilon": producer.attrs["epsilon"]} if "epsilon" in producer.attrs else {}
-    inputs, spec, outputs = list(producer.inputs), fused.plain, []
-    if fused.of_halves is not None and (halves := merge.gate_up_of(producer)) is not None:
-        spec, inputs = fused.of_halves, [halves]
-    if fused.with_add is not None and (add := _residual_add(inputs[0])) is not None:
-        spec, inputs = fused.with_add, [*add.inputs, *inputs[1:]]
-        total = add.outputs[0]
-        emit_sum = query.is_output(model.graph, total) or len(query.consumers(total)) > 1
-        if emit_sum:
-            add.outputs.clear()
-            outputs.append(total)
-        else:
-            outputs.append(variable("sum", dtype, channels))
-        attrs["emit_sum"] = int(emit_sum)
-    producer.outputs.clear()
-    producer.inputs.clear()
-    outputs.append(x if emit_y else variable("y", dtype, channels))
-    return _Fusion(spec, inputs, outputs, {**attrs, "emit_y": int(emit_y)})
-
-
-def _residual_add(total: gs.Tensor) -> gs.Node | None:
-    """Return the Add of two activations that makes ``total``."""
-    add = query.producer(total)
-    return add if _adds_activations(add) else None
-
-
 def _residual_of(model: Model, output: gs.Tensor) -> gs.Node | None:
     """Return the Add of a residual that is all that reads ``output``."""
     add = query.sole_consumer(model.graph, output)
-    return add if _adds_activations(add) and add.inputs[0] is not add.inputs[1] else None
-
-
-def _adds_activations(node: gs.Node | None) -> TypeGuard[gs.Node]:
-    """Whether ``node`` adds two activations of the same shape, which is known."""
-    if node is None or not query.is_op(node, "Add"):
-        return False
-    a, b = node.inputs
-    same = a.shape is not None and b.shape is not None and list(a.shape) == list(b.shape) and None not in a.shape
-    return same and not query.is_constant(a) and not query.is_constant(b)
+    return add if adds_activations(add) and add.inputs[0] is not add.inputs[1] else None
 
 
 def _replace_linears(

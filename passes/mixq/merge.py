@@ -18,9 +18,9 @@ import onnx_graphsurgeon as gs
 
 from graphopt.core.canonical import LinearView
 from graphopt.core.op import DOMAIN
+from graphopt.core.producers import ACTIVATIONS
 from graphopt.ir import query, weights
 from graphopt.ir.model import Model
-from graphopt.passes.mixq import ops
 from graphopt.passes.mixq.config import MixQConfig
 from graphopt.passes.mixq.weight import QuantizedWeight
 
@@ -28,7 +28,7 @@ Configured = tuple[LinearView, MixQConfig]
 
 #: Joins the names of linears to that of the product they became, as TensorRT joins names of what it fuses.
 SEPARATOR = " + "
-_GATED = tuple(f"Gated{name}" for name in ops.GATED)
+_GATED = tuple(f"Gated{name}" for name in ACTIVATIONS)
 
 
 def batches(model: Model, linears: Sequence[Configured]) -> list[list[Configured]]:

@@ -8,24 +8,8 @@ once more with online prediction: "Online" at the end of its name, the attribute
 last output set, the outlier channels that xq, sx and xo belong to.
 """
 
-__all__ = [
-    "ADD_LAYER_NORM",
-    "ADD_RMS_NORM",
-    "GATED",
-    "GELUS",
-    "GLUS",
-    "LAYER_NORM",
-    "LINEAR",
-    "LINEAR_W4A4",
-    "LINEAR_W4A8",
-    "OPS",
-    "QUANTIZE",
-    "RMS_NORM",
-    "variant",
-]
+__all__ = ["FUSED", "LINEAR", "LINEAR_W4A4", "LINEAR_W4A8", "OPS", "QUANTIZE", "variant"]
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +17,8 @@ import numpy as np
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.numerics import affine, layers
+from graphopt.core.producers import PRODUCERS, Producer
+from graphopt.numerics import affine
 from graphopt.numerics.packing import PACK_STEP, pack_int4
 from graphopt.passes.mixq import numerics
 from graphopt.passes.mixq.linear_ops import LINEAR, LINEAR_W4A4, LINEAR_W4A8, ONLINE_LINEARS, RESIDUAL_LINEARS
@@ -42,16 +27,7 @@ from graphopt.passes.mixq.prediction import CAPACITY, SIGMA, SIGMA_RMS, write_ou
 
 Arrays = tuple[np.ndarray, ...]
 
-_SUM = Param("sum", "(..., K) T: x + residual; written only if emit_sum")
-_Y = Param("y", "(..., K) T: what was quantized, for other readers; written only if emit_y")
 _X = Param("x", "(..., K) T")
-_RESIDUAL = Param("residual", "(..., K) T: added to x before the norm")
-_GAMMA = Param("gamma", "(K,) T")
-_BETA = Param("beta", "(K,) T")
-
-_EPSILON = Attribute("epsilon", 1e-5, "added to the variance or mean square")
-_EMIT_Y = Attribute("emit_y", 0, "1 if the output y is read by something else than the sharing linears")
-_EMIT_SUM = Attribute("emit_sum", 0, "1 if the output sum is read")
 
 
 def _quantize_rows(b: BodyBuilder, y: str, indices: str, bits: int) -> None:
@@ -152,48 +128,6 @@ class _Tail:
         return (xq if self.bits == 8 else pack_int4(xq), sx, xo, *more, *((indices,) if self.online else ()))
 
 
-def _norm_body(b: BodyBuilder, source: str, tail: _Tail, *, center: bool) -> None:
-    x = b.cast(source)
-    if center:
-        x = b.op("Sub", x, b.reduce("Mean", x, -1))
-    square = b.reduce("Mean", b.op("Mul", x, x), -1)
-    scale = b.op("Reciprocal", b.op("Sqrt", b.op("Add", square, b.attribute("epsilon"))))
-    y = b.op("Mul", b.op("Mul", x, scale), b.cast("gamma"))
-    tail.emit(b, b.op("Add", y, b.cast("beta")) if center else y, source)
-
-
-def _add(b: BodyBuilder) -> str:
-    """Write the output sum = T(x + residual)."""
-    return b.cast_like(b.op("Add", b.cast("x"), b.cast("residual")), "x", out="sum")
-
-
-def _silu_body(b: BodyBuilder, x: str) -> str:
-    return str(b.op("Mul", x, b.op("Sigmoid", x)))
-
-
-def _gelu_body(b: BodyBuilder, x: str) -> str:
-    erf = b.op("Erf", b.op("Mul", x, b.const(1 / math.sqrt(2.0))))
-    return str(b.op("Mul", b.op("Mul", x, b.const(0.5)), b.op("Add", erf, b.const(1.0))))
-
-
-def _gelu_tanh_body(b: BodyBuilder, x: str) -> str:
-    cube = b.op("Mul", b.op("Mul", x, x), x)
-    inner = b.op("Add", x, b.op("Mul", cube, b.const(0.044715)))
-    tanh = b.op("Tanh", b.op("Mul", inner, b.const(math.sqrt(2.0 / math.pi))))
-    return str(b.op("Mul", b.op("Mul", x, b.const(0.5)), b.op("Add", tanh, b.const(1.0))))
-
-
-_ACTIVATIONS: dict[str, tuple[Callable[[BodyBuilder, str], str], Callable[[np.ndarray], np.ndarray]]] = {
-    "Silu": (_silu_body, layers.silu),
-    "Gelu": (_gelu_body, layers.gelu),
-    "GeluTanh": (_gelu_tanh_body, layers.gelu_tanh),
-}
-
-
-def _vector(rng: np.random.Generator, dtype: Any, channels: int = 80) -> np.ndarray:
-    return rng.uniform(0.5, 1.5, channels).astype(dtype)
-
-
 def _quantize(tail: _Tail) -> OpSpec:
     return OpSpec(
         name=tail.name("Quantize"),
@@ -209,103 +143,25 @@ def _quantize(tail: _Tail) -> OpSpec:
     )
 
 
-def _norm(tail: _Tail, *, center: bool, add: bool) -> OpSpec:
-    kind = "LayerNorm" if center else "RMSNorm"
-
+def _fused(tail: _Tail, producer: Producer) -> OpSpec:
     def body(b: BodyBuilder) -> None:
-        _norm_body(b, _add(b) if add else "x", tail, center=center)
+        tail.emit(b, *producer.write(b))
 
-    def evaluate(x: np.ndarray, *rest: np.ndarray, epsilon: float = 1e-5, **attributes: Any) -> Arrays:
-        *weights, idx = rest
-        if add:
-            x = (x.astype(np.float32) + weights.pop(0).astype(np.float32)).astype(x.dtype)
-        norm: Callable[..., np.ndarray] = layers.layer_norm if center else layers.rms_norm
-        y = norm(x, *weights, epsilon)
-        return tail.evaluate(y, idx, *((x,) if add else ()), y, **attributes)
-
-    def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
-        residual = [example_rows(rng, dtype)] if add else []
-        beta = [_vector(rng, dtype)] if center else []
-        return (example_rows(rng, dtype), *residual, _vector(rng, dtype), *beta, tail.indices())
-
-    formula = "(s - mean) / sqrt(var + epsilon) * gamma + beta" if center else "s / sqrt(mean(s^2) + epsilon) * gamma"
-    return OpSpec(
-        name=tail.name(f"{'Add' if add else ''}{kind}"),
-        family="Norm",
-        doc=tail.doc(f"y = T({formula}) over the last axis, s = {'T(x + residual)' if add else 'x'}"),
-        inputs=(_X, *((_RESIDUAL,) if add else ()), _GAMMA, *((_BETA,) if center else ()), IDX),
-        outputs=tail.outputs(*((_SUM,) if add else ()), _Y),
-        attributes=tail.attributes(_EPSILON, *((_EMIT_SUM,) if add else ()), _EMIT_Y),
-        body=body,
-        evaluate=evaluate,
-        examples=examples,
-        plugin=_has_plugin(tail),
-    )
-
-
-def _glu(tail: _Tail, name: str) -> OpSpec:
-    """Return the gated activation ``name`` of one input that holds gate and up: what a merged linear makes."""
-    write, formula = _ACTIVATIONS[name]
-
-    def body(b: BodyBuilder) -> None:
-        last, first, two = b.const([-1], np.int64), b.const([0], np.int64), b.const([2], np.int64)
-        whole = b.op("Gather", b.op("Shape", "gate_up"), last, axis=0)
-        half = b.op("Div", whole, two)
-        gate = b.cast(b.op("Slice", "gate_up", first, half, last))
-        up = b.cast(b.op("Slice", "gate_up", half, whole, last))
-        tail.emit(b, b.op("Mul", write(b, gate), up), "gate_up")
-
-    def evaluate(gate_up: np.ndarray, idx: np.ndarray, **attributes: Any) -> Arrays:
-        y = layers.gated(formula, *np.split(gate_up, 2, axis=-1))
-        return tail.evaluate(y, idx, y, **attributes)
-
-    def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
-        return np.concatenate([example_rows(rng, dtype) for _ in range(2)], axis=-1), tail.indices()
+    def evaluate(*inputs: np.ndarray, epsilon: float | None = None, **attributes: Any) -> Arrays:
+        *operands, idx = inputs
+        made = producer.evaluate(*operands, **({} if epsilon is None else {"epsilon": epsilon}))
+        return tail.evaluate(made[-1], idx, *made, **attributes)
 
     return OpSpec(
-        name=tail.name({"Silu": "SwiGLU", "Gelu": "GeGLU", "GeluTanh": "GeGLUTanh"}[name]),
-        family="GatedAct",
-        doc=tail.doc(f"y = T({name.lower()}(gate) * up), gate and up being the halves of gate_up"),
-        inputs=(Param("gate_up", "(..., 2K) T: the gate, then up"), IDX),
-        outputs=tail.outputs(_Y),
-        attributes=tail.attributes(_EMIT_Y),
+        name=tail.name(producer.name),
+        family=producer.family,
+        doc=tail.doc(producer.formula),
+        inputs=(*producer.inputs, IDX),
+        outputs=tail.outputs(*producer.outputs),
+        attributes=tail.attributes(*producer.attributes),
         body=body,
         evaluate=evaluate,
-        examples=examples,
-        plugin=_has_plugin(tail),
-    )
-
-
-def _activation(tail: _Tail, name: str, *, gate: bool) -> OpSpec:
-    write, formula = _ACTIVATIONS[name]
-
-    def body(b: BodyBuilder) -> None:
-        if gate:
-            tail.emit(b, b.op("Mul", write(b, b.cast("gate")), b.cast("up")), "gate")
-        else:
-            tail.emit(b, write(b, b.cast("x")), "x")
-
-    def evaluate(x: np.ndarray, *rest: np.ndarray, **attributes: Any) -> Arrays:
-        *up, idx = rest
-        factor = up[0] if gate else np.ones((), x.dtype)
-        y = layers.gated(formula, x, factor)
-        return tail.evaluate(y, idx, y, **attributes)
-
-    def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
-        up = [example_rows(rng, dtype)] if gate else []
-        return (example_rows(rng, dtype), *up, tail.indices())
-
-    inputs = (Param("gate", "(..., K) T"), Param("up", "(..., K) T")) if gate else (_X,)
-    return OpSpec(
-        name=tail.name(f"{'Gated' if gate else ''}{name}"),
-        family="GatedAct",
-        doc=tail.doc(f"y = T({name.lower()}({'gate) * up' if gate else 'x)'})"),
-        inputs=(*inputs, IDX),
-        outputs=tail.outputs(_Y),
-        attributes=tail.attributes(_EMIT_Y),
-        body=body,
-        evaluate=evaluate,
-        examples=examples,
+        examples=lambda rng, dtype: (*producer.examples(rng, dtype, example_rows), tail.indices()),
         plugin=_has_plugin(tail),
     )
 
@@ -316,24 +172,15 @@ def _has_plugin(tail: _Tail) -> bool:
 
 def _quantizing(tail: _Tail) -> tuple[OpSpec, ...]:
     """Return the quantizing ops that end in ``tail``, in an order that does not depend on it."""
-    return (
-        _quantize(tail),
-        *(_norm(tail, center=center, add=add) for center in (False, True) for add in (False, True)),
-        *(_activation(tail, name, gate=True) for name in _ACTIVATIONS),
-        *(_activation(tail, name, gate=False) for name in ("Gelu", "GeluTanh")),
-        *(_glu(tail, name) for name in _ACTIVATIONS),
-    )
+    return _quantize(tail), *(_fused(tail, producer) for producer in PRODUCERS.values())
 
 
 _QUANTIZING = {tail: _quantizing(tail) for tail in (_Tail(bits, online) for online in (False, True) for bits in (8, 4))}
 _PLAIN = _QUANTIZING[_Tail(8, online=False)]
 
-QUANTIZE, RMS_NORM, ADD_RMS_NORM, LAYER_NORM, ADD_LAYER_NORM = _PLAIN[:5]
-#: By activation name.
-GATED = dict(zip(_ACTIVATIONS, _PLAIN[5:8], strict=True))
-GELUS = dict(zip(("Gelu", "GeluTanh"), _PLAIN[8:10], strict=True))
-#: The gated ones of one input, by activation name.
-GLUS = dict(zip(_ACTIVATIONS, _PLAIN[10:], strict=True))
+QUANTIZE = _PLAIN[0]
+#: What quantizes behind a producer, by the producer's name.
+FUSED = dict(zip(PRODUCERS, _PLAIN[1:], strict=True))
 
 _LINEARS = (LINEAR, LINEAR_W4A8, LINEAR_W4A4, *RESIDUAL_LINEARS.values())
 OPS: tuple[OpSpec, ...] = (*(op for ops in _QUANTIZING.values() for op in ops), *_LINEARS, *ONLINE_LINEARS.values())
