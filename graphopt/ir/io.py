@@ -23,6 +23,7 @@ from graphopt.ir import carry, wire
 from graphopt.ir.export import to_proto
 from graphopt.ir.files import replacing
 from graphopt.ir.model import MAX_OPSET, MIN_OPSET, Model
+from graphopt.ir.upgrade import OLDEST_OPSET, upgrade
 from graphopt.ir.weights import (
     ALIGNMENT,
     INLINE_BYTES,
@@ -60,6 +61,11 @@ def load(path: str | os.PathLike[str]) -> Model:
     for tensor in _tensors(proto):
         _check_tensor(tensor, path)
     _check_sparse(proto.graph, path)
+    if next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")) < MIN_OPSET:
+        try:
+            upgrade(proto)
+        except ModelError as e:
+            raise ModelError(f"{path}: {e}") from None
     functions = list(proto.functions)
     del proto.functions[:]
     try:
@@ -138,9 +144,10 @@ def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
         raise ModelError(
             f"{path} imports no standard ONNX opset; export it again with opset {MIN_OPSET} to {MAX_OPSET}"
         )
-    if not MIN_OPSET <= versions[0] <= MAX_OPSET:
-        hint = "convert it with onnx.version_converter" if versions[0] < MIN_OPSET else "install a newer onnx package"
-        raise ModelError(f"{path} uses opset {versions[0]}, supported are {MIN_OPSET} to {MAX_OPSET}; {hint}")
+    if not OLDEST_OPSET <= versions[0] <= MAX_OPSET:
+        old = versions[0] < OLDEST_OPSET
+        hint = "convert it with onnx.version_converter" if old else "install a newer onnx package"
+        raise ModelError(f"{path} uses opset {versions[0]}, supported are {OLDEST_OPSET} to {MAX_OPSET}; {hint}")
 
 
 def _check_tensor(tensor: onnx.TensorProto, model_path: Path) -> None:
