@@ -10,7 +10,7 @@
 #     vq           kernels of vector-quantized weights, from build_vq.sh: against decoded weights, under compute-sanitizer,
 #                  VQ-LLM's optimizations one by one, and graphopt bench kernels --suite vq (3 min)
 #     timing       graphopt bench kernels, all suites (3 min)
-#     counters     hardware counters of the quantize kernels
+#     counters     hardware counters of MixQ's kernels
 #     all          correctness sanitizer online mant timing counters (default)
 #     mixq         quick timing counters
 # Needs carry/ (benchmarks/gpu_carry.sh) and a python3 with torch, numpy, ml_dtypes, typer and rich.
@@ -107,19 +107,10 @@ timing() {
     return "$failed"
 }
 
-# What each quantize kernel is limited by: issue slots, memory, or neither (latency).
+# What MixQ's kernels wait for.
 counters() {
-    timeout 100 ncu --clock-control none --kernel-name regex:quantize --csv --page raw --metrics \
-gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__inst_issued.avg.pct_of_peak_sustained_active,\
-smsp__inst_executed.sum,sm__warps_active.avg.pct_of_peak_sustained_active,smsp__inst_executed_pipe_xu.sum,\
-launch__registers_per_thread,launch__occupancy_limit_shared_mem,launch__grid_size,launch__block_size,\
-smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio,\
-smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio,\
-l1tex__data_bank_conflicts_pipe_lsu.sum,dram__bytes.sum \
-        python3 benchmarks/counters.py > "$out/counters.csv" 2> "$out/counters.log"
-    local code=$?
-    python3 benchmarks/counters.py --read "$out/counters.csv" | tee "$out/counters.txt"
-    return "$code"
+    timeout 100 python3 benchmarks/counters.py --json "$out/mixq_counters.json" 2>&1 | tee "$out/counters.txt"
+    return "${PIPESTATUS[0]}"
 }
 
 [ $# -gt 0 ] || set -- all

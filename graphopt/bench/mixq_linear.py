@@ -101,9 +101,15 @@ def linear_cases() -> Iterator[LinearCase]:
 
 
 class Operands:
-    """Activations, quantized weights in several copies, and buffers."""
+    """Activations, quantized weights, and buffers.
 
-    def __init__(self, case: LinearCase, library: Library) -> None:
+    Args:
+        case: what is called.
+        library: to call.
+        copies: of weights; if not given, so many that none is found in L2.
+    """
+
+    def __init__(self, case: LinearCase, library: Library, copies: int | None = None) -> None:
         self.torch = torch = torch_with_cuda()
         torch.manual_seed(case.m + case.n + case.k)
         m, n, k, c = case.m, case.n, case.k, case.capacity
@@ -115,7 +121,7 @@ class Operands:
         self.idx[:OUTLIERS] = channels.int()
         self.x = torch.randn(m, k, dtype=self.dtype, device="cuda")
         self.x[:, channels] *= _OUTLIER_SCALE
-        self.weights = [self._weight(n, k, c) for _ in range(copies_for(case.weight_bytes))]
+        self.weights = [self._weight(n, k, c) for _ in range(copies or copies_for(case.weight_bytes))]
         x_codes = {"xq4": (m, k // 2)} if case.scheme == "w4a4" else {"xq": (m, k)}
         self.codes = {
             **{name: torch.empty(shape, dtype=torch.int8, device="cuda") for name, shape in x_codes.items()},

@@ -1,6 +1,6 @@
 """Suite "mixq_quantize": the quantizing ops of MixQ, rated by the bandwidth of a copy."""
 
-__all__ = ["EPSILON", "QuantizeCase", "measure_quantize", "quantize_cases"]
+__all__ = ["EPSILON", "QuantizeCase", "QuantizeOperands", "measure_quantize", "quantize_cases"]
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,14 +63,24 @@ def quantize_cases() -> Iterator[QuantizeCase]:
         yield QuantizeCase(producer, *BFLOAT16_SIZE, dtype="bfloat16")
 
 
-class _Operands:
-    """Inputs and outputs of one call, parameters shared with its other copies."""
+class QuantizeOperands:
+    """Inputs and outputs of one call.
 
-    def __init__(self, case: QuantizeCase, idx: Any, parameters: dict[str, Any]) -> None:
+    Args:
+        case: what is called.
+        shared: of which the set of outliers and the parameters are taken; else they are random.
+    """
+
+    def __init__(self, case: QuantizeCase, shared: "QuantizeOperands | None" = None) -> None:
         torch = torch_with_cuda()
         m, k, c = case.m, case.k, case.capacity
-        self.case, self.idx, self.parameters = case, idx, parameters
-        self.dtype = getattr(torch, case.dtype)
+        self.case, self.dtype = case, getattr(torch, case.dtype)
+        names = [*(["gamma"] if "Norm" in case.producer else []), *(["beta"] if "LayerNorm" in case.producer else [])]
+        if shared is None:
+            self.idx = torch.randperm(k, device="cuda")[:c].sort().values.int()
+            self.parameters = {name: torch.randn(k, dtype=self.dtype, device="cuda") for name in names}
+        else:
+            self.idx, self.parameters = shared.idx, shared.parameters
         self.x = torch.randn(m, 2 * k if case.glu else k, dtype=self.dtype, device="cuda")
         self.other = {"other": torch.randn_like(self.x)} if case.inputs == 2 and not case.glu else {}
         self.outputs = {
@@ -82,6 +92,7 @@ class _Operands:
             self.outputs["sum"] = torch.empty_like(self.x)
 
     def run(self, library: Library, outputs: dict[str, Any] | None = None) -> None:
+        """Enqueue the op."""
         library.quantize(
             self.case.producer, self.x, self.idx, outputs or self.outputs, epsilon=EPSILON, **self.other,
             **self.parameters,
@@ -147,10 +158,8 @@ def measure_quantize(case: QuantizeCase, library: Library, ceilings: Ceilings) -
     """Check, then time one op."""
     torch = torch_with_cuda()
     torch.manual_seed(case.m + case.k)
-    idx = torch.randperm(case.k, device="cuda")[: case.capacity].sort().values.int()
-    names = [*(["gamma"] if "Norm" in case.producer else []), *(["beta"] if "LayerNorm" in case.producer else [])]
-    parameters = {name: torch.randn(case.k, dtype=getattr(torch, case.dtype), device="cuda") for name in names}
-    copies = [_Operands(case, idx, parameters) for _ in range(copies_for(case.bytes))]
+    first = QuantizeOperands(case)
+    copies = [first, *(QuantizeOperands(case, first) for _ in range(copies_for(case.bytes) - 1))]
     copies[0].check(library)
     timing = median_us([partial(o.run, library) for o in copies])
     shape = (case.m, None, case.k, case.capacity)
