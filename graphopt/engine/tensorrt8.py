@@ -7,7 +7,8 @@ Four things change on the way, none of them in the file:
   TensorRT 8 reads as if they were not there, become a Slice, and constant operands of Range scalars, without which its
   parser ends the process;
 * INT8 operands of our ops become INT32, four bytes to an element: TensorRT 8 takes an INT8 tensor for quantized values
-  with a scale, and may convert it (see trt_plugins/common/plugin_v2.h);
+  with a scale, and may convert it (see trt_plugins/common/plugin_v2.h). Words of a M-ANT cache, 2 bytes a token where
+  heads have 64 channels, are joined in pairs for that;
 * our nodes get ``type_id``, their activation type, because TensorRT 8 would try FP32 and FP16 and keep the faster one.
 """
 
@@ -30,6 +31,8 @@ OPSET, IR_VERSION = 17, 8
 _TO_THE_END = 2**31 - 1
 #: INT8 values to an INT32 element.
 _PACK = 4
+#: Ops that take rows of their state, where these are no multiple of _PACK, joined with the next ones.
+_JOINED = frozenset({"MANTCachedAttention"})
 #: ONNX type of T -> value of ``nvinfer1::DataType``.
 _TYPE_IDS: dict[int, int] = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 1}
 #: Their axes are an input from opset 18 on, and were an attribute before.
@@ -134,11 +137,11 @@ def _type_id(node: onnx.NodeProto, types: dict[str, int]) -> int:
 
 def _pack_int8(proto: onnx.ModelProto, types: dict[str, int]) -> None:
     graph = proto.graph
-    packed: dict[str, str] = {}
+    packed: dict[str, onnx.NodeProto] = {}
     for node in _ours(graph):
         for name in (*node.input, *node.output):
             if types.get(name) == TensorProto.INT8:
-                packed.setdefault(name, node.name)
+                packed.setdefault(name, node)
     for node in graph.node:
         if node.domain != NAMESPACE and (shared := packed.keys() & set(node.input)):
             raise EngineError(
@@ -150,18 +153,27 @@ def _pack_int8(proto: onnx.ModelProto, types: dict[str, int]) -> None:
             _pack_initializer(tensor, packed[tensor.name])
     for info in (*graph.input, *graph.output):
         if info.name in packed:
-            kind = info.type.tensor_type
-            kind.elem_type = TensorProto.INT32
-            if not kind.shape.dim:
-                continue
-            last = kind.shape.dim[-1]
-            if last.HasField("dim_value"):
-                last.dim_value = _quarter(last.dim_value, info.name, packed[info.name])
-            else:
-                last.ClearField("dim_param")
+            _pack_port(info, packed[info.name])
 
 
-def _pack_initializer(tensor: onnx.TensorProto, node: str) -> None:
+def _pack_port(info: onnx.ValueInfoProto, node: onnx.NodeProto) -> None:
+    """Declare an input or output of the graph as INT32 of the same bytes."""
+    kind = info.type.tensor_type
+    kind.elem_type = TensorProto.INT32
+    if not kind.shape.dim:
+        return
+    *lead, last = kind.shape.dim
+    if not last.HasField("dim_value"):
+        last.ClearField("dim_param")
+        return
+    rows, size = (lead[-1].dim_value if lead else 0), last.dim_value  # 0 rows: a dynamic axis
+    if size % _PACK and node.op_type in _JOINED and rows and rows * size % _PACK == 0:
+        lead[-1].dim_value, last.dim_value = rows * size // _PACK, 1
+    else:
+        last.dim_value = _quarter(size, info.name, node)
+
+
+def _pack_initializer(tensor: onnx.TensorProto, node: onnx.NodeProto) -> None:
     """Declare the same bytes as INT32; external data stays where it is."""
     if tensor.int32_data:  # one INT8 value to an entry
         values = np.ascontiguousarray(numpy_helper.to_array(tensor))
@@ -171,10 +183,12 @@ def _pack_initializer(tensor: onnx.TensorProto, node: str) -> None:
     tensor.dims[-1] = _quarter(tensor.dims[-1], tensor.name, node)
 
 
-def _quarter(size: int, tensor: str, node: str) -> int:
+def _quarter(size: int, tensor: str, node: onnx.NodeProto) -> int:
     if size % _PACK:
+        hint = "; give its cache a fixed capacity (optimize --kv-capacity)" if node.op_type in _JOINED else ""
         raise EngineError(
-            f"INT8 tensor '{tensor}' of node '{node}' has rows of {size} values; TensorRT 8 needs a multiple of {_PACK}"
+            f"INT8 tensor '{tensor}' of node '{node.name}' has rows of {size} values; "
+            f"TensorRT 8 needs a multiple of {_PACK}{hint}"
         )
     return size // _PACK
 

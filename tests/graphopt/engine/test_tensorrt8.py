@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from graphopt.engine.tensorrt8 import prepare, refine
 from graphopt.errors import EngineError
+from graphopt.passes.mant.cache_ops import CACHED_ATTENTION
 from graphopt.passes.mixq import ops
 from graphopt.passes.vq.ops import LINEAR
 
@@ -118,6 +119,48 @@ def test_bfloat16_is_refused(rng: np.random.Generator) -> None:
 def test_rows_that_are_no_multiple_of_4_are_refused(rng: np.random.Generator) -> None:
     with pytest.raises(EngineError, match=r"'wq' of node 'mixqlinear' has rows of 66 values.*multiple of 4"):
         prepare(linear_model(rng, k=66))
+
+
+def mant_cache_model(capacity: int | str) -> onnx.ModelProto:
+    """MANTCachedAttention of one head of 64 channels: words of its groups are two bytes a token."""
+    spec, half = CACHED_ATTENTION, TensorProto.FLOAT16
+    rows, window = {"k": 32, "k_meta": 2, "v": 32, "v_meta": 2}, {"v_window": [1, 1, 64, 64]}
+    shapes: dict[str, list[int | str]] = {n: [1, 1, capacity, size] for n, size in rows.items()} | window
+    shapes |= {"v_scale": [1, 1, 64], "sink": [1, 1, 2, 64]}
+    shapes |= {"q": [1, "s", 1, 64], "cos": [1, "s", 64], "k_center": [1, 64], "start": [1]}
+    alike = {"k": "q", "v": "q", "y": "q", "sin": "cos"}
+
+    def port(name: str) -> onnx.ValueInfoProto:
+        of = name.removeprefix("past_").removeprefix("present_")
+        bytes_ = of in (*rows, *window) and name != of
+        kind = TensorProto.INT8 if bytes_ else TensorProto.INT32 if name == "start" else half
+        return helper.make_tensor_value_info(name, kind, shapes[of if name != of else alike.get(of, of)])
+
+    inputs, outputs = ([p.name for p in side] for side in (spec.inputs, spec.outputs))
+    graph = helper.make_graph(
+        [node(spec.name, inputs, outputs)], "g", [port(n) for n in inputs], [port(n) for n in outputs]
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("graphopt", 1)]
+    return helper.make_model(graph, opset_imports=imports, functions=[spec.function(17)], ir_version=8)
+
+
+def test_words_of_a_cache_are_joined_in_pairs() -> None:
+    graph = prepare(mant_cache_model(128)).proto.graph
+    shapes = {
+        i.name: [d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in (*graph.input, *graph.output)
+        if i.type.tensor_type.elem_type == TensorProto.INT32
+    }
+    for side in ("past", "present"):
+        assert shapes[f"{side}_k"] == shapes[f"{side}_v"] == [1, 1, 128, 8]
+        assert shapes[f"{side}_k_meta"] == shapes[f"{side}_v_meta"] == [1, 1, 64, 1]
+        assert shapes[f"{side}_v_window"] == [1, 1, 64, 16]
+
+
+@pytest.mark.parametrize("capacity", ["c", 127])
+def test_words_of_a_cache_without_pairs_are_refused(capacity: int | str) -> None:
+    with pytest.raises(EngineError, match=r"'past_k_meta'.* has rows of 2 values.*--kv-capacity"):
+        prepare(mant_cache_model(capacity))
 
 
 def test_standard_nodes_may_not_read_packed_tensors(rng: np.random.Generator) -> None:

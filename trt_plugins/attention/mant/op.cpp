@@ -57,6 +57,13 @@ size_t workspace_bytes(OpClass const&, TensorView const* inputs) {
   return sizes(inputs, &p) == Status::kOk ? cached_workspace_bytes(p.cache, CacheKind::kCodes) : 0;
 }
 
+/// Whether a tensor holds `bytes` for each sequence and head. How they are cut into rows does not matter: for TensorRT 8,
+/// which takes INT8 by fours, rows of two bytes are joined.
+bool holds(TensorView const& tensor, CachedParams const& c, int64_t bytes) {
+  return tensor.rank == 4 && tensor.dims[0] == c.batch && tensor.dims[1] == c.kv_heads &&
+         tensor.dims[2] * tensor.dims[3] == bytes;
+}
+
 /// kBadShape unless every operand has the shape that the sizes say.
 Status check_shapes(TensorView const* inputs, MantParams const& p) {
   CachedParams const& c = p.cache;
@@ -67,9 +74,9 @@ Status check_shapes(TensorView const* inputs, MantParams const& p) {
   bool const fits = has_shape(inputs[kK], c.batch, c.seq, c.kv_heads, d) &&
                     has_shape(inputs[kV], c.batch, c.seq, c.kv_heads, d) &&
                     has_shape(state[0], c.batch, c.kv_heads, c.capacity, d / 2) &&
-                    has_shape(state[1], c.batch, c.kv_heads, c.capacity, words) &&
+                    holds(state[1], c, c.capacity * words) &&
                     has_shape(state[2], c.batch, c.kv_heads, c.capacity, d / 2) &&
-                    has_shape(state[3], c.batch, c.kv_heads, c.capacity, words) &&
+                    holds(state[3], c, c.capacity * words) &&
                     has_shape(state[4], c.batch, c.kv_heads, p.group, d) &&
                     has_shape(state[6], c.batch, c.kv_heads, 2, d);
   bool const others = center.rank == 2 && center.dims[0] == c.kv_heads && center.dims[1] == d && scale.rank == 3 &&
