@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import floors
 import tables
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -23,6 +24,11 @@ HEAD = """\
 
 Made by `python benchmarks/page.py` from the files in [benchmarks/results](../benchmarks/results): do not edit it. What
 was measured how, what was predicted and what did not work is in [benchmarks/NOTES.md](../benchmarks/NOTES.md).
+"""
+
+
+FLOORS = """\
+Speed as a multiple of torch's in float16 in the same run, unless the line names another peer; of rows in float16.
 """
 
 
@@ -134,6 +140,8 @@ def sections() -> Iterator[str]:
         if scored := [r for r in rows if "ppl" in r]:
             yield from (*accuracy(model, scored), "")
     for gpu in GPUS:
+        if reached := list(floors.floor_table(RESULTS / gpu)):
+            yield from (f"## What was to be reached on {gpu.upper()}\n", FLOORS, *reached, "")
         for title, name, section in (("Engines", "engine", engines), ("Text", "generate", generation)):
             if rows := rows_of(RESULTS / gpu / f"{name}.json"):
                 yield from (f"## {title} on {gpu.upper()}\n", *section(rows), "")
