@@ -72,8 +72,8 @@ def engines(phase: str, *, four_bits: bool) -> Callable[[Row], bool]:
     return lambda r: (
         r["phase"] == phase
         and r["scheme"] != "tensorrt_fp16"
-        and (r["bits"] < 8) == four_bits
-        and (r["M"] == 2048 if phase == "prefill" else r["B"] <= 16)
+        and (r.get("bits", 16) < 8) == four_bits
+        and (r.get("M") == 2048 if phase == "prefill" else r["B"] <= 16)
     )
 
 
