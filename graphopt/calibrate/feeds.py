@@ -2,6 +2,7 @@
 
 A feed is a mapping from input name to array, one for each input that the model declares. Inputs of language models are
 known by name: from ``input_ids`` alone follow the attention mask, the positions, the segment and an empty KV cache.
+Random ids go into every input whose name ends so, such as the ``decoder_input_ids`` of a model with two stacks.
 """
 
 __all__ = ["TOKENS", "Feed", "Input", "declared", "from_npz", "from_tokens", "random", "role_of"]
@@ -123,7 +124,7 @@ def random(inputs: Sequence[Input], *, samples: int, length: int, seed: int) -> 
         given = {}
         for item in inputs:
             shape = [d if isinstance(d, int) else 1 if axis == 0 else length for axis, d in enumerate(item.shape)]
-            if item.vocabulary is not None and item.name == TOKENS:
+            if item.vocabulary is not None:
                 given[item.name] = rng.integers(0, item.vocabulary, shape)
             elif np.issubdtype(item.dtype, np.integer) or item.dtype == bool or item.role or _PAST.search(item.name):
                 continue
@@ -236,7 +237,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _vocabulary(tensor: gs.Tensor) -> int | None:
     """Rows of the table that the ids ``tensor`` index, looked for behind casts and reshapes; None if there is none."""
-    if tensor.name != TOKENS:
+    if not tensor.name.endswith(TOKENS):
         return None
     seen, queue = {tensor.name}, [tensor]
     while queue:

@@ -67,7 +67,7 @@ def kernels(
     json: Annotated[
         Path | None, typer.Option(help="Write the rows to this file, as benchmarks/results/<gpu>/<suite>.json.")
     ] = None,
-    suite: Annotated[str, typer.Option(help="Which kernels: mant, mixq, mixq_quantize, vq.")] = "mixq",
+    suite: Annotated[str, typer.Option(help="Which kernels: mant, mixq, mixq_quantize, mixq_residual or vq.")] = "mixq",
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
 ) -> None:
     """Time the kernels beside torch and bitsandbytes, after checking them on the same buffers.

@@ -36,9 +36,15 @@ def explain(
     tokens: Annotated[list[int] | None, typer.Option(min=1, help="Tokens; repeat. Default: 1, 16, 2048.")] = None,
     device: Annotated[str, typer.Option(help="h100, h200, a100, l4, l40s, rtx4090 or rtx5090.")] = "h100",
     dtype: Annotated[Dtype | None, typer.Option(help="As if the model were of this type; default: its own.")] = None,
-    cache: Annotated[bool, typer.Option(" /--no-cache", help="Leave entries of codebooks in memory.")] = True,
-    dataflow: Annotated[bool, typer.Option(" /--no-dataflow", help="Cut work by outputs, not by codebooks.")] = True,
-    fusion: Annotated[bool, typer.Option(" /--no-fusion", help="Pass weights on through shared memory.")] = True,
+    cache: Annotated[
+        bool, typer.Option(" /--no-cache", help="Leave entries of codebooks in memory.", show_default=False)
+    ] = True,
+    dataflow: Annotated[
+        bool, typer.Option(" /--no-dataflow", help="Cut work by outputs, not by codebooks.", show_default=False)
+    ] = True,
+    fusion: Annotated[
+        bool, typer.Option(" /--no-fusion", help="Pass weights on through shared memory.", show_default=False)
+    ] = True,
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
     json: JsonFlag = False,
 ) -> None:

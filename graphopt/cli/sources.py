@@ -81,6 +81,8 @@ class Source:
         if self.random is not None:
             made = feeds.random(inputs, samples=self.samples, length=self.length, seed=self.random)
             return list(made), {"kind": "random", "seed": self.random, "length": self.length}
+        if all(item.name != feeds.TOKENS for item in inputs):
+            raise CalibrationError(f"{path} has no input '{feeds.TOKENS}' for text; give data with --data or --random")
         text = corpus(self.text, self.tokenizer, path)
         chunks = text.chunks(split, self.samples, self.length)
         description = {"kind": "text", "path": text.source, "split": split, "length": self.length}

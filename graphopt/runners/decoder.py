@@ -64,13 +64,22 @@ class Decoder:
             GraphOptError: the model, or the profiles of its plan, do not take that many.
         """
         self.length, self._seen = 0, np.zeros(0, np.int64)
-        if self.kind == "static":
-            self.capacity = self._capacity(tokens)
-        elif tokens > (limit := self._limit()):
-            raise self._too_long(tokens, limit)
+        self.capacity = self.room(tokens)
         size = self.capacity or 0
         shapes = {i.name: _sizes(i, size) for i in self.runner.inputs if i.name in self._state}
         self._loop = self.runner.loop(self._state, shapes, in_place=self.kind == "static")
+
+    def room(self, tokens: int) -> int | None:
+        """Return the rows of a static cache that holds ``tokens`` tokens, None for other kinds.
+
+        Raises:
+            GraphOptError: the model, or the profiles of its plan, do not take that many.
+        """
+        if self.kind == "static":
+            return self._capacity(tokens)
+        if tokens > (limit := self._limit()):
+            raise self._too_long(tokens, limit)
+        return None
 
     def feed(self, ids: Sequence[int] | np.ndarray, *, last: bool = True) -> Array:
         """Append tokens to the sequence, in as many calls as the model needs for them.

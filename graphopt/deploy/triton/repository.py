@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphopt import compile, ir
@@ -28,6 +28,7 @@ from graphopt.engine.plugins import LIBRARY, LIBRARY_TENSORRT8, locate
 from graphopt.engine.profiles import Limits
 from graphopt.engine.progress import OnStep
 from graphopt.errors import DeployError
+from graphopt.ir import kv_cache
 from graphopt.models.tokenizer import Tokenizer
 from graphopt.runners.decoder import LOGITS, Decoder
 from graphopt.runners.host import ort_runner
@@ -105,6 +106,7 @@ def write_repository(
         OutputError: the folder exists or cannot be written; nothing was written.
     """
     settings = options.settings()
+    options = replace(options, tokenizer=options.tokenizer or models[0].with_name("tokenizer.json"))
     with staging(output) as folder:
         if options.execution == "ort":
             names = _write_host(folder, _only(models), options, settings)
@@ -140,10 +142,25 @@ def _plans(models: Sequence[Path], options: RepositoryOptions, on_step: OnStep |
         raise DeployError("give one .onnx file, or plans only")
     with tempfile.TemporaryDirectory(prefix="graphopt-plan-") as scratch:
         plan = Path(scratch) / PLAN
-        compile.check(ir.load(models[0]))
-        limits = Limits(max(1, options.max_batch), options.max_prompt_tokens, options.max_new_tokens)
-        build(models[0], plan, BuildOptions(plugins=options.plugins, limits=limits), on_step=on_step)
-        yield [plan]
+        model = ir.load(models[0])
+        compile.check(model)
+        build(models[0], plan, BuildOptions(plugins=options.plugins, limits=_limits(model, options)), on_step=on_step)
+        try:
+            yield [plan]
+        except DeployError as e:
+            raise DeployError(str(e).replace(str(plan), str(models[0]))) from e
+
+
+def _limits(model: ir.Model, options: RepositoryOptions) -> Limits:
+    """Return the sizes of an engine that the longest prompt and the longest text behind it fit into."""
+    batch, prompt, new = max(1, options.max_batch), options.max_prompt_tokens, options.max_new_tokens
+    names = {tensor.name for tensor in model.graph.inputs}
+    language = TOKENS in names and any(tensor.name == LOGITS for tensor in model.graph.outputs)
+    if not language or kv_cache.read(model.shell.metadata_props) is not None:
+        return Limits(batch, prompt, new)  # a cache that is updated in place holds both
+    if any(name.startswith("past") for name in names):
+        return Limits(batch, prompt, prompt + new)
+    return Limits(batch, prompt + new, 0)  # all tokens of a text go through every call
 
 
 def _write_host(folder: Path, model: Path, options: RepositoryOptions, settings: GenerateSettings) -> list[str]:
@@ -171,7 +188,7 @@ def _write_plans(
     if not _is_language_model(read[0]):
         _write_engine(folder, options.name, plans, read, EngineShape(options.max_batch))
         return [options.name]
-    Decoder(BlsRunner(plans[0], read[0], options.engine)).begin(settings.max_tokens)
+    Decoder(BlsRunner(plans[0], read[0], options.engine)).room(settings.max_tokens)
     version = _write_generate(folder, options, settings, plans[0])
     if options.execution == "trt":
         if len(plans) > 1:
@@ -190,8 +207,8 @@ def _write_plans(
 
 def _write_generate(folder: Path, options: RepositoryOptions, settings: GenerateSettings, model: Path) -> Path:
     """Write all of the generate model but what it runs; return the folder of its version."""
-    tokenizer = options.tokenizer or model.with_name("tokenizer.json")
-    if not tokenizer.exists():
+    tokenizer = options.tokenizer
+    if tokenizer is None or not tokenizer.exists():
         raise DeployError(f"there is no {tokenizer}; say where the tokenizer is with --tokenizer")
     version = folder / "models" / options.name / _VERSION
     version.mkdir(parents=True)

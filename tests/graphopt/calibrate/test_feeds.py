@@ -165,6 +165,13 @@ def test_random_tokens_stay_within_the_vocabulary() -> None:
     assert feed["past_key_values.0.key"].shape == (1, 3, 0, 16)
 
 
+def test_random_tokens_of_both_stacks_of_a_model() -> None:
+    inputs = [Input("input_features", np.dtype(np.float32), (1, 8, 30)), Input("decoder_input_ids", INT64, (1, "n"), 9)]
+    (feed,) = feeds.random(inputs, samples=1, length=400, seed=0)
+    assert feed["decoder_input_ids"].shape == (1, 400)
+    assert set(feed["decoder_input_ids"].ravel()) == set(range(9))
+
+
 def test_random_integers_need_a_range() -> None:
     with pytest.raises(CalibrationError, match="random data gives no value for input 'labels'"):
         list(feeds.random([Input("labels", INT64, ("b",))], samples=1, length=4, seed=0))

@@ -51,7 +51,8 @@ def test_random_data_and_the_default_output(mlp: Path, tmp_path: Path) -> None:
         (["--data", "none.npz"], "data file none.npz does not exist"),
         (["--data", "a.npz", "--random", "1"], "--data and --random are two sources of data; give one"),
         (["--random", "1", "-o", "/no/such/folder/s.npz"], "cannot write /no/such/folder/s.npz"),
-        (["--text", "none.txt"], "does not exist"),
+        (["--text", "none.txt"], "has no input 'input_ids' for text; give data with --data or --random"),
+        ([], "has no input 'input_ids' for text; give data with --data or --random"),
     ],
 )
 def test_user_errors_exit_with_2(mlp: Path, arguments: list[str], message: str) -> None:

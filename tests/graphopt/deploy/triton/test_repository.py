@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ import onnx
 import pytest
 
 from graphopt.deploy.triton import RepositoryOptions, check_repository, write_repository
+from graphopt.deploy.triton.bls import BlsRunner
 from graphopt.engine import manifest as manifests
 from graphopt.errors import DeployError, GraphOptError, OutputError
+from graphopt.runners.decoder import Decoder
 from tests.support.decoders import static_profiles
 from tests.support.language import write_bigram
 from tests.support.plans import write_server_plan
@@ -123,6 +126,32 @@ def refused(models: Sequence[Path], folder: Path, choice: RepositoryOptions) -> 
         write_repository(models, folder / "r", choice)
     assert sorted(p.name for p in folder.iterdir()) == before
     return str(e.value)
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("cache", ["none", "growing", "static"])
+def test_builds_with_room_for_prompt_and_text(
+    cache: str, text_model: Path, tmp_path: Path, plugin_library: Path
+) -> None:
+    model = {"growing": text_model.with_name("growing.onnx"), "static": text_model}.get(cache, tmp_path / "b.onnx")
+    if cache == "none":
+        write_bigram(model, np.eye(256, dtype=np.float32))
+        shutil.copy(text_model.with_name("tokenizer.json"), tmp_path)
+    write_repository([model], tmp_path / "r", RepositoryOptions(**LIMITS, plugins=plugin_library))
+    plan = tmp_path / "r" / "models" / "model" / "1" / "model.plan"
+    decoder = Decoder(BlsRunner(plan, manifests.read(plan), "engine"))
+    tokens = sum(LIMITS.values())
+    assert decoder.kind == cache
+    assert decoder.room(tokens) == (tokens if cache == "static" else None)
+    with pytest.raises(GraphOptError, match="takes at most"):
+        decoder.room(tokens + 2)
+
+
+@pytest.mark.rtx
+def test_names_the_model_and_not_the_plan_made_of_it(text_model: Path, tmp_path: Path) -> None:
+    growing = text_model.with_name("growing.onnx")
+    message = refused([growing], tmp_path, options(text_model, execution="bls"))
+    assert message.startswith(f"{growing} has no cache of fixed capacity")
 
 
 def test_what_cannot_be_served_is_named(text_model: Path, tmp_path: Path) -> None:
