@@ -38,7 +38,7 @@ class Inputs:
 
     Args:
         model: the file.
-        packed: whether INT8 inputs have a quarter of the elements, as in engines of TensorRT 8.
+        packed: whether INT8 inputs have a quarter of the elements, as in engines of TensorRT 8, which joins short rows.
     """
 
     def __init__(self, model: Path, *, packed: bool) -> None:
@@ -47,7 +47,8 @@ class Inputs:
             kind = tensor.type.tensor_type
             dims = [d.dim_param or d.dim_value for d in kind.shape.dim]
             if packed and kind.elem_type == onnx.TensorProto.INT8:
-                dims[-1] //= _PACK
+                *_, rows, size = dims
+                dims[-2:] = [rows, size // _PACK] if size % _PACK == 0 else [rows * size // _PACK, 1]
             self._dims[tensor.name] = dims
 
     def shapes(self, call: Call) -> dict[str, tuple[int, ...]]:

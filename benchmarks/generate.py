@@ -96,7 +96,7 @@ def make(arguments: argparse.Namespace) -> None:
             scheme, _, cache = name.partition("+")
             plain = name == "none"
             recipe = Recipe.preset(scheme, SCHEMES, [] if scheme == "none" else ["*lm_head*"])
-            recipe = recipe.with_cache(cache or "static", {}, CACHES)
+            recipe = recipe.with_cache(cache or "static", {"capacity": CAPACITY}, CACHES)
             compile.optimize(model, recipe, None if plain else Statistics.load(arguments.statistics))
             ir.save(model, arguments.folder / f"{name}.onnx")
 
