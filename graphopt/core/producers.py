@@ -123,7 +123,7 @@ def _evaluate_norm(x: np.ndarray, *rest: np.ndarray, center: bool, add: bool, ep
 def _norm(*, center: bool, add: bool) -> Producer:
     def examples(rng: np.random.Generator, dtype: Any, rows: Rows) -> Sequence[np.ndarray]:
         x = [rows(rng, dtype) for _ in range(1 + add)]
-        return (*x, *(rng.uniform(0.5, 1.5, x[0].shape[-1]).astype(dtype) for _ in range(1 + center)))
+        return (*x, *(rng.uniform(0.5, 1.5, x[0].shape[-1:]).astype(dtype) for _ in range(1 + center)))
 
     formula = "(s - mean) / sqrt(var + epsilon) * gamma + beta" if center else "s / sqrt(mean(s^2) + epsilon) * gamma"
     return Producer(
