@@ -64,7 +64,7 @@ def collect_attention(
     stride = max(1, sum(map(rows, feeds)) // (tokens or _tokens(layers)))
     found: dict[str, AttentionStatistics] = {}
     done = 0
-    with TappedModel(model, threads=threads) as tapped:
+    with TappedModel(model, threads=threads, wide=True) as tapped:
         for group in groups:
             part = [by_query[tap.tensor] for tap in group]
             observers = {layer.name: _Observer(stride, layer.scale) for layer in part}

@@ -69,7 +69,7 @@ def collect(
     groups = grouped(shared, max(map(rows, feeds)), budget, extra=extra)
     result = Statistics(source=source or {})
     done = 0
-    with TappedModel(model, threads=threads) as tapped:
+    with TappedModel(model, threads=threads, wide=True) as tapped:
         for group in groups:
             session = tapped.open(group)
             observers = {tap: ChannelObserver(tap.channels, second_moment=second_moment) for tap in group}

@@ -13,6 +13,8 @@ from graphopt.errors import GraphOptError, ModelError
 
 #: ONNX Runtime's level "fatal": what it would print as an error is raised here as a ModelError.
 _LOG_FATAL = 4
+#: How ONNX Runtime says that it has no kernel for the type of a node.
+_MISSING = "NOT_IMPLEMENTED"
 
 
 class Session:
@@ -52,7 +54,9 @@ class Session:
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:
-            raise ModelError(f"ONNX Runtime cannot open {path}: {_sentence(e)}") from e
+            reason = _sentence(e)
+            hint = "; it has few kernels for bfloat16 on the CPU: take float32, or a plan" if _MISSING in reason else ""
+            raise ModelError(f"ONNX Runtime cannot open {path}: {reason}{hint}") from e
         self.path = path
         self.outputs = [o.name for o in self._session.get_outputs()]
 

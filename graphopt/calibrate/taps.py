@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import helper
@@ -15,6 +16,7 @@ from onnx import helper
 from graphopt import ir
 from graphopt.calibrate.feeds import TOKENS, Feed
 from graphopt.calibrate.session import Session
+from graphopt.calibrate.widen import widen
 from graphopt.errors import OutputError
 
 #: Bytes of inner values of one model held at once, unless told otherwise.
@@ -71,10 +73,13 @@ class TappedModel:
     Args:
         model: not changed.
         optimize, threads: as in `Session`.
+        wide: whether to compute bfloat16 in float32.
     """
 
-    def __init__(self, model: ir.Model, *, optimize: bool = True, threads: int | None = None) -> None:
-        self._model, self._optimize, self._threads = model, optimize, threads
+    def __init__(
+        self, model: ir.Model, *, optimize: bool = True, threads: int | None = None, wide: bool = False
+    ) -> None:
+        self._model, self._optimize, self._threads, self._wide = model, optimize, threads, wide
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "TappedModel":
@@ -106,26 +111,32 @@ class TappedModel:
         """
         proto = onnx.load(self._path, load_external_data=False)
         _keep_only(proto.graph, [t.tensor for t in taps])
+        if self._wide:
+            widen(proto)
         path = self._path.with_name("taps.onnx")
         try:
             path.write_bytes(proto.SerializeToString())
         except OSError as e:
             raise OutputError(f"cannot write {path}: {e.strerror or e}; point TMPDIR to a folder with room") from e
         run = start(path) if start else Session(path, optimize=self._optimize, threads=self._threads).run
-        return TapSession(run, taps, {i.name for i in proto.graph.input})
+        return TapSession(run, taps, {i.name for i in proto.graph.input}, wide=self._wide)
 
 
 class TapSession:
     """A session on one group of taps; made by `TappedModel.open`."""
 
-    def __init__(self, run: Run, taps: Sequence[Tap], inputs: set[str]) -> None:
-        self._run, self._taps, self._inputs = run, taps, inputs
+    def __init__(self, run: Run, taps: Sequence[Tap], inputs: set[str], *, wide: bool) -> None:
+        self._run, self._taps, self._inputs, self._wide = run, taps, inputs, wide
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return the taps' values by tensor name, float32, of the model run on ``feed``."""
         names = [_PREFIX + tap.tensor for tap in self._taps]
-        values = self._run({n: a for n, a in feed.items() if n in self._inputs}, names)
+        given = {n: self._typed(a) for n, a in feed.items() if n in self._inputs}
+        values = self._run(given, names)
         return {tap.tensor: values[name] for tap, name in zip(self._taps, names, strict=True)}
+
+    def _typed(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float32) if self._wide and array.dtype == ml_dtypes.bfloat16 else array
 
 
 def _keep_only(graph: onnx.GraphProto, tensors: Sequence[str]) -> None:

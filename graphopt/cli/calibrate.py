@@ -40,7 +40,7 @@ def calibrate(
 
     The model runs in ONNX Runtime on a few samples of text, of your own data, or on random inputs; largest magnitude
     and mean square of every input channel go into a file. Text for calibration never overlaps with the text that
-    'graphopt eval ppl' scores, whatever the flags.
+    'graphopt eval ppl' scores, whatever the flags. A bfloat16 model is computed in float32.
 
     Examples:
 
