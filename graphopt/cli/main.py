@@ -3,6 +3,7 @@
 __all__ = ["app", "main"]
 
 import importlib
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -79,4 +80,6 @@ def _main(
 
 def main() -> None:
     """Entry point of the console script."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what is half-written goes
+        signal.signal(ending, signal.default_int_handler)
     app()

@@ -166,9 +166,8 @@ class WeightStore:
             self._file.flush()
         except OSError as e:
             folder = self._parent or tempfile.gettempdir()
-            raise OutputError(
-                f"cannot keep weights in {folder}: {e.strerror or e}; set TMPDIR to a folder with more room"
-            ) from e
+            hint = "make room there" if self._parent else "set TMPDIR to a folder with more room"
+            raise OutputError(f"cannot keep weights in {folder}: {e.strerror or e}; {hint}") from e
         return str(self._path), offset
 
     def put(self, name: str, array: np.ndarray) -> gs.Constant:

@@ -1,10 +1,13 @@
 """The boundary between exceptions and exit codes, and where output goes."""
 
 import json
+import os
+import signal
 
 import pytest
 import typer
 
+from graphopt.cli import main
 from graphopt.cli.console import emit, guard
 from graphopt.errors import ComparisonFailed, InternalError, ModelError
 
@@ -43,6 +46,17 @@ def test_bug_comes_with_its_traceback(error: Exception, capsys: pytest.CaptureFi
 def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(KeyboardInterrupt()) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP])
+def test_being_ended_is_as_an_interrupt(ending: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(ending)
+    monkeypatch.setattr(main, "app", lambda: os.kill(os.getpid(), ending))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main.main()
+    finally:
+        signal.signal(ending, before)
 
 
 def test_result_passes_through() -> None:
