@@ -6,10 +6,11 @@
 #     quick        the same on fewer sizes
 #     sanitizer    compute-sanitizer over every kernel
 #     online       online outlier prediction: exact sets, sequences, graphs, streams, plugins; then what it costs (1 min)
-#     mant         the linears of M-ANT: against their numpy evaluators, and under compute-sanitizer (1 min)
+#     mant         the linears of M-ANT: against their numpy evaluators, under compute-sanitizer, and graphopt bench kernels
+#                  --suite mant; attention over its cache, from build_attention.sh, against its evaluator (3 min)
 #     vq           kernels of vector-quantized weights, from build_vq.sh: against decoded weights, under compute-sanitizer,
 #                  VQ-LLM's optimizations one by one, and graphopt bench kernels --suite vq (3 min)
-#     timing       graphopt bench kernels, all suites (3 min)
+#     timing       graphopt bench kernels, the suites of MixQ (3 min)
 #     counters     hardware counters of MixQ's kernels
 #     all          correctness sanitizer online mant timing counters (default)
 #     mixq         quick timing counters
@@ -78,7 +79,17 @@ mant() {
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     cases="$(mktemp -d)"
     python3 benchmarks/mant.py --write-cases "$cases" && sanitize "$cases" "$out/mant_sanitizer.log" || failed=1
+    timeout 60 python3 benchmarks/kernels/attention_mant.py --output "$out/mant_attention" 2>&1 |
+        tee "$out/mant_attention.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    bench mant
     return "$failed"
+}
+
+# bench SUITE: graphopt bench kernels; sets `failed`.
+bench() {
+    timeout 150 python3 -m graphopt bench kernels --suite "$1" --json "$out/$1.json" 2>&1 | tee "$out/$1.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
 }
 
 vq() {
@@ -92,17 +103,14 @@ vq() {
     done
     timeout 30 carry/vq_ablation | tee "$out/vq_ablation.json"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
-    timeout 150 python3 -m graphopt bench kernels --suite vq --json "$out/vq.json" 2>&1 | tee "$out/vq.log"
-    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    bench vq
     return "$failed"
 }
 
 timing() {
     local failed=0 suite
-    for suite in mixq_quantize mixq_residual mixq mant; do
-        timeout 150 python3 -m graphopt bench kernels --suite "$suite" --json "$out/$suite.json" 2>&1 |
-            tee "$out/$suite.log"
-        [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    for suite in mixq_quantize mixq_residual mixq; do
+        bench "$suite"
     done
     return "$failed"
 }
