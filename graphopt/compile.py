@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graphopt.core import pipeline
-from graphopt.core.canonical import linears
+from graphopt.core.canonical import inner_linears, linears
 from graphopt.core.integrity import check_constants
 from graphopt.core.op import attach_bodies
 from graphopt.core.pipeline import Stage
@@ -22,6 +22,8 @@ from graphopt.ir.shapes import infer_shapes
 from graphopt.passes import CACHES, CANONICALIZE, OPS, SCHEMES, kvcache, legalize
 
 _INFER = Stage("infer-shapes", lambda model, report: infer_shapes(model))
+#: Merged decoders, of prompts and of single tokens, are such models.
+_INNER = "it lies in a branch of an If or in a loop; export the model without one, such as a decoder that is not merged"
 _ATTACH = Stage("attach-bodies", lambda model, report: attach_bodies(model, OPS))
 
 
@@ -79,6 +81,11 @@ def optimize(
         for name, rule in assigned.items():
             if rule.scheme is None:
                 report.skipped("lower", "recipe", name, rule.reason or f"{recipe.source} says scheme none")
+        inner = inner_linears(model)
+        for linear in inner:
+            report.skipped("lower", "main-graph", linear.name, _INNER)
+        if not names and not inner:
+            report.note("lower", "recipe", model.graph.name or "graph", "found no linear layer to quantize")
         for scheme in SCHEMES.values():
             mine = {name: rule.config for name, rule in assigned.items() if rule.scheme == scheme.name}
             if mine:

@@ -4,7 +4,7 @@ The canonical ops themselves are defined in passes/canonicalize/ops.py; schemes 
 the little that they all need to know about a linear is here.
 """
 
-__all__ = ["LINEAR_OPS", "InputQuantizer", "LinearView", "assigned", "bias_of", "linears"]
+__all__ = ["LINEAR_OPS", "InputQuantizer", "LinearView", "assigned", "bias_of", "inner_linears", "linears"]
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +91,12 @@ InputQuantizer = Callable[[Model, Sequence[LinearView]], tuple[gs.Tensor, gs.Ten
 def linears(model: Model) -> list[LinearView]:
     """Return the canonical linears of the main graph, in graph order."""
     return [LinearView(n) for n in model.graph.nodes if query.is_op(n, *LINEAR_OPS, domain=DOMAIN)]
+
+
+def inner_linears(model: Model) -> list[LinearView]:
+    """Return the canonical linears of the branches of Ifs and the bodies of loops, which no scheme lowers."""
+    inner = [g for g in model.all_graphs() if g is not model.graph]
+    return [LinearView(n) for g in inner for n in g.nodes if query.is_op(n, *LINEAR_OPS, domain=DOMAIN)]
 
 
 def assigned(

@@ -21,6 +21,7 @@ from graphopt.models import bert, llama
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
 from graphopt.passes import SCHEMES
+from tests.support.arrays import weight
 from tests.support.decoders import CONFIG
 
 PRESET = Recipe.preset("mixq-w8a8", SCHEMES)
@@ -118,6 +119,31 @@ def test_recipe_none_is_reported_with_its_source(decoder: Path) -> None:
     assert Counter(n.op for n in custom_nodes(model))["MixQLinearOnline"] == 12
 
 
+def test_linears_in_branches_are_named_and_left(tmp_path: Path, rng: np.random.Generator) -> None:
+    node, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+
+    def branch(name: str) -> onnx.GraphProto:
+        w = onnx.numpy_helper.from_array(weight(rng, 16, 16), f"{name}_w")
+        fc = node("MatMul", ["x", w.name], [name], name=f"/{name}/fc")
+        return onnx.helper.make_graph([fc], name, [], [info(name, 1, ["b", 16])], [w])
+
+    merged = node("If", ["cached"], ["y"], then_branch=branch("with_past"), else_branch=branch("first"))
+    ports = [info("x", 1, ["b", 16]), info("cached", onnx.TensorProto.BOOL, [1])], [info("y", 1, ["b", 16])]
+    graph = onnx.helper.make_graph([merged], "g", *ports)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    report = compile.optimize(ir.load(tmp_path / "m.onnx"), PRESET)
+    left = {f.node: f.reason for f in report.findings if f.status == "skipped"}
+    assert set(left) == {"/with_past/fc", "/first/fc"}
+    assert all("a branch of an If" in reason for reason in left.values())
+
+
+def test_a_model_without_linears_says_so(tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 18]> g (float[n] x) => (float[n] y) '
+                                      "{ y = Relu(x) }"), tmp_path / "m.onnx")  # fmt: skip
+    report = compile.optimize(ir.load(tmp_path / "m.onnx"), PRESET)
+    assert [(f.status, f.reason) for f in report.findings] == [("note", "found no linear layer to quantize")]
+
+
 def test_glob_that_matches_nothing_is_an_error(decoder: Path) -> None:
     with pytest.raises(RecipeError, match=r"'\*lm_haed\*' matches none of the 15 linears"):
         compile.optimize(ir.load(decoder), Recipe.preset("mixq-w8a8", SCHEMES, ["*lm_haed*"]))
@@ -153,6 +179,7 @@ def watch():
 from graphopt import compile, ir
 from graphopt.core.recipe import Recipe
 from graphopt.passes import SCHEMES
+from tests.support.arrays import weight
 from tests.support.decoders import CONFIG
 start = anonymous()
 threading.Thread(target=watch, daemon=True).start()
