@@ -18,15 +18,18 @@ FOUR_BITS = ("MixQLinearW4A8", "MixQLinearW4A4")
 GROUPS = (32, 64, 128, 256, 1 << 20)
 #: erf of the evaluator is a Python loop.
 SLOW_EVALUATORS = ("MixQGelu", "MixQGatedGelu", "MixQGeGLU")
-SLOW_ELEMENTS = 400_000
+#: Elements of a matrix that is made and evaluated in numpy for one case.
+SLOW_ELEMENTS, MOST_ELEMENTS = 200_000, 2_000_000
+#: Elements of a weight of which only some numbers of tokens are checked.
+LARGE_WEIGHT = 10_000_000
+ROWS_OF_LARGE = (1, 16, 300)
 
 
 def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
     capacities = itertools.cycle(CAPACITIES)
     rows = (0, 3, 17, 300) if quick else ROWS
     for dtype, producer, k, m in itertools.product(TYPES, PRODUCERS, COLS, rows):
-        if producer in SLOW_EVALUATORS and m * k > SLOW_ELEMENTS:
-            m = SLOW_ELEMENTS // k
+        m = min(m, (SLOW_ELEMENTS if producer in SLOW_EVALUATORS else MOST_ELEMENTS) // k)
         yield QuantizeCase(producer, dtype, m, k, next(capacities), special=True)
     # Rows of every kernel's limits: one warp, one block, long rows, and rows read again.
     for dtype, producer in itertools.product(TYPES, ("MixQQuantize", "MixQAddLayerNorm", "MixQGatedSilu")):
@@ -40,25 +43,28 @@ def quantize_cases(quick: bool) -> Iterator[QuantizeCase]:
         yield QuantizeCase(producer, "float16", MANY_ROWS, 64, 16, special=True)
         for m, k, capacity in ((9, 64, 64), (9, 100, 112), (300, 2048, 2048)):
             yield QuantizeCase(producer, "float16", m, k, capacity, nothing_left=True)
-    # Rows enough for blocks to read one and two of them ahead.
-    for dtype, producer in itertools.product(TYPES, PRODUCERS):
+    # Rows enough for blocks to read one and two of them ahead: each op on one of two lengths.
+    lengths = itertools.cycle(((140, 32768), (600, 8192)))
+    for producer in PRODUCERS:
         if producer not in SLOW_EVALUATORS:
-            longest = 16384 if dtype == "float32" else 32768
-            for m, k in ((300, longest), (700, longest // 4)):
-                yield QuantizeCase(producer, dtype, m, k, 128, special=True)
+            for (m, k), dtype in zip(lengths, TYPES, strict=False):
+                yield QuantizeCase(producer, dtype, m, k // (2 if dtype == "float32" else 1), 128, special=True)
 
 
 def linear_cases(quick: bool) -> Iterator[LinearCase]:
     capacities = itertools.cycle(CAPACITIES)
     rows = (0, 3, 17, 300) if quick else ROWS
     for dtype, k, n, m in itertools.product(TYPES, COLS, COLUMNS_OUT, rows):
-        yield LinearCase(dtype, m, n, k, next(capacities), special=True)
+        if k * n <= LARGE_WEIGHT or m in ROWS_OF_LARGE:
+            yield LinearCase(dtype, m, n, k, next(capacities), special=True)
     for dtype in TYPES:  # enough blocks for the large tiles, ragged edges, one K tile, one row
         for m, n, k in ((1024, 2176, 64), (3072, 1408, 80), (2100, 4104, 272), (1, 28672, 48), (9, 32, 16), (40, 1, 1)):
             yield LinearCase(dtype, m, n, k, 48, special=True)
     # Few tokens, each tile, ragged edges; groups of every kind; only the slow kernel takes 32.
     rng = np.random.default_rng(4)
     for k, n, m in itertools.product(COLS, COLUMNS_OUT, (*rows, 12, 30, 40, 100)):
+        if k * n > LARGE_WEIGHT and m not in (*ROWS_OF_LARGE, 30, 100):
+            continue
         dtype, op, group = str(rng.choice(list(TYPES))), str(rng.choice(FOUR_BITS)), int(rng.choice(GROUPS))
         yield LinearCase(dtype, m, n, k, next(capacities), True, op, group)
     for op, dtype in itertools.product(FOUR_BITS, TYPES):
