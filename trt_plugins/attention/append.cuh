@@ -1,8 +1,9 @@
-// Rotates queries into the workspace and keys into the cache, and writes values into the cache: the launch before the one
-// that reads the cache.
+// Rotates queries into the workspace and keys into the cache, and writes values into the cache: the launch before the
+// one that reads the cache.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "attention/args.cuh"
 #include "common/ptx.cuh"
@@ -34,53 +35,89 @@ struct AppendArgs {
   int32_t* __restrict__ counter;
 };
 
-/// An element of a rotated row: x cos + turned sin, turned an element of rotate_half(x). Every operation is rounded, as in
-/// the definition: codes of keys could differ otherwise.
+/// An element of a rotated row: x cos + turned sin, turned an element of rotate_half(x). Every operation is rounded, as
+/// in the definition: codes of keys could differ otherwise.
 __device__ __forceinline__ float rotated_value(float x, float turned, float cos, float sin) {
   return __fadd_rn(__fmul_rn(x, cos), __fmul_rn(turned, sin));
 }
 
-/// kSize elements at column `column` of x [D], rotated by the tables of the row's position:
-/// x cos + rotate_half(x) sin, rotate_half(x) = (-x[D/2:], x[:D/2]). All kSize lie in the same half.
-template <class T, int kSize>
-__device__ __forceinline__ void rotate(T const* x, T const* cos, T const* sin, int32_t column, int32_t head_size,
-                                       float (&out)[kSize]) {
+/// Element `column` of x [D], rotated by the tables of the row's position:
+/// x cos + rotate_half(x) sin, rotate_half(x) = (-x[D/2:], x[:D/2]).
+template <class T>
+__device__ __forceinline__ float rotate(T const* x, T const* cos, T const* sin, int32_t column, int32_t head_size) {
   int32_t const half = head_size / 2;
-  bool const low = column < half;
-  T const* partner = x + (low ? column + half : column - half);
-  if constexpr (kSize == 1) {
-    float const turned = to_float(*partner);
-    out[0] = rotated_value(to_float(x[column]), low ? -turned : turned, to_float(cos[column]), to_float(sin[column]));
-  } else {
-    Vec<T> const own = load_cached(x + column), other = load_cached(partner), c = load_cached(cos + column),
-                 s = load_cached(sin + column);
-#pragma unroll
-    for (int e = 0; e < kSize; ++e) {
-      out[e] = rotated_value(own.get(e), low ? -other.get(e) : other.get(e), c.get(e), s.get(e));
-    }
-  }
+  float const turned = column < half ? -to_float(x[column + half]) : to_float(x[column - half]);
+  return rotated_value(to_float(x[column]), turned, to_float(cos[column]), to_float(sin[column]));
 }
 
-/// Element `column` of row `row` of keys or queries x [B, S, heads, D], rotated if wanted and rounded to T.
+/// Where the tables of new token i of sequence b begin.
 template <class T>
-__device__ __forceinline__ T rotated_element(AppendArgs<T> const& args, T const* x, int64_t row, int32_t heads,
-                                             int32_t column) {
-  T const* const source = x + row * args.head_size;
-  if (!args.rotary) return source[column];
-  int64_t const token = row / heads;
-  int64_t const table = (args.tables == 1 ? token % args.seq : token) * args.head_size;
-  float out[1];
-  rotate<T, 1>(source, args.cos + table, args.sin + table, column, args.head_size, out);
-  return from_float<T>(out[0]);
+__device__ __forceinline__ int64_t table_offset(AppendArgs<T> const& args, int32_t b, int32_t i) {
+  return (args.tables == 1 ? int64_t{i} : int64_t{b} * args.seq + i) * args.head_size;
+}
+
+/// Element `column` of x [D], rotated if wanted by the tables at an offset, and rounded to T.
+template <class T>
+__device__ __forceinline__ T rotated_element(AppendArgs<T> const& args, T const* x, int64_t table, int32_t column) {
+  if (!args.rotary) return x[column];
+  return from_float<T>(rotate(x, args.cos + table, args.sin + table, column, args.head_size));
+}
+
+/// What a thread moves at once: a vector, or one element.
+template <class T, int kSize>
+struct AppendPiece {
+  T raw[kSize];
+
+  __device__ __forceinline__ static AppendPiece load(T const* from) {
+    AppendPiece piece;
+    if constexpr (kSize == 1) {
+      piece.raw[0] = *from;
+    } else {
+      Vec<T> const vector = load_cached(from);
+      memcpy(piece.raw, vector.word, sizeof(piece.raw));
+    }
+    return piece;
+  }
+
+  __device__ __forceinline__ void store(T* to) const {
+    if constexpr (kSize == 1) {
+      *to = raw[0];
+    } else {
+      Vec<T> vector;
+      memcpy(vector.word, raw, sizeof(raw));
+      graphopt::store(to, vector);
+    }
+  }
+
+  /// x cos + kSign turned sin, rounded.
+  template <int kSign>
+  __device__ __forceinline__ static AppendPiece rotated(AppendPiece const& x, AppendPiece const& turned,
+                                                        AppendPiece const& cos, AppendPiece const& sin) {
+    AppendPiece piece;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+      float const other = kSign < 0 ? -to_float(turned.raw[e]) : to_float(turned.raw[e]);
+      piece.raw[e] =
+          from_float<T>(rotated_value(to_float(x.raw[e]), other, to_float(cos.raw[e]), to_float(sin.raw[e])));
+    }
+    return piece;
+  }
+};
+
+/// Threads to a row of D: each has two pieces, half a row apart; the last one of an odd number has one.
+__host__ __device__ constexpr int64_t append_threads(int64_t head_size, int64_t size) {
+  return (head_size / size + 1) / 2;
 }
 
 /// See append_elements. Row numbers are divided as Index: three divisions of 64 bits cost more than all else.
 template <class T, int kSize, class Index>
 __device__ __forceinline__ void append_at(AppendArgs<T> const& args, Index thread) {
+  using Piece = AppendPiece<T, kSize>;
   if (thread < static_cast<Index>(args.counters)) args.counter[thread] = 0;
-  Index const per_row = static_cast<Index>(args.head_size / kSize);
+  Index const per_row = static_cast<Index>(append_threads(args.head_size, kSize));
   int64_t row = thread / per_row;
   int32_t const column = static_cast<int32_t>(thread % per_row) * kSize;
+  int32_t const other = column + static_cast<int32_t>(per_row) * kSize;
   if (row >= args.query_rows + 2 * args.cache_rows) return;
 
   bool const query = row < args.query_rows;
@@ -99,28 +136,21 @@ __device__ __forceinline__ void append_at(AppendArgs<T> const& args, Index threa
     int64_t const place = (int64_t{b} * args.kv_heads + static_cast<int32_t>(head)) * args.capacity + position;
     target = (value ? args.present_v : args.present_k) + place * args.head_size;
   }
+  Piece const low = Piece::load(source + column);
   if (value || !args.rotary) {
-    if constexpr (kSize == 1) {
-      target[column] = source[column];
-    } else {
-      store(target + column, load_cached(source + column));
-    }
+    if (other < args.head_size) Piece::load(source + other).store(target + other);
+    low.store(target + column);
     return;
   }
-  int64_t const table = (args.tables == 1 ? int64_t{i} : static_cast<int64_t>(token)) * args.head_size;
-  float out[kSize];
-  rotate<T, kSize>(source, args.cos + table, args.sin + table, column, args.head_size, out);
-  if constexpr (kSize == 1) {
-    target[column] = from_float<T>(out[0]);
-  } else {
-    Vec<T> rounded;
-    rounded.set(out);
-    store(target + column, rounded);
-  }
+  int64_t const table = table_offset(args, b, i);
+  T const *const cos = args.cos + table, *const sin = args.sin + table;
+  Piece const high = Piece::load(source + other);
+  Piece::template rotated<-1>(low, high, Piece::load(cos + column), Piece::load(sin + column)).store(target + column);
+  Piece::template rotated<1>(high, low, Piece::load(cos + other), Piece::load(sin + other)).store(target + other);
 }
 
-/// Work of one of the threads: kSize neighbouring elements of a row; rows are those of q, then k, then v. kSize is 1, or a
-/// vector where D is a multiple of two vectors (one without rotary) and everything is aligned.
+/// Work of one of the threads: two pieces of kSize neighbouring elements of a row; rows are those of q, then k, then v.
+/// kSize is 1, or a vector where D is a multiple of two vectors (one without rotary) and everything is aligned.
 template <class T, int kSize>
 __device__ __forceinline__ void append_elements(AppendArgs<T> const& args, int64_t thread) {
   if (thread <= UINT32_MAX) {

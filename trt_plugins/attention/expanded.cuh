@@ -42,6 +42,10 @@ Status launch_expanded(AttentionArgs<T> const& all, Workspace const& workspace, 
       args.start += b;
       args.k = k;
       args.v = v;
+      if (args.tables > 1) {  // where queries are not rotated yet
+        args.cos += int64_t{b} * all.seq * all.head_size;
+        args.sin += int64_t{b} * all.seq * all.head_size;
+      }
       args.counters += kMaxDecodeTiles * (int64_t{b} * all.kv_heads + int64_t{h} * slice.batch);
       GRAPHOPT_TRY(launch_attention<T>(args, vectors, Start::kInOrder, stream));
     }

@@ -103,6 +103,11 @@ class OnlineSoftmax {
     return grows;
   }
 
+  /// 0, which takes all weights so far to know.
+  __device__ __forceinline__ uint32_t sign_of_sums() const {
+    return (__float_as_uint(sum_[0]) | __float_as_uint(sum_[1])) >> 31;
+  }
+
   /// Divide, round and write 16 rows of outputs of a warp through shared memory that nobody else uses.
   ///
   /// Args:

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "attention/cached/launch.cuh"
-#include "attention/sm90_prefill.h"
 #include "attention/work.cuh"
 
 namespace graphopt::attention {
@@ -90,13 +89,7 @@ Status launch_typed(CachedParams const& p, cudaStream_t stream) {
   bool const vectors =
       p.scale > 0.0f && vector_aligned(p) && is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16);
   bool rotates = false;
-  GRAPHOPT_TRY(picks_prefill_sm90(args, vectors, &rotates));
-  if (rotates && p.rotary) {
-    args.q = static_cast<T const*>(p.q);
-    args.cos = static_cast<T const*>(p.cos);
-    args.sin = static_cast<T const*>(p.sin);
-    args.tables = static_cast<int32_t>(p.tables);
-  }
+  GRAPHOPT_TRY(leave_rotation(p, vectors, &args, &rotates));
   GRAPHOPT_TRY(launch_append<T>(p, workspace, !rotates, stream));
   return launch_attention<T>(args, vectors, Start::kEarly, stream);
 }

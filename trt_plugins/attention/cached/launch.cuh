@@ -7,6 +7,7 @@
 #include "attention/args.cuh"
 #include "attention/cached/params.h"
 #include "attention/policy.h"
+#include "attention/sm90_prefill.h"
 #include "common/launch.h"
 
 namespace graphopt::attention {
@@ -47,6 +48,22 @@ Status launch_prefill(AttentionArgs<T> const& args, cudaStream_t stream);
 
 template <class T>
 Status launch_generic(AttentionArgs<T> const& args, cudaStream_t stream);
+
+/// Have queries rotated by the kernel that reads the cache, where that is one that can; `*rotates` tells whether.
+///
+/// Args:
+///   vectors: see launch_attention.
+template <class T>
+Status leave_rotation(CachedParams const& p, bool vectors, AttentionArgs<T>* args, bool* rotates) {
+  GRAPHOPT_TRY(picks_prefill_sm90(*args, vectors, rotates));
+  if (*rotates && p.rotary) {
+    args->q = static_cast<T const*>(p.q);
+    args->cos = static_cast<T const*>(p.cos);
+    args->sin = static_cast<T const*>(p.sin);
+    args->tables = static_cast<int32_t>(p.tables);
+  }
+  return Status::kOk;
+}
 
 /// Attention over keys and values of T.
 ///

@@ -40,7 +40,7 @@ Status launch_append(CachedParams const& p, Workspace const& workspace, bool que
   bool const vectors = is_aligned(p.present_k, 16) && is_aligned(p.present_v, 16) && vector_aligned(p);
   int64_t const size = vectors ? Vec<T>::kSize : 1;
   int64_t const rows = args.query_rows + 2 * args.cache_rows;
-  int64_t const threads = rows * (p.head_size / size);
+  int64_t const threads = rows * append_threads(p.head_size, size);
   int64_t const blocks = ceil_div<int64_t>(threads > args.counters ? threads : args.counters, kThreads);
   if (blocks > 2147483647) return Status::kTooLarge;
   dim3 const grid(static_cast<unsigned>(blocks));

@@ -19,13 +19,13 @@ constexpr int kMantAppendGroups = kMantAppendThreads / kEncodeLanes;  // of a bl
 template <class T>
 struct MantAppendArgs {
   AppendArgs<T> append;
-  bool vectors;          // see append_elements
+  bool vectors;  // see append_elements
   int32_t group;
   MantSelector selector;
   int32_t pages;         // that new tokens of a sequence may touch
   int32_t value_blocks;  // B Hkv pages
   int32_t key_blocks;
-  int64_t key_groups;    // B S Hkv D / group
+  int64_t key_groups;  // B S Hkv D / group
   T const* __restrict__ center;
   uint8_t* k;
   uint16_t* k_meta;
@@ -108,11 +108,12 @@ __device__ __forceinline__ void append_values(MantAppendArgs<T> const& args, cha
     quantize_value(new_value(token), a.head_size, window + row * a.head_size, scales + row);
   }
   if (__ldg(a.start + b) > 0) return;
-  int64_t const row = int64_t{b} * a.seq * a.kv_heads + h;
+  T const* const key = a.k + (int64_t{b} * a.seq * a.kv_heads + h) * a.head_size;
+  T const* const value = a.v + (int64_t{b} * a.seq * a.kv_heads + h) * a.head_size;
   T* const sink = args.sink + int64_t{head} * 2 * a.head_size;
   for (int32_t c = static_cast<int32_t>(threadIdx.x); c < a.head_size; c += kMantAppendThreads) {
-    sink[c] = rotated_element(a, a.k, row, a.kv_heads, c);
-    sink[a.head_size + c] = a.v[row * a.head_size + c];
+    sink[c] = rotated_element(a, key, table_offset(a, b, 0), c);
+    sink[a.head_size + c] = value[c];
   }
 }
 
@@ -124,18 +125,34 @@ __device__ __forceinline__ void append_keys(MantAppendArgs<T> const& args, int32
   int64_t const own = int64_t{block} * kMantAppendGroups + threadIdx.x / kEncodeLanes;
   int64_t const unit = min(own, args.key_groups - 1);  // all lanes of a warp take part
   int32_t const lane = static_cast<int32_t>(threadIdx.x) % kEncodeLanes, groups = a.head_size / kGroup;
-  int64_t const row = unit / groups, token = row / a.kv_heads;
-  int32_t const h = static_cast<int32_t>(row % a.kv_heads), group = static_cast<int32_t>(unit % groups);
+  // B S Hkv is an int32; divisions of 64 bits would take as long as all else.
+  uint32_t const row = args.key_groups <= UINT32_MAX ? static_cast<uint32_t>(unit) / static_cast<uint32_t>(groups)
+                                                     : static_cast<uint32_t>(unit / groups);
+  int32_t const group = static_cast<int32_t>(unit - int64_t{row} * groups);
+  uint32_t const kv_heads = static_cast<uint32_t>(a.kv_heads), token = row / kv_heads;
+  int32_t const h = static_cast<int32_t>(row % kv_heads);
+  int32_t const b = static_cast<int32_t>(token / static_cast<uint32_t>(a.seq));
+  int32_t const i = static_cast<int32_t>(token % static_cast<uint32_t>(a.seq));
+  int64_t const table = table_offset(a, b, i);
+  T const* const key = a.k + int64_t{row} * a.head_size;
   float x[kPer];
   uint32_t codes[kPer];
+  int32_t const first = group * kGroup + lane;
+  if (a.rotary) {  // asked once, so that all loads are on their way together
+#pragma unroll
+    for (int k = 0; k < kPer; ++k) {
+      int32_t const column = first + k * kEncodeLanes;
+      x[k] = to_float(from_float<T>(rotate(key, a.cos + table, a.sin + table, column, a.head_size)));
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kPer; ++k) x[k] = to_float(key[first + k * kEncodeLanes]);
+  }
 #pragma unroll
   for (int k = 0; k < kPer; ++k) {
-    int32_t const column = group * kGroup + k * kEncodeLanes + lane;
-    float const center = to_float(args.center[h * a.head_size + column]);
-    x[k] = __fsub_rn(to_float(rotated_element(a, a.k, row, a.kv_heads, column)), center);
+    x[k] = __fsub_rn(x[k], to_float(args.center[h * a.head_size + first + k * kEncodeLanes]));
   }
   uint32_t const word = encode_group<kPer>(x, args.selector, codes);
-  int32_t const b = static_cast<int32_t>(token / a.seq), i = static_cast<int32_t>(token % a.seq);
   int32_t const position = past_rows(a.start, b, a.capacity) + i;
   if (own != unit || position >= a.capacity) return;
   int64_t const place = ((int64_t{b} * a.kv_heads + h) * a.capacity + position) * groups + group;

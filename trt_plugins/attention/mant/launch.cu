@@ -63,16 +63,19 @@ Status prepare(MantParams const& p, bool* aligned, cudaStream_t stream) {
 template <class T>
 Status launch_typed(MantParams const& p, bool aligned, cudaStream_t stream) {
   Workspace const workspace(p.cache, CacheKind::kCodes);
-  GRAPHOPT_TRY(launch_mant_append<T>(p, workspace, stream));
-  MantArgs<T> const args{attention_args<T>(p.cache, workspace),
+  // Fast kernels look for the largest product, which is the largest score where the scale is positive.
+  bool const vectors = p.cache.scale > 0.0f && vector_aligned(p.cache);
+  bool rotates = false;
+  AttentionArgs<T> cache = attention_args<T>(p.cache, workspace);
+  GRAPHOPT_TRY(leave_rotation(p.cache, vectors, &cache, &rotates));
+  GRAPHOPT_TRY(launch_mant_append<T>(p, workspace, !rotates, stream));
+  MantArgs<T> const args{cache,
                          static_cast<uint16_t const*>(p.present.k_meta),
                          static_cast<uint16_t const*>(p.present.v_meta),
                          static_cast<int8_t const*>(p.present.v_window),
                          static_cast<__half const*>(p.present.v_scale),
                          static_cast<T const*>(p.present.sink),
                          static_cast<T const*>(p.k_center)};
-  // Fast kernels look for the largest product, which is the largest score where the scale is positive.
-  bool const vectors = p.cache.scale > 0.0f && vector_aligned(p.cache);
   if constexpr (sizeof(T) == 2) {
     bool const few = p.cache.seq * args.cache.group <= kMaxMantDecodeRows;
     if (p.cache.scale > 0.0f && aligned && few && p.group == kMantPage) {

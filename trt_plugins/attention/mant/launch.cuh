@@ -10,8 +10,9 @@ namespace graphopt::attention {
 /// Query rows up to which decode runs: it reads the cache again for every 8.
 constexpr int64_t kMaxMantDecodeRows = 32;
 
+/// Put k and v into the present state, and rotate q into the workspace where `queries` is set; sets counters to 0.
 template <class T>
-Status launch_mant_append(MantParams const& p, Workspace const& workspace, cudaStream_t stream);
+Status launch_mant_append(MantParams const& p, Workspace const& workspace, bool queries, cudaStream_t stream);
 
 /// Attention by way of keys and values of T.
 ///

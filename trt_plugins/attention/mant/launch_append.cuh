@@ -10,19 +10,20 @@
 namespace graphopt::attention {
 
 template <class T>
-Status launch_mant_append(MantParams const& p, Workspace const& workspace, cudaStream_t stream) {
+Status launch_mant_append(MantParams const& p, Workspace const& workspace, bool queries, cudaStream_t stream) {
   CachedParams const& cache = p.cache;
   int64_t const tokens = cache.batch * cache.seq, heads = cache.batch * cache.kv_heads;
   int64_t const pages = ceil_div(cache.seq + p.group - 1, p.group);
-  MantAppendArgs<T> args{append_args<T>(cache, workspace, false)};
+  MantAppendArgs<T> args{append_args<T>(cache, workspace, false, queries)};
   args.vectors = vector_aligned(cache);
   args.group = static_cast<int32_t>(p.group);
   args.selector = p.selector;
   args.key_groups = tokens * cache.kv_heads * (cache.head_size / p.group);
   int64_t const keys = ceil_div<int64_t>(args.key_groups, kMantAppendGroups);
   int64_t const size = args.vectors ? Vec<T>::kSize : 1;
-  int64_t const queries = std::max<int64_t>(args.append.query_rows * (cache.head_size / size), args.append.counters);
-  int64_t const blocks = heads * pages + keys + ceil_div<int64_t>(queries, kMantAppendThreads);
+  int64_t const others =
+      std::max<int64_t>(args.append.query_rows * append_threads(cache.head_size, size), args.append.counters);
+  int64_t const blocks = heads * pages + keys + ceil_div<int64_t>(others, kMantAppendThreads);
   if (blocks > 2147483647) return Status::kTooLarge;
   args.pages = static_cast<int32_t>(pages);
   args.value_blocks = static_cast<int32_t>(heads * pages);

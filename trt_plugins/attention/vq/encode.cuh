@@ -62,17 +62,14 @@ __device__ __forceinline__ void load_vector(EncodeArgs<T> const& args, bool valu
                                             int32_t column, float (&x)[kVector]) {
   AppendArgs<T> const& a = args.append;
   T const* row = (value ? a.v : a.k) + (token * a.kv_heads + h) * a.head_size;
-  uint32_t const row_of_table = static_cast<uint32_t>(token) % static_cast<uint32_t>(a.seq);
-  int64_t const table = (a.tables == 1 ? int64_t{row_of_table} : token) * a.head_size;
+  uint32_t const seq = static_cast<uint32_t>(a.seq), number = static_cast<uint32_t>(token);
+  int64_t const table = table_offset(a, static_cast<int32_t>(number / seq), static_cast<int32_t>(number % seq));
 #pragma unroll
   for (int e = 0; e < kVector; ++e) {
-    float out[1] = {0.0f};
-    if (value || !a.rotary) {
-      out[0] = to_float(row[column + e]);
-    } else {
-      rotate<T, 1>(row, a.cos + table, a.sin + table, column + e, a.head_size, out);
-    }
-    x[e] = to_float(from_float<T>(out[0]));
+    bool const plain = value || !a.rotary;
+    float const out =
+        plain ? to_float(row[column + e]) : rotate(row, a.cos + table, a.sin + table, column + e, a.head_size);
+    x[e] = to_float(from_float<T>(out));
   }
 }
 
@@ -90,18 +87,18 @@ __device__ __forceinline__ void append_queries(EncodeArgs<T> const& args) {
   }
 }
 
-/// Put the code of new token number `token` into the cache, where there is room for it.
+/// Where the code of new token number `token` belongs in the cache; null where there is no room for it.
 ///   unit: head and group of channels.
 template <class T>
-__device__ __forceinline__ void store_code(EncodeArgs<T> const& args, bool value, uint32_t token, int32_t unit,
-                                           int32_t groups, uint32_t code) {
+__device__ __forceinline__ uint8_t* code_place(EncodeArgs<T> const& args, bool value, uint32_t token, int32_t unit,
+                                               int32_t groups) {
   AppendArgs<T> const& a = args.append;
   uint32_t const seq = static_cast<uint32_t>(a.seq);
   int32_t const b = static_cast<int32_t>(token / seq), i = static_cast<int32_t>(token % seq);
   int32_t const position = past_rows(a.start, b, a.capacity) + i;
-  if (position >= a.capacity) return;
+  if (position >= a.capacity) return nullptr;
   int64_t const place = ((int64_t{b} * a.kv_heads + unit / groups) * a.capacity + position) * groups + unit % groups;
-  (value ? args.codes_v : args.codes_k)[place] = static_cast<uint8_t>(code);
+  return (value ? args.codes_v : args.codes_k) + place;
 }
 
 /// Grid: (ceil(2 Hkv D / kVector / kEncodeWarps) and blocks for queries, parts of the tokens).
@@ -137,7 +134,9 @@ __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs
       uint32_t const found = nearest<kVector>(centroid, x);
       if (lane == j) code = found;
     }
-    if (own < args.tokens) store_code(args, value, static_cast<uint32_t>(own), unit, groups, code);
+    if (own >= args.tokens) continue;
+    uint8_t* const place = code_place(args, value, static_cast<uint32_t>(own), unit, groups);
+    if (place != nullptr) *place = static_cast<uint8_t>(code);
   }
 }
 

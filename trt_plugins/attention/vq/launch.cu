@@ -26,9 +26,14 @@ bool vectors(VqParams const& p) {
 template <class T>
 Status launch_typed(VqParams const& p, cudaStream_t stream) {
   Workspace const workspace(p.cache, CacheKind::kCodes);
-  GRAPHOPT_TRY(launch_encode<T>(p, workspace, stream));
-  VqArgs<T> const args{attention_args<T>(p.cache, workspace), static_cast<int32_t>(p.vector),
-                       static_cast<T const*>(p.codebook_k), static_cast<T const*>(p.codebook_v)};
+  // Fast kernels look for the largest product, which is the largest score where the scale is positive.
+  bool const expanded_vectors = p.cache.scale > 0.0f && vector_aligned(p.cache);
+  bool rotates = false;
+  AttentionArgs<T> cache = attention_args<T>(p.cache, workspace);
+  GRAPHOPT_TRY(leave_rotation(p.cache, expanded_vectors, &cache, &rotates));
+  GRAPHOPT_TRY(launch_encode<T>(p, workspace, !rotates, stream));
+  VqArgs<T> const args{cache, static_cast<int32_t>(p.vector), static_cast<T const*>(p.codebook_k),
+                       static_cast<T const*>(p.codebook_v)};
   if constexpr (sizeof(T) == 2) {
     bool done = false;
     bool const fast = p.cache.scale > 0.0f && vectors(p);
@@ -39,7 +44,7 @@ Status launch_typed(VqParams const& p, cudaStream_t stream) {
     }
     if (done) return Status::kOk;
   }
-  return launch_vq_expanded<T>(args, p, workspace, p.cache.scale > 0.0f && vector_aligned(p.cache), stream);
+  return launch_vq_expanded<T>(args, p, workspace, expanded_vectors, stream);
 }
 
 }  // namespace

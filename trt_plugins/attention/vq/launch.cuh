@@ -10,8 +10,9 @@ namespace graphopt::attention {
 /// Query rows up to which decode runs: it reads the codes again for every 4.
 constexpr int64_t kMaxVqDecodeRows = 16;
 
+/// Encode k and v into present, and rotate q into the workspace where `queries` is set; sets counters to 0.
 template <class T>
-Status launch_encode(VqParams const& p, Workspace const& workspace, cudaStream_t stream);
+Status launch_encode(VqParams const& p, Workspace const& workspace, bool queries, cudaStream_t stream);
 
 /// Attention by way of keys and values of T.
 ///
