@@ -9,7 +9,8 @@
 #     mant         the linears of M-ANT: against their numpy evaluators, under compute-sanitizer, and graphopt bench kernels
 #                  --suite mant; attention over its cache, from build_attention.sh, against its evaluator (3 min)
 #     vq           kernels of vector-quantized weights, from build_vq.sh: against decoded weights, under compute-sanitizer,
-#                  VQ-LLM's optimizations one by one, and graphopt bench kernels --suite vq (3 min)
+#                  VQ-LLM's optimizations one by one, and graphopt bench kernels --suite vq; then vq_hadamard (4 min)
+#     vq_hadamard  their transform and what it is fused with: against evaluators, under compute-sanitizer, and its suite
 #     timing       graphopt bench kernels, the suites of MixQ (3 min)
 #     counters     hardware counters of MixQ's kernels
 #     all          correctness sanitizer online mant timing counters (default)
@@ -104,6 +105,21 @@ vq() {
     timeout 30 carry/vq_ablation | tee "$out/vq_ablation.json"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     bench vq
+    vq_hadamard || failed=1
+    return "$failed"
+}
+
+vq_hadamard() {
+    local failed=0 tool
+    timeout 60 python3 benchmarks/kernels/hadamard.py --output "$out" --library "$GRAPHOPT_PLUGIN_LIBRARY" \
+        --check-only 2>&1 | tee "$out/hadamard_check.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    for tool in memcheck racecheck synccheck; do
+        timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+            carry/hadamard_small "$GRAPHOPT_PLUGIN_LIBRARY" > "$out/hadamard_$tool.log" 2>&1 || failed=1
+        grep 'cases\|ERROR SUMMARY\|RACECHECK SUMMARY' "$out/hadamard_$tool.log"
+    done
+    bench vq_hadamard
     return "$failed"
 }
 

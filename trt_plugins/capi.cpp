@@ -420,9 +420,13 @@ GRAPHOPT_EXPORT int32_t graphopt_vq_install(void const* kernels, int64_t size) t
   return static_cast<int32_t>(graphopt::Status::kTooLarge);
 }
 
-GRAPHOPT_EXPORT int32_t graphopt_vq_hadamard(int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block,
-                                             void const* x, int8_t const* signs, void* y, void* stream) {
-  graphopt::vq::HadamardParams const params{static_cast<DType>(dtype), rows, k, channels, block, x, signs, y};
+GRAPHOPT_EXPORT int32_t graphopt_vq_hadamard(int32_t producer, int32_t dtype, int64_t rows, int64_t k, int64_t channels,
+                                             int64_t block, void const* x, void const* other, void const* gamma,
+                                             void const* beta, int8_t const* signs, float epsilon, void* z, void* sum,
+                                             void* y, void* stream) {
+  graphopt::vq::HadamardParams const params{
+      static_cast<graphopt::Producer>(producer), static_cast<DType>(dtype), rows, k, channels, block, epsilon, x, other,
+      gamma, beta, signs, z, sum, y};
   return static_cast<int32_t>(graphopt::vq::launch_hadamard(params, static_cast<cudaStream_t>(stream)));
 }
 

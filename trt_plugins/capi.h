@@ -211,10 +211,14 @@ int64_t graphopt_vq_generate(int32_t dtype, int64_t n, int64_t k, int32_t vector
 // Takes such bytes into use in this process, for all linears of their format.
 int32_t graphopt_vq_install(void const* kernels, int64_t size);
 
-// y = T((x padded with zeros to `channels` * signs) H / sqrt(block)), H block-diagonal, H[i, j] = (-1)^(common bits of i and j).
-//   x [rows, k] T, signs [channels] int8 of 1 and -1, y [rows, channels] T; block a power of two up to 65536
-int32_t graphopt_vq_hadamard(int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block, void const* x,
-                             int8_t const* signs, void* y, void* stream);
+// y = T(producer(x, other, gamma, beta)), then z = T((y padded with zeros to `channels` * signs) H / sqrt(block)), H block-diagonal,
+// H[i, j] = (-1)^(common bits of i and j).
+//   producer: as of graphopt_mixq_quantize, but those of a GLU, and so are x, other [rows, k] T, gamma, beta [k] T and epsilon
+//   signs [channels] int8 of 1 and -1, z [rows, channels] T; block a power of two up to 65536
+//   sum [rows, k] T: T(x + other) of an add producer, or null; y [rows, k] T or null
+int32_t graphopt_vq_hadamard(int32_t producer, int32_t dtype, int64_t rows, int64_t k, int64_t channels, int64_t block,
+                             void const* x, void const* other, void const* gamma, void const* beta, int8_t const* signs,
+                             float epsilon, void* z, void* sum, void* y, void* stream);
 
 // The same over a M-ANT cache: keys in 4-bit groups of `group` (32 or 64) channels, values in 4-bit groups of as many tokens
 // once they are complete, and int8 until then. capacity is a multiple of group, head_size of 32 and of group.

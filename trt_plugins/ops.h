@@ -23,7 +23,7 @@ inline std::vector<OpClass> all_ops() {
   ops.push_back(attention::mant_cached_op());
   ops.push_back(vq::linear_op());
   ops.push_back(vq::linear_e8_op());
-  ops.push_back(vq::hadamard_op());
+  for (OpClass& op : vq::hadamard_ops()) ops.push_back(std::move(op));
   return ops;
 }
 

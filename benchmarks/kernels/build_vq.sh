@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build carry/libvq.so for vq.py, and carry/vq_small and carry/vq_ablation, which need no Python.
+# Build carry/libvq.so for vq.py, and carry/vq_small, carry/vq_ablation and carry/hadamard_small, which need no Python.
 #   sh benchmarks/kernels/build_vq.sh [nvcc] [arch] [object folder]
 set -eu
 cd "$(dirname "$0")/../.."
@@ -8,7 +8,7 @@ arch=${2:-90a}
 objects=${3:-carry/vq}
 hopper=$([ "$arch" = 90a ] && echo -DGRAPHOPT_SM90A || true)
 mkdir -p carry "$objects"
-sources="benchmarks/kernels/vq.cu trt_plugins/common/check.cpp trt_plugins/vq/linear/plan.cpp trt_plugins/vq/hadamard/launch.cu
+sources="benchmarks/kernels/vq.cu trt_plugins/common/check.cpp trt_plugins/vq/linear/plan.cpp
     trt_plugins/vq/linear/launch.cu trt_plugins/vq/linear/few_bf16.cu trt_plugins/vq/linear/few_f16.cu"
 [ -z "$hopper" ] || sources="$sources trt_plugins/common/tensor_map.cpp trt_plugins/vq/linear/sm90_bf16.cu trt_plugins/vq/linear/sm90_f16.cu"
 for source in $sources; do
@@ -20,5 +20,6 @@ done
 lib=$(dirname "$(command -v "$nvcc")")/../lib  # where the wheels of nvcc keep what a toolkit has in lib64
 "$nvcc" -shared -cudart static "-L$lib" "$objects"/*.o -o carry/libvq.so
 "$nvcc" -std=c++17 -O2 -cudart static "-L$lib" benchmarks/kernels/vq_small.cu -ldl -o carry/vq_small
+"$nvcc" -std=c++17 -O2 -cudart static "-L$lib" benchmarks/kernels/hadamard_small.cpp -ldl -o carry/hadamard_small
 "$nvcc" -std=c++17 -O3 -DNDEBUG $hopper -cudart static "-L$lib" -I trt_plugins \
     "-gencode=arch=compute_$arch,code=sm_$arch" benchmarks/kernels/vq_ablation.cu trt_plugins/common/check.cpp -o carry/vq_ablation

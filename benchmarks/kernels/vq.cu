@@ -1,5 +1,4 @@
 // C functions for benchmarks/kernels/vq.py: every kernel of vector-quantized linears, whatever the plan would be.
-#include "vq/hadamard/params.h"
 #include "vq/linear/launch.h"
 #include "vq/linear/params.h"
 #include "vq/linear/plan.h"
@@ -39,17 +38,5 @@ int vq_linear(int kernel, int split, int64_t const* sizes, void* const* pointers
   plan.kernel = static_cast<LinearKernel>(kernel);
   plan.split = split;
   return static_cast<int>(launch_linear(params, plan, static_cast<cudaStream_t>(stream)));
-}
-
-int vq_hadamard(int64_t const* sizes, void* const* pointers, void* stream) {
-  HadamardParams const params{static_cast<DType>(sizes[0]),
-                              sizes[1],
-                              sizes[2],
-                              sizes[3],
-                              sizes[4],
-                              pointers[0],
-                              static_cast<int8_t const*>(pointers[1]),
-                              pointers[2]};
-  return static_cast<int>(launch_hadamard(params, static_cast<cudaStream_t>(stream)));
 }
 }

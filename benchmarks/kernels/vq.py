@@ -1,4 +1,4 @@
-"""Check and time every kernel of vector-quantized linears, and the Hadamard transform.
+"""Check and time every kernel of vector-quantized linears; hadamard.py does it for the transform.
 
     python3 benchmarks/kernels/vq.py --output DIR [--check-only]
 
@@ -38,7 +38,6 @@ CHECKS = (
     (1, 136, 1032), (1, 1000, 4104), (1, 256, 64), (2, 261, 8192), (5, 264, 1544), (8, 1000, 28680), (9, 264, 1544),
     (16, 520, 2056), (50, 136, 1032), (100, 264, 520), (130, 520, 4104), (600, 2056, 1032), (3, 64, 1030),
 )  # fmt: skip
-HADAMARD = ((1, 8192, 8192), (3, 1000, 64), (2, 28672, 4096), (5, 60, 16), (2, 65536, 65536), (1, 7, 1))
 TIMES = [(m, n, k) for n, k in ((8192, 8192), (28672, 8192), (8192, 28672), (4096, 4096)) for m in (1, 4, 16, 64, 512)]
 GUARD = 512  # elements after y that must not change
 
@@ -52,7 +51,7 @@ def by_path(name: str) -> Any:
     return module
 
 
-e8, hadamard = by_path("e8"), by_path("hadamard")
+e8 = by_path("e8")
 
 
 def stream() -> int:
@@ -142,7 +141,6 @@ class Library:
         self.c = ctypes.CDLL(str(ROOT / "carry/libvq.so"))
         self.c.vq_status.restype = ctypes.c_char_p
         self.c.vq_linear.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 3
-        self.c.vq_hadamard.argtypes = [ctypes.c_void_p] * 3
 
     def linear(self, operands: Operands, kernel: int, split: int = 1) -> bool:
         """Enqueue one; False where the kernel does not take the operands.
@@ -159,12 +157,6 @@ class Library:
         if status > 0:
             raise RuntimeError(self.c.vq_status(status).decode())
         return status == 0
-
-    def hadamard(self, x: torch.Tensor, signs: torch.Tensor, y: torch.Tensor, block: int) -> None:
-        sizes = (ctypes.c_int64 * 5)(TYPES.index(x.dtype), *x.shape, len(signs), block)
-        pointers = (ctypes.c_void_p * 3)(x.data_ptr(), signs.data_ptr(), y.data_ptr())
-        if status := self.c.vq_hadamard(sizes, pointers, stream()):
-            raise RuntimeError(self.c.vq_status(status).decode())
 
 
 def check_linear(library: Library, operands: Operands, kernel: int, split: int) -> dict[str, Any] | None:
@@ -197,23 +189,6 @@ def linear_checks(library: Library) -> Iterator[dict[str, Any]]:
                         yield {**where, "MNK": shape, **result}
 
 
-def hadamard_checks(library: Library) -> Iterator[dict[str, Any]]:
-    for dtype in TYPES:
-        for rows, k, block in HADAMARD:
-            channels = -(-k // block) * block
-            x = (torch.randn(rows, k, device="cuda") * 3).to(dtype)
-            signs = torch.randint(0, 2, (channels,), device="cuda").mul(2).sub(1).to(torch.int8)
-            y = torch.full((rows * channels + GUARD,), 7.0, device="cuda", dtype=dtype)
-            library.hadamard(x, signs, y, block)
-            want = hadamard.transform(x.float().cpu().numpy(), signs.cpu().numpy(), block).ravel().astype(np.float64)
-            got = y.double().cpu().numpy()
-            bound = UNIT_ROUNDOFF[dtype] * np.abs(want) + 3 * 2.0**-20
-            excess = float((np.abs(got[: want.size] - want) / bound).max())
-            failed = not (excess <= 1 and (got[want.size :] == 7).all())
-            where = {"scheme": "hadamard", "dtype": str(dtype)[6:], "shape": (rows, k, block)}
-            yield {**where, "excess": round(excess, 4), "failed": failed}
-
-
 def times(library: Library) -> Iterator[dict[str, Any]]:
     """Every kernel at every size, beside torch's float16 product."""
     for m, n, k in TIMES:
@@ -239,12 +214,11 @@ def main() -> int:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     library, failures, rows = Library(), 0, []
-    for checks in (linear_checks, hadamard_checks):
-        for row in checks(library):
-            rows.append(row)
-            failures += row["failed"]
-            if row["failed"]:
-                print(row, flush=True)
+    for row in linear_checks(library):
+        rows.append(row)
+        failures += row["failed"]
+        if row["failed"]:
+            print(row, flush=True)
     (options.output / "vq_check.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(f"{len(rows)} checks, {failures} failures", flush=True)
     if not options.check_only:

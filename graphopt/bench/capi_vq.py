@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.bench.capi import DTYPES, Library
+from graphopt.bench.capi import DTYPES, PRODUCERS, Library, pointer_of
 from graphopt.errors import PluginError
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class VqLibrary(Library):
         with self._calls_of("vector-quantized weights"):
             lib.graphopt_vq_linear.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [pointer] * 8
             lib.graphopt_vq_linear_e8.argtypes = [number] + [long] * 3 + [number] + [pointer] * 8
-            lib.graphopt_vq_hadamard.argtypes = [number] + [long] * 4 + [pointer] * 4
+            of_hadamard = [number] * 2 + [long] * 4 + [pointer] * 5 + [ctypes.c_float] + [pointer] * 4
+            lib.graphopt_vq_hadamard.argtypes = of_hadamard
             sizes = [number] + [long] * 2 + [number] * 3 + [long] * 2 + [number]
             lib.graphopt_vq_generate.argtypes = [*sizes, pointer, long, ctypes.c_char_p, long]
             lib.graphopt_vq_generate.restype = long
@@ -122,6 +123,43 @@ class VqLibrary(Library):
             how = fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k)
             self._enqueue(self._lib.graphopt_vq_linear, x, (*sizes, *how), operands)
 
-    def hadamard(self, x: "Tensor", signs: "Tensor", y: "Tensor", block: int) -> None:
-        """Enqueue the randomized Hadamard transform of x [M, K] into y [M, K']; signs [K'] int8."""
-        self._enqueue(self._lib.graphopt_vq_hadamard, x, (*x.shape, y.shape[1], block), (x, signs, y))
+    def hadamard(
+        self,
+        producer: str,
+        x: "Tensor",
+        signs: "Tensor",
+        block: int,
+        outputs: "dict[str, Tensor]",
+        *,
+        other: "Tensor | None" = None,
+        gamma: "Tensor | None" = None,
+        beta: "Tensor | None" = None,
+        epsilon: float = 0.0,
+    ) -> None:
+        """Enqueue the randomized Hadamard transform of what a producer makes on the current stream.
+
+        Args:
+            producer: name of a quantizing op that has it too, without "MixQ", or "Plain"; none of a GLU.
+            x: [M, K] input, or the gate.
+            signs: [K'] int8.
+            block: size of a block of H.
+            outputs: z [M, K'] and, where wanted, sum and y.
+            other: [M, K] residual or up.
+            gamma: [K], of a norm.
+            beta: [K], of a layer norm.
+            epsilon: of a norm.
+        """
+        number = PRODUCERS.index(f"MixQ{producer}") if producer != "Plain" else 0
+        self._require(
+            self._lib.graphopt_vq_hadamard(
+                number,
+                DTYPES[str(x.dtype)],
+                *x.shape,
+                len(signs),
+                block,
+                *map(pointer_of, (x, other, gamma, beta, signs)),
+                epsilon,
+                *map(pointer_of, (outputs.get(name) for name in ("z", "sum", "y"))),
+                self._stream(),
+            )
+        )

@@ -1,8 +1,8 @@
 """Suite "mixq_quantize": the quantizing ops of MixQ, rated by the bandwidth of a copy."""
 
-__all__ = ["EPSILON", "QuantizeCase", "QuantizeOperands", "measure_quantize", "quantize_cases"]
+__all__ = ["QuantizeCase", "QuantizeOperands", "measure_quantize", "quantize_cases"]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from graphopt.bench.capi import PRODUCERS, Library, torch_with_cuda
 from graphopt.bench.ceilings import Ceilings
 from graphopt.bench.check import row_error
+from graphopt.bench.producer import EPSILON, ProducerOperands
 from graphopt.bench.record import Row
 from graphopt.bench.timer import copies_for, median_us
 from graphopt.errors import InternalError
@@ -18,7 +19,6 @@ SUITE = "mixq_quantize"
 COLS = (4096, 8192, 11008, 28672)
 ROWS = (16, 4096)
 CAPACITY = 128
-EPSILON = 1e-5
 BFLOAT16_SIZE = (4096, 8192)  # M, K
 _ROW_TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}
 
@@ -74,52 +74,23 @@ class QuantizeOperands:
     def __init__(self, case: QuantizeCase, shared: "QuantizeOperands | None" = None) -> None:
         torch = torch_with_cuda()
         m, k, c = case.m, case.k, case.capacity
-        self.case, self.dtype = case, getattr(torch, case.dtype)
-        names = [*(["gamma"] if "Norm" in case.producer else []), *(["beta"] if "LayerNorm" in case.producer else [])]
-        if shared is None:
-            self.idx = torch.randperm(k, device="cuda")[:c].sort().values.int()
-            self.parameters = {name: torch.randn(k, dtype=self.dtype, device="cuda") for name in names}
-        else:
-            self.idx, self.parameters = shared.idx, shared.parameters
-        self.x = torch.randn(m, 2 * k if case.glu else k, dtype=self.dtype, device="cuda")
-        self.other = {"other": torch.randn_like(self.x)} if case.inputs == 2 and not case.glu else {}
+        self.case = case
+        given = shared.inputs if shared is not None else None
+        self.idx: Any = shared.idx if shared is not None else torch.randperm(k, device="cuda")[:c].sort().values.int()
+        self.inputs: ProducerOperands = ProducerOperands(case.producer.removeprefix("MixQ"), (m, k), case.dtype, given)
         self.outputs = {
             "xq": torch.empty(m, k, dtype=torch.int8, device="cuda"),
             "sx": torch.empty(m, 1, device="cuda"),
-            "xo": torch.empty(m, c, dtype=self.dtype, device="cuda"),
+            "xo": torch.empty(m, c, dtype=self.inputs.x.dtype, device="cuda"),
         }
         if case.adds:
-            self.outputs["sum"] = torch.empty_like(self.x)
+            self.outputs["sum"] = torch.empty_like(self.inputs.x)
 
     def run(self, library: Library, outputs: dict[str, Any] | None = None) -> None:
         """Enqueue the op."""
         library.quantize(
-            self.case.producer, self.x, self.idx, outputs or self.outputs, epsilon=EPSILON, **self.other,
-            **self.parameters,
-        )  # fmt: skip
-
-    def produced(self) -> Any:
-        """y [M, K] in float64, before rounding."""
-        torch = torch_with_cuda()
-        functional, kind = torch.nn.functional, self.case.producer.removeprefix("MixQ")
-        x = self.x.double()
-        if kind.endswith("Norm"):
-            v = (self.x + self.other["other"]).double() if self.case.adds else x
-            gamma = self.parameters["gamma"].double()
-            if kind.endswith("RMSNorm"):
-                return v * torch.rsqrt((v * v).mean(1, keepdim=True) + EPSILON) * gamma
-            return functional.layer_norm(v, v.shape[1:], gamma, self.parameters["beta"].double(), EPSILON)
-        activations: dict[str, Callable[[Any], Any]] = {
-            "Quantize": lambda t: t,
-            "Silu": functional.silu,
-            "Gelu": functional.gelu,
-            "GeluTanh": lambda t: functional.gelu(t, approximate="tanh"),
-        }
-        if self.case.glu:
-            gate, up = x.chunk(2, dim=1)
-            return activations[{"SwiGLU": "Silu", "GeGLU": "Gelu", "GeGLUTanh": "GeluTanh"}[kind]](gate) * up
-        y = activations[kind.removeprefix("Gated")](x)
-        return y * self.other["other"].double() if "Gated" in kind else y
+            self.case.producer, self.inputs.x, self.idx, outputs or self.outputs, epsilon=EPSILON, **self.inputs.more
+        )
 
     def check(self, library: Library) -> None:
         """Run once on poisoned buffers; y must be right, and everything else exactly what follows from y.
@@ -130,7 +101,7 @@ class QuantizeOperands:
         torch = torch_with_cuda()
         for buffer in self.outputs.values():
             buffer.view(torch.uint8).fill_(0xA5)
-        y = torch.empty(self.case.m, self.case.k, dtype=self.x.dtype, device="cuda")
+        y = torch.empty(self.case.m, self.case.k, dtype=self.inputs.x.dtype, device="cuda")
         self.run(library, {**self.outputs, "y": y})
         with_y = {name: t.clone() for name, t in self.outputs.items()}
         self.run(library)
@@ -144,11 +115,11 @@ class QuantizeOperands:
             "xo": y[:, self.idx.long()],
         }
         if self.case.adds:
-            want["sum"] = self.x + self.other["other"]
+            want["sum"] = self.inputs.sum
         for name, value in want.items():
             if not torch.equal(self.outputs[name], value) or not torch.equal(with_y[name], value):
                 raise InternalError(f"{self.case.producer} K={self.case.k}: {name} does not follow from y")
-        exact = self.produced()
+        exact = self.inputs.produced()
         error = row_error(y.double(), exact)
         if not error <= _ROW_TOLERANCE[self.case.dtype]:
             raise InternalError(f"{self.case.producer} K={self.case.k}: y has a row error of {error:.2e}")

@@ -14,7 +14,7 @@ from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.ceilings import Ceilings
 from graphopt.bench.check import row_error
 from graphopt.bench.mixq_linear import LinearCase, Operands
-from graphopt.bench.mixq_quantize import EPSILON
+from graphopt.bench.producer import EPSILON
 from graphopt.bench.record import Row
 from graphopt.bench.timer import median_us
 from graphopt.errors import InternalError

@@ -13,6 +13,7 @@ from graphopt.bench.mixq_linear import linear_cases, measure_linear
 from graphopt.bench.mixq_quantize import measure_quantize, quantize_cases
 from graphopt.bench.mixq_residual import measure_residual, residual_cases
 from graphopt.bench.record import Row
+from graphopt.bench.vq_hadamard import hadamard_cases, measure_hadamard
 from graphopt.bench.vq_linear import measure_vq, vq_cases
 from graphopt.errors import BenchError, nearest
 
@@ -36,6 +37,7 @@ SUITES = {
     "mixq_quantize": Suite(quantize_cases, measure_quantize),
     "mixq_residual": Suite(residual_cases, measure_residual),
     "vq": Suite(vq_cases, measure_vq),
+    "vq_hadamard": Suite(hadamard_cases, measure_hadamard),
 }
 
 

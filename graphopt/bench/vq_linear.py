@@ -1,7 +1,7 @@
 """Suite "vq": linears with vector-quantized weights, float16, one row for each preset.
 
 Case "linear" is the product from the float16 input to the float16 output. `vq-quip4` reads an input that has been
-transformed; the case "hadamard" is that transform, which all linears of an input share.
+transformed, which all linears of an input share: suite "vq_hadamard".
 """
 
 __all__ = ["FORMATS", "VqCase", "measure_vq", "vq_cases"]
@@ -135,14 +135,6 @@ def _own_time(case: VqCase, library: VqLibrary) -> tuple[Timing, Any]:
     return median_us([partial(operands.multiply, weight) for weight in operands.weights]), operands.x
 
 
-def _transform_time(x: "Tensor", library: VqLibrary) -> Timing:
-    torch = torch_with_cuda()
-    k = x.shape[1]
-    signs = torch.randint(0, 2, (k,), device="cuda").mul_(2).sub_(1).to(torch.int8)
-    y = torch.empty_like(x)
-    return median_us([partial(library.hadamard, x, signs, y, k & -k)])
-
-
 def measure_vq(case: VqCase, library: Library, ceilings: Ceilings) -> Iterator[Row]:
     """Check, then time every preset and the peers."""
     vq = VqLibrary(library.path)
@@ -164,9 +156,3 @@ def measure_vq(case: VqCase, library: Library, ceilings: Ceilings) -> Iterator[R
             peers=peers,
             missing=missing,
         )
-    moved = 4 * case.m * case.k
-    timing = _transform_time(x, vq)
-    shape = (case.m, None, case.k, 0)
-    yield Row.of(
-        timing, ceilings.floor_us(moved), suite=SUITE, case="hadamard", scheme="vq-quip4", shape=shape, moved=moved
-    )

@@ -105,6 +105,8 @@ def _linear(
         "dtype": view.dtype,
         "format": str(fmt),
         "tile": [fmt.tile_rows, fmt.tile_columns],
+        "transform": view.transform,
+        "readers": view.readers,
         "code_bytes": view.code_bytes,
         "codebooks": fmt.tiles(view.n, view.k),
         "codebook_bytes": fmt.book_bytes,
@@ -147,7 +149,8 @@ def _render(out: Console, data: dict[str, Any]) -> None:
     """Draw layers that differ in their names only, or in how often entries are named, as one."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in data["linears"]:
-        groups.setdefault((row["n"], row["k"], row["format"], *row["tile"], row["dtype"]), []).append(row)
+        kind = (row["n"], row["k"], row["format"], *row["tile"], row["dtype"], row["transform"], row["readers"])
+        groups.setdefault(kind, []).append(row)
     for same in groups.values():
         _render_linear(out, same[0], len(same) - 1)
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -180,6 +183,9 @@ def _render_linear(out: Console, row: dict[str, Any], more: int) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if row["transform"]:
+        with_others = f", in one launch for {row['readers']} linears" if row["readers"] > 1 else ""
+        out.print(f"  input from {row['transform']}{with_others}", highlight=False, soft_wrap=True)
     for plan in row["plans"]:
         _render_plan(out, plan)
 

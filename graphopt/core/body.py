@@ -40,6 +40,21 @@ class BodyBuilder:
         name: str = self.op("Constant", value=tensor)
         return name
 
+    def ints(self, *values: int) -> str:
+        """Append a constant vector of int64."""
+        return self.const(list(values), np.int64)
+
+    def size(self, tensor: str, axis: int) -> str:
+        """Append what makes a dimension of ``tensor`` a value of shape [1]."""
+        name: str = self.op("Gather", self.op("Shape", tensor), self.ints(axis), axis=0)
+        return name
+
+    def range(self, count: str) -> str:
+        """Append 0, 1, ... below ``count`` of shape [1], int64."""
+        stop = self.op("Squeeze", count, self.ints(0))
+        name: str = self.op("Range", self.const(0, np.int64), stop, self.const(1, np.int64))
+        return name
+
     def attribute(self, name: str, kind: int = onnx.AttributeProto.FLOAT) -> str:
         """Append a constant whose value is the node's attribute ``name`` (FLOAT or INT)."""
         out: str = self.op("Constant")

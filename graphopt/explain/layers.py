@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.core.op import DOMAIN
-from graphopt.ir import weights
+from graphopt.ir import query, weights
 from graphopt.ir.model import Model
 from graphopt.passes.vq import e8, numerics
 
@@ -110,6 +110,8 @@ class VqLinear:
         dtype: T.
         format: of the weight.
         usage: of codebook entries.
+        transform: name of the op that transforms the input, "" where none does.
+        readers: how many linears read what that op makes.
     """
 
     name: str
@@ -118,6 +120,8 @@ class VqLinear:
     dtype: str
     format: Format
     usage: Usage
+    transform: str = ""
+    readers: int = 1
 
     @property
     def code_bytes(self) -> int:
@@ -203,7 +207,10 @@ def _linear(node: gs.Node) -> VqLinear:
     tile_columns = k if lattice else min(k, int(node.attrs["tile_columns"]))
     found = Format(vector, bits, residuals, tile_rows, tile_columns, lattice)
     dtype = str(weights.numpy_dtype(weights.onnx_dtype(bias.dtype)))
-    return VqLinear(str(node.name), n, k, dtype, found, _usage(weights.read(codes), found, k))
+    source = query.producer(x)
+    transform = source.op if source is not None and source.domain == DOMAIN and source.op.endswith("Hadamard") else ""
+    usage = _usage(weights.read(codes), found, k)
+    return VqLinear(str(node.name), n, k, dtype, found, usage, transform, len(query.consumers(x)) if transform else 1)
 
 
 def _usage(codes: Any, fmt: Format, k: int) -> Usage:

@@ -3,13 +3,16 @@
     Linear(x, W)  =>  VQLinear(x, codes, codebooks, scale, bias)
     Linear(x, W)  =>  VQLinearE8(VQHadamard(x, signs), codes, ratios, scale, bias)
 
-Linears that read the same tensor share its transform.
+Linears that read the same tensor share its transform, which is one launch with what makes the tensor, where it can be:
+
+    RMSNorm(Add(x, r)) -> y;  VQHadamard(y, signs)  =>  VQAddRMSNormHadamard(x, r, gamma, signs) -> z, sum, y
 """
 
 __all__ = ["SCHEME", "VQ"]
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import onnx_graphsurgeon as gs
 from pydantic import BaseModel
 
 from graphopt.core.canonical import LinearView, assigned, bias_of
+from graphopt.core.fusion import take_producer
 from graphopt.core.report import Report
 from graphopt.core.statistics import LinearStatistics, Statistics, require_second_moment
 from graphopt.ir import weights
@@ -25,6 +29,7 @@ from graphopt.ir.model import Model
 from graphopt.passes.vq import e8, hadamard, ops
 from graphopt.passes.vq.archive import ready_weight
 from graphopt.passes.vq.config import PRESETS, VQConfig
+from graphopt.passes.vq.hadamard_ops import FUSED, HADAMARD
 from graphopt.passes.vq.moments import ChannelMoment, Moment, VectorMoment
 from graphopt.passes.vq.weight import QuantizedWeight, quantize_weight
 
@@ -50,21 +55,27 @@ class VQ:
     ) -> None:
         """See `graphopt.core.scheme.Scheme.lower`."""
         inputs = _Inputs(model)
+        done: list[tuple[str, str, gs.Tensor, dict[str, Any]]] = []
         for linear, config in assigned(model, assignment, report, stage=STAGE, scheme=self.name):
             if config.codes and (ready := ready_weight(linear, Path(config.codes))):
                 reason = f"{ops.LINEAR.name} with the codes of {Path(config.codes).name}"
-                detail = {} if dry_run else _replace(model, linear, linear.x, ready)
-                report.rewritten(STAGE, self.name, linear.name, reason, **detail)
+                x, detail = linear.x, {}
+                if not dry_run:
+                    detail = _replace(model, linear, x, ready)
+                done.append((linear.name, reason, x, detail))
                 continue
             entry = _entry(linear, config, statistics)
             if dry_run:
-                report.rewritten(STAGE, self.name, linear.name, _described(config, entry))
+                done.append((linear.name, _described(config, entry), linear.x, {}))
                 continue
             report.progress(f"{STAGE}: {linear.name}")
             x, signs, moment = inputs.prepared(linear, config, entry)
             weight = quantize_weight(linear, config, moment, signs, _generator(config, linear.name))
-            detail = _replace(model, linear, x, weight)
-            report.rewritten(STAGE, self.name, linear.name, _described(config, entry), **detail)
+            done.append((linear.name, _described(config, entry), x, _replace(model, linear, x, weight)))
+        sources = inputs.fuse()
+        for name, reason, x, detail in done:
+            source = f", input from {sources[id(x)]}" if id(x) in sources else ""
+            report.rewritten(STAGE, self.name, name, reason + source, **detail)
         if not dry_run:
             model.tidy()
 
@@ -126,13 +137,36 @@ class _Inputs:
             signs = hadamard.random_signs(channels, _generator(config, source.name))
             stem = self._model.unique_name(f"{source.name}_hadamard")
             dtype = weights.onnx_dtype(linear.weight.dtype)
-            shape = [*source.shape[:-1], len(signs)] if source.shape else None
-            made = gs.Variable(f"{stem}_y", dtype, shape)
+            made = gs.Variable(f"{stem}_z", dtype, [*source.shape[:-1], len(signs)] if source.shape else None)
             constant = self._model.store.put(f"{stem}_signs", signs)
-            node = ops.HADAMARD.node(stem, [source, constant], [made], block=hadamard.block_of(channels))
+            node = HADAMARD.node(stem, [source, constant], [made], block=hadamard.block_of(channels))
             self._model.graph.nodes.append(node)
             self._transformed[key] = made, signs
         return self._transformed[key]
+
+    def fuse(self) -> dict[int, str]:
+        """Make one op of each transform and what makes its input; afterwards, when no linear of ours reads that.
+
+        Returns:
+            The name of the op that makes each transformed tensor, by id.
+        """
+        for made, _ in self._transformed.values():
+            node = made.inputs[0]
+            x, signs = node.inputs
+            fusion = take_producer(self._model, x, [node], partial(_unread, node))
+            if fusion is not None:
+                node.inputs.clear()
+                node.outputs.clear()
+                inputs, outputs = [*fusion.inputs, signs], [made, *fusion.outputs]
+                attributes = {"block": node.attrs["block"], **fusion.attributes}
+                self._model.graph.nodes.append(FUSED[fusion.name].node(node.name, inputs, outputs, **attributes))
+        return {id(made): made.inputs[0].op for made, _ in self._transformed.values()}
+
+
+def _unread(node: gs.Node, suffix: str) -> gs.Variable:
+    """An output like the input of a transform."""
+    x, z = node.inputs[0], node.outputs[0]
+    return gs.Variable(f"{node.name}_{suffix}", z.dtype, None if x.shape is None else list(x.shape))
 
 
 def _moment(channels: int, config: VQConfig, entry: LinearStatistics | None, signs: np.ndarray | None) -> Moment:

@@ -1,10 +1,10 @@
-"""The ops of vector-quantized weights: trained codebooks, the lattice E8, and the transform before the latter.
+"""The ops of vector-quantized weights: trained codebooks, and the lattice E8; its transform is in hadamard_ops.py.
 
 Codes are INT8 bytes at every boundary; how bits lie in them is in numerics.py. Bodies take bytes apart in float32,
 which holds the 24 bits that a code of up to 16 bits can touch: TensorRT wants INT8 constants behind a DequantizeLinear.
 """
 
-__all__ = ["HADAMARD", "LINEAR", "LINEAR_E8", "OPS"]
+__all__ = ["LINEAR", "LINEAR_E8", "OPS"]
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.passes.vq import e8, hadamard, numerics
+from graphopt.passes.vq import e8, hadamard_ops, numerics
 
 _X = Param("x", "(..., K) T")
 _SCALE = Param("scale", "(N,) float32: of each output channel")
@@ -23,27 +23,12 @@ _Y = Param("y", "(..., N) T")
 _SUM = "float32 sums, one rounding to T at the end"
 
 
-def _int(b: BodyBuilder, value: int) -> Any:
-    return b.const([value], np.int64)
-
-
-def _size(b: BodyBuilder, tensor: str, axis: int) -> Any:
-    """A dimension of ``tensor`` as a value of shape [1]."""
-    return b.op("Gather", b.op("Shape", tensor), _int(b, axis), axis=0)
-
-
-def _range(b: BodyBuilder, count: str) -> Any:
-    """0, 1, ... below ``count`` of shape [1]."""
-    stop = b.op("Squeeze", count, b.const([0], np.int64))
-    return b.op("Range", b.const(0, np.int64), stop, b.const(1, np.int64))
-
-
 def _codes(b: BodyBuilder, count: str, bits: str) -> Any:
     """The first ``count`` codes of ``bits`` bits of each row of the input `codes`, (N, count) float32."""
     signed = b.op("DequantizeLinear", "codes", b.const(1.0), b.const(0, np.int8))
     byte = b.op("Where", b.op("Less", signed, b.const(0.0)), b.op("Add", signed, b.const(256.0)), signed)
-    first = b.op("Mul", _range(b, count), bits)
-    eight, last = b.const(8, np.int64), b.op("Sub", _size(b, "codes", 1), _int(b, 1))
+    first = b.op("Mul", b.range(count), bits)
+    eight, last = b.const(8, np.int64), b.op("Sub", b.size("codes", 1), b.ints(1))
     at = b.op("Div", first, eight)
     shift = b.op("Sub", first, b.op("Mul", at, eight))
 
@@ -60,43 +45,43 @@ def _codes(b: BodyBuilder, count: str, bits: str) -> Any:
 
 def _residuals_first(b: BodyBuilder, codes: str, positions: str, residuals: str) -> Any:
     """(N, J·r) -> (r, N, J): ONNX Runtime sums over a first axis a hundred times faster than over an inner one."""
-    shape = b.op("Concat", _size(b, "codes", 0), positions, residuals, axis=0)
+    shape = b.op("Concat", b.size("codes", 0), positions, residuals, axis=0)
     return b.op("Transpose", b.op("Reshape", codes, shape), perm=[2, 0, 1])
 
 
 def _product(b: BodyBuilder, vectors: str) -> None:
     """Write y for the weight that is the sum of vectors (r, N, J, v) over r; columns beyond K are padding."""
     flat = b.op("Flatten", b.reduce("Sum", vectors, 0, keepdims=0), axis=1)
-    zero, one = _int(b, 0), _int(b, 1)
-    c = b.op("Slice", flat, zero, _size(b, "x", -1), one, one)
+    zero, one = b.ints(0), b.ints(1)
+    c = b.op("Slice", flat, zero, b.size("x", -1), one, one)
     y = b.op("Mul", b.op("MatMul", b.cast("x"), b.op("Transpose", c, perm=[1, 0])), "scale")
     b.cast_like(b.op("Add", y, b.cast("bias")), "x", out="y")
 
 
 def _positions(b: BodyBuilder, v: str) -> Any:
     """J = ceil(K / v), of shape [1]."""
-    rounded = b.op("Sub", b.op("Add", _size(b, "x", -1), v), _int(b, 1))
+    rounded = b.op("Sub", b.op("Add", b.size("x", -1), v), b.ints(1))
     return b.op("Div", rounded, v)
 
 
 def _linear_body(b: BodyBuilder) -> None:
-    v, residuals, entries = (_size(b, "codebooks", axis) for axis in (4, 2, 3))
+    v, residuals, entries = (b.size("codebooks", axis) for axis in (4, 2, 3))
     positions = _positions(b, v)
     bits = b.op("Unsqueeze", b.attribute("bits", AttributeProto.INT), b.const([0], np.int64))
     codes = b.cast(_codes(b, b.op("Mul", positions, residuals), bits), 7)
     codes = _residuals_first(b, codes, positions, residuals)
-    g = b.op("Div", _range(b, _size(b, "codes", 0)), b.attribute("tile_rows", AttributeProto.INT))
-    h = b.op("Div", b.op("Mul", _range(b, positions), v), b.attribute("tile_columns", AttributeProto.INT))
-    tile = b.op("Add", b.op("Mul", b.op("Unsqueeze", g, _int(b, 1)), _size(b, "codebooks", 1)), h)
-    each = b.op("Unsqueeze", _range(b, residuals), b.const([1, 2], np.int64))
+    g = b.op("Div", b.range(b.size("codes", 0)), b.attribute("tile_rows", AttributeProto.INT))
+    h = b.op("Div", b.op("Mul", b.range(positions), v), b.attribute("tile_columns", AttributeProto.INT))
+    tile = b.op("Add", b.op("Mul", b.op("Unsqueeze", g, b.ints(1)), b.size("codebooks", 1)), h)
+    each = b.op("Unsqueeze", b.range(residuals), b.const([1, 2], np.int64))
     book = b.op("Add", b.op("Mul", tile, residuals), each)
     rows = b.op("Add", b.op("Mul", book, entries), codes)
-    flat = b.op("Reshape", b.cast("codebooks"), b.op("Concat", _int(b, -1), v, axis=0))
+    flat = b.op("Reshape", b.cast("codebooks"), b.op("Concat", b.ints(-1), v, axis=0))
     _product(b, b.op("Gather", flat, rows, axis=0))
 
 
 def _lattice_body(b: BodyBuilder) -> None:
-    residuals, v = _size(b, "ratios", 0), _int(b, e8.VECTOR)
+    residuals, v = b.size("ratios", 0), b.ints(e8.VECTOR)
     positions = _positions(b, v)
     codes = _codes(b, b.op("Mul", positions, residuals), b.const([e8.BITS], np.int64))
     codes = _residuals_first(b, codes, positions, residuals)
@@ -109,29 +94,6 @@ def _lattice_body(b: BodyBuilder) -> None:
     signed = b.op("Mul", points, b.op("Gather", b.const(signs), high, axis=0))
     whole = b.op("Add", signed, b.op("Gather", b.const(shifts), high, axis=0))
     _product(b, b.op("Mul", whole, b.op("Unsqueeze", "ratios", b.const([1, 2, 3], np.int64))))
-
-
-def _odd(b: BodyBuilder, x: str) -> Any:
-    """1 where the whole number x is odd, else 0."""
-    return b.op("Sub", x, b.op("Mul", b.op("Floor", b.op("Mul", x, b.const(0.5))), b.const(2.0)))
-
-
-def _hadamard_body(b: BodyBuilder) -> None:
-    x, channels, last = b.cast("x"), _size(b, "signs", 0), b.const([-1], np.int64)
-    block = b.op("Unsqueeze", b.attribute("block", AttributeProto.INT), b.const([0], np.int64))
-    lead = b.op("Slice", b.op("Shape", x), _int(b, 0), last)
-    missing = b.op("Concat", lead, b.op("Sub", channels, _size(b, "x", -1)), axis=0)
-    padded = b.op("Concat", x, b.op("Expand", b.const(0.0), missing), axis=-1)
-    signs = b.op("DequantizeLinear", "signs", b.const(1.0), b.const(0, np.int8))
-    blocks = b.op("Concat", lead, b.op("Div", channels, block), block, axis=0)
-    turned = b.op("Reshape", b.op("Mul", padded, signs), blocks)
-    index = b.op("Unsqueeze", b.cast(_range(b, block)), b.const([1], np.int64))
-    bit = _odd(b, b.op("Floor", b.op("Mul", index, b.const(0.5 ** np.arange(16)))))
-    common = _odd(b, b.op("MatMul", bit, b.op("Transpose", bit, perm=[1, 0])))
-    matrix = b.op("Sub", b.const(1.0), b.op("Mul", common, b.const(2.0)))
-    size = b.op("Sqrt", b.cast(block))
-    y = b.op("Div", b.op("MatMul", turned, matrix), size)
-    b.cast_like(b.op("Reshape", y, b.op("Concat", lead, channels, axis=0)), "x", out="y")
 
 
 def _evaluate(
@@ -249,21 +211,4 @@ LINEAR_E8 = OpSpec(
     plugin=True,
 )
 
-HADAMARD = OpSpec(
-    name="VQHadamard",
-    family="Hadamard",
-    doc="y = T((x padded with zeros * signs) H / sqrt(block)), H block-diagonal with blocks H[i, j] = (-1)^(number of "
-    "common bits of i and j) (QuIP, 2023): float32 inside, one rounding to T at the end.",
-    inputs=(_X, Param("signs", "(K',) int8: 1 or -1; K' at least K, a multiple of block")),
-    outputs=(Param("y", "(..., K') T"),),
-    attributes=(Attribute("block", 16, "size of a block, a power of two up to 65536"),),
-    body=_hadamard_body,
-    evaluate=lambda x, signs, block=16: (hadamard.transform(x, signs, block).astype(x.dtype),),
-    examples=lambda rng, dtype: (
-        _rows(rng, dtype),
-        (2 * rng.integers(0, 2, 96) - 1).astype(np.int8),
-    ),
-    plugin=True,
-)
-
-OPS = (LINEAR, LINEAR_E8, HADAMARD)
+OPS = (LINEAR, LINEAR_E8, *hadamard_ops.OPS)

@@ -15,7 +15,8 @@ from graphopt.passes.vq import e8
 ROOT = Path(__file__).resolve().parents[2] / "trt_plugins"
 POINTER = 1 << 20
 FLOAT32, FLOAT16, BFLOAT16, INT8 = range(4)
-OK, NULL, MISALIGNED, BAD_SHAPE, BAD_TYPE, _, TOO_LARGE = range(7)
+OK, NULL, MISALIGNED, BAD_SHAPE, BAD_TYPE, BAD_OPERATION, TOO_LARGE = range(7)
+PLAIN, ADD_LAYER_NORM, GATED_SILU, SWIGLU = 0, 4, 5, 10
 WHOLE = 1 << 30
 GPTVQ2, AQLM2, AQLM3 = (4, 8, 1, 256, 256), (8, 8, 2, WHOLE, WHOLE), (8, 12, 2, WHOLE, WHOLE)
 QUIP4 = (8, 16, 2, WHOLE, WHOLE)
@@ -54,8 +55,13 @@ def _linear_e8(lib: ctypes.CDLL, **changes: int | None) -> int:
 
 
 def _hadamard(lib: ctypes.CDLL, **changes: int | None) -> int:
-    numbers = {"dtype": FLOAT16, "rows": 0, "k": 60, "channels": 64, "block": 64}
-    return _call(lib.graphopt_vq_hadamard, numbers, dict.fromkeys(("x", "signs", "y"), POINTER), changes)
+    numbers = {"producer": PLAIN, "dtype": FLOAT16, "rows": 0, "k": 60, "channels": 64, "block": 64}
+    pointers = dict.fromkeys(("x", "other", "gamma", "beta", "signs", "z"), POINTER) | {"sum": None, "y": None}
+    values = {**numbers, **pointers, **changes}
+    made: list[Any] = [(ctypes.c_int32 if n in ("producer", "dtype") else ctypes.c_int64)(values[n]) for n in numbers]
+    made += [ctypes.c_void_p(values[n]) for n in pointers]
+    made.insert(len(numbers) + list(pointers).index("z"), ctypes.c_float(1e-5))
+    return int(lib.graphopt_vq_hadamard(*made, None))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +105,14 @@ def test_lattice_linear_refuses(lib: ctypes.CDLL, changes: dict[str, int | None]
         ({"block": 1 << 17, "channels": 1 << 17}, BAD_SHAPE),
         ({"channels": 96}, BAD_SHAPE),
         ({"k": 65}, BAD_SHAPE),
+        ({"producer": SWIGLU}, BAD_OPERATION),
+        ({"producer": 99}, BAD_OPERATION),
         ({"rows": 2, "signs": None}, NULL),
+        ({"rows": 2, "z": POINTER + 1}, MISALIGNED),
         ({"rows": 2, "y": POINTER + 1}, MISALIGNED),
+        ({"rows": 2, "producer": ADD_LAYER_NORM, "beta": None}, NULL),
+        ({"rows": 2, "producer": ADD_LAYER_NORM, "other": None}, NULL),
+        ({"rows": 2, "producer": GATED_SILU, "other": None}, NULL),
     ],
 )
 def test_hadamard_refuses(lib: ctypes.CDLL, changes: dict[str, int | None], status: int) -> None:

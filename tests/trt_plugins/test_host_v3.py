@@ -9,8 +9,10 @@ import pytest
 
 from graphopt.core.op import OpSpec
 from graphopt.passes.mixq.ops import OPS
+from graphopt.passes.vq import hadamard_ops
 
 BATCH, LENGTH, K, N, CAPACITY = 2, 5, 64, 48, 32
+CHANNELS = 80  # that a transform makes of K
 PREDICTED = 48  # capacity with online prediction
 ROWS = (BATCH, LENGTH)
 
@@ -27,12 +29,13 @@ class Case:
 
     def shape(self, operand: str) -> tuple[int, ...]:
         fixed = {"gamma": (K,), "beta": (K,), "idx": (CAPACITY,), "wq": (N, K), "sw": (N,), "wo": (N, CAPACITY)}
-        fixed |= {"bias": (N,), "wq4": (N, K // 2), "sg": (1, N), "set": (PREDICTED,)}
+        fixed |= {"bias": (N,), "wq4": (N, K // 2), "sg": (1, N), "set": (PREDICTED,), "signs": (CHANNELS,)}
         last = {
             "sx": 1,
             "xo": PREDICTED if self.spec.name.endswith("Online") else CAPACITY,
             "xq4": K // 2,
             "gate_up": 2 * K,
+            "z": CHANNELS,
         }
         if operand == "y" and self.spec.family == "Linear":
             return (*ROWS, N)
@@ -41,7 +44,7 @@ class Case:
         return fixed.get(operand, (*ROWS, last.get(operand, K)))
 
     def type(self, operand: str) -> str:
-        codes = dict.fromkeys(("xq", "xq4", "wq", "wq4", "sg"), "i8")
+        codes = dict.fromkeys(("xq", "xq4", "wq", "wq4", "sg", "signs"), "i8")
         return {**codes, "sx": "f32", "sw": "f32", "idx": "i32", "set": "i32"}.get(operand, self.activation)
 
     def lines(self) -> Iterator[str]:
@@ -71,7 +74,7 @@ def _describe(program: Path, library: Path, folder: Path, text: str) -> subproce
 def test_types_shapes_and_serialization(host_v3: Path, library: Path, tmp_path: Path) -> None:
     cases = [
         Case(spec, activation, emit)
-        for spec in OPS
+        for spec in (*OPS, *hadamard_ops.OPS)
         if spec.plugin
         for activation in ("f32", "f16", "bf16")
         for emit in (0, 1)

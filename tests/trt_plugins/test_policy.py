@@ -178,3 +178,44 @@ def test_a_quantize_plan_covers_the_row_and_fits_the_device(program: Path, rng: 
             assert -(-blocks // multiprocessors) * (shared + 1024) <= kib * 1024
     assert {plan[0] for plan in plans} == {WARP_ROW, FEW_ROW, BLOCK_ROW, REREAD}
     assert {plan[4] for plan in plans} == {0, 1}
+
+
+PLAIN, ADD_RMS_NORM, GATED_SILU = 0, 2, 5
+SLOT, WARP_CHANNELS = 256, 1024
+
+
+@pytest.mark.parametrize("shared_kib", [99, 227])
+def test_transforms_cover_every_channel_once(program: Path, rng: np.random.Generator, shared_kib: int) -> None:
+    producers, rows = rng.choice([PLAIN, ADD_RMS_NORM, GATED_SILU], 400), rng.integers(1, 9000, 400)
+    blocks, counts = 1 << rng.integers(6, 16, 400), rng.integers(1, 40, 400)
+    cases = list(zip(producers, rows, blocks * counts, blocks, strict=True))
+    lines = [f"hadamard {p} {m} {k} {k} {b} 2 1 {shared_kib}" for p, m, k, b in cases]
+    for (producer, m, k, block), plan in zip(cases, _ask(program, lines), strict=True):
+        fits, units, parts, threads, block_units, block_warps, shared = plan
+        norm = producer == ADD_RMS_NORM
+        if not fits:
+            assert block * 4 > (shared_kib - 4) * 1024 or (norm and k > 8 * WARP_CHANNELS)
+            continue
+        channels = threads // 32 * WARP_CHANNELS
+        assert threads * block_units <= 1024
+        assert threads <= (512 if norm else 1024)
+        assert block_warps == max(1, block // WARP_CHANNELS)
+        assert threads // 32 % block_warps == 0  # a block of H has all of its warps
+        assert channels % block == 0 or block <= SLOT * 4
+        assert (parts - 1) * channels < k <= parts * channels
+        assert parts == 1 or not norm
+        assert units == m * parts
+        assert shared == (block_units * threads * 128 if block_warps > 1 else 0)
+        assert shared <= (shared_kib - 2) * 1024
+
+
+def test_what_rows_in_registers_cannot_take(program: Path) -> None:
+    lines = [
+        "hadamard 0 4 4096 4096 4096 2 1 227",
+        "hadamard 0 4 4096 4096 4096 4 1 227",  # float32
+        "hadamard 0 4 4096 4096 4096 2 0 227",  # misaligned
+        "hadamard 0 4 1000 1024 64 2 1 227",  # padded
+        "hadamard 0 4 4096 4096 32 2 1 227",  # blocks smaller than what tensor cores transform
+        "hadamard 0 4 65536 65536 65536 2 1 227",  # a block larger than a thread block
+    ]
+    assert [plan[0] for plan in _ask(program, lines)] == [1, 0, 0, 0, 0, 0]

@@ -107,4 +107,60 @@ __device__ __forceinline__ Moments moments(Vec<T> const (&v)[kVecs], Team<kOneWa
   }
 }
 
+/// v = T((v - mean) * scale * gamma + beta); beta is not looked at unless the norm has one.
+template <class Producer, class T>
+__device__ __forceinline__ void normalize_vector(Vec<T>& v, Moments m, Vec<T> const& gamma, Vec<T> const& beta) {
+  float value[Vec<T>::kSize];
+#pragma unroll
+  for (int e = 0; e < Vec<T>::kSize; ++e) value[e] = normalize<Producer>(v.get(e), m, gamma.get(e), beta.get(e));
+  v.set(value);
+}
+
+/// A row of any length and alignment, whose inputs are read again for every pass. x and other are the row's first
+/// elements; other, gamma and beta may be null where the producer has none.
+template <class T, class Producer>
+struct RereadRow {
+  T const* x;
+  T const* other;
+  T const* gamma;
+  T const* beta;
+  int32_t cols;
+  Moments m{0.0f, 0.0f};
+
+  /// What is normalized, or y where there is no norm.
+  __device__ __forceinline__ T source(int32_t k) const {
+    float const second = Producer::kInputs == 2 ? to_float(other[k]) : 0.0f;
+    return from_float<T>(Producer::template value<T>(to_float(x[k]), second));
+  }
+
+  /// y; after `measure` if there is a norm.
+  __device__ __forceinline__ T produced(int32_t k) const {
+    T const v = source(k);
+    if constexpr (Producer::kNorm == Norm::kNone) return v;
+    float const shift = Producer::kNorm == Norm::kLayer ? to_float(beta[k]) : 0.0f;
+    return from_float<T>(normalize<Producer>(to_float(v), m, to_float(gamma[k]), shift));
+  }
+
+  /// Learn the statistics that a norm needs. `sum`: null, or where to write what is normalized.
+  __device__ __forceinline__ void measure(Team<false>& team, float epsilon, T* sum) {
+    if constexpr (Producer::kNorm != Norm::kNone) {
+      int32_t const lane = static_cast<int32_t>(threadIdx.x), lanes = static_cast<int32_t>(blockDim.x);
+      float const count = static_cast<float>(cols);
+      float total = 0.0f;
+      for (int32_t k = lane; k < cols; k += lanes) {
+        T const v = source(k);
+        total += to_float(v);
+        if (Producer::kInputs == 2 && sum != nullptr) sum[k] = v;
+      }
+      if constexpr (Producer::kNorm == Norm::kLayer) m.mean = team.sum(total) / count;
+      float squares = 0.0f;
+      for (int32_t k = lane; k < cols; k += lanes) {
+        float const centered = to_float(source(k)) - m.mean;
+        squares += centered * centered;
+      }
+      m.scale = 1.0f / sqrtf(team.sum(squares) / count + epsilon);
+    }
+  }
+};
+
 }  // namespace graphopt

@@ -6,6 +6,8 @@
 //   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
+//   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
+//                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
 #include "mixq/linear/policy.h"
 
 #include <iostream>
@@ -15,6 +17,7 @@
 #include "mixq/linear_w4a8/policy.h"
 #include "mixq/linear_w4a8/sm90_policy.h"
 #include "mixq/quantize/policy.h"
+#include "vq/hadamard/policy.h"
 
 int main() {
   using namespace graphopt::mixq;
@@ -33,6 +36,16 @@ int main() {
       int const kernel = kind == "sm90" ? static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors))
                                         : static_cast<int>(pick_sm90_w4(m, size, k, capacity, multiprocessors));
       std::cout << kernel << '\n';
+    } else if (kind == "hadamard") {
+      graphopt::vq::HadamardProblem problem{};
+      int producer = 0;
+      int64_t shared_kib = 0;
+      std::cin >> producer >> problem.rows >> problem.k >> problem.channels >> problem.block >> problem.element_size >>
+          problem.aligned >> shared_kib;
+      problem.producer = static_cast<graphopt::Producer>(producer);
+      auto const plan = graphopt::vq::plan_hadamard(problem, shared_kib * 1024);
+      std::cout << plan.in_registers << ' ' << plan.units << ' ' << plan.parts << ' ' << plan.unit_threads << ' '
+                << plan.block_units << ' ' << plan.block_warps << ' ' << plan.shared_bytes << '\n';
     } else {
       QuantizeProblem problem{};
       int64_t shared_kib = 0;

@@ -85,6 +85,18 @@ def test_like_layers_are_one_table_that_fits(optimized: Path, library: Path) -> 
     assert "…" not in shown
 
 
+def test_what_transforms_an_input_is_named(exported: Path, tmp_path: Path, library: Path) -> None:
+    model = ir.load(exported)
+    layer = {"match": "*", "scheme": "vq", "settings": {"codebook": "e8", "rounds": 0, "rounding": "nearest"}}
+    compile.optimize(model, Recipe.parse({"version": 1, "layers": [layer]}, SCHEMES, "recipe"))
+    path = tmp_path / "m.opt.onnx"
+    ir.save(model, path)
+    shown = explain(path, "--plugins", library, "--tokens", "1").stdout
+    assert "input from VQAddRMSNormHadamard, in one launch for 2 linears" in shown  # gate and up
+    assert "input from VQGatedSiluHadamard\n" in shown
+    assert "input from VQHadamard\n" in shown  # attention, which nothing fuses with
+
+
 def test_float32_is_named_as_the_reason(optimized: Path, library: Path) -> None:
     shown = explain(optimized, "--plugins", library, "--dtype", "float32", "--layer", "*q_proj*").stdout
     assert "generic kernel: x is float32, and the other kernels take float16 and bfloat16" in shown

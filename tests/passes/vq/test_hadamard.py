@@ -19,6 +19,15 @@ def test_it_keeps_products(seed: int, channels: int) -> None:
     np.testing.assert_allclose(turned, x @ w.T, rtol=1e-4, atol=1e-4 * np.sqrt(channels))
 
 
+@given(seed=st.integers(0, 2**32 - 1), bits=st.integers(0, 6), blocks=st.integers(1, 5))
+def test_it_is_its_own_inverse_but_for_signs(seed: int, bits: int, blocks: int) -> None:
+    rng, block = np.random.default_rng(seed), 4**bits  # whose root is whole
+    signs = (2 * rng.integers(0, 2, blocks * block) - 1).astype(np.int8)
+    x = rng.integers(-100, 101, (2, len(signs))).astype(np.float32)
+    there = hadamard.transform(x, signs, block)
+    np.testing.assert_array_equal(hadamard.transform(there, np.ones_like(signs), block) * signs, x)
+
+
 def test_one_large_channel_becomes_many_small_ones(rng: np.random.Generator) -> None:
     x = np.zeros((1, 128), np.float32)
     x[0, 77] = 1000

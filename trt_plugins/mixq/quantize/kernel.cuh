@@ -130,36 +130,12 @@ __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeA
   if (is_unwanted(args.condition)) return;
   Team<false> team(scratch);
   int32_t const lane = static_cast<int32_t>(threadIdx.x), lanes = static_cast<int32_t>(blockDim.x);
-  float const count = static_cast<float>(args.cols);
 
   for (int64_t m = blockIdx.x; m < args.rows; m += gridDim.x) {
     int64_t const base = m * args.cols, from = m * args.stride;
-    auto source = [&](int32_t k) {
-      float const other = Producer::kInputs == 2 ? to_float(args.other[from + k]) : 0.0f;
-      return from_float<T>(Producer::template value<T>(to_float(args.x[from + k]), other));
-    };
-    Moments moments{0.0f, 0.0f};
-    if constexpr (Producer::kNorm != Norm::kNone) {
-      float sum = 0.0f;
-      for (int32_t k = lane; k < args.cols; k += lanes) {
-        T const v = source(k);
-        sum += to_float(v);
-        if (Producer::kInputs == 2 && args.sum != nullptr) args.sum[base + k] = v;
-      }
-      if constexpr (Producer::kNorm == Norm::kLayer) moments.mean = team.sum(sum) / count;
-      float squares = 0.0f;
-      for (int32_t k = lane; k < args.cols; k += lanes) {
-        float const centered = to_float(source(k)) - moments.mean;
-        squares += centered * centered;
-      }
-      moments.scale = 1.0f / sqrtf(team.sum(squares) / count + args.epsilon);
-    }
-    auto produced = [&](int32_t k) {
-      T const v = source(k);
-      if constexpr (Producer::kNorm == Norm::kNone) return v;
-      float const beta = Producer::kNorm == Norm::kLayer ? to_float(args.beta[k]) : 0.0f;
-      return from_float<T>(normalize<Producer>(to_float(v), moments, to_float(args.gamma[k]), beta));
-    };
+    T const* const other = Producer::kInputs == 2 ? args.other + from : nullptr;
+    RereadRow<T, Producer> row{args.x + from, other, args.gamma, args.beta, args.cols};
+    row.measure(team, args.epsilon, args.sum == nullptr ? nullptr : args.sum + base);
     auto slot_of = [&](int32_t k) {  // -1: not an outlier
       int32_t const slot = lower_bound(args.idx, args.capacity, static_cast<uint32_t>(k));
       return slot < args.capacity && args.idx[slot] == k ? slot : -1;
@@ -167,7 +143,7 @@ __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeA
 
     float amax = 0.0f;
     for (int32_t k = lane; k < args.cols; k += lanes) {
-      T const v = produced(k);
+      T const v = row.produced(k);
       if (args.y != nullptr) args.y[base + k] = v;
       int32_t const slot = slot_of(k);
       if (slot >= 0) {
@@ -185,7 +161,7 @@ __global__ void __launch_bounds__(kRereadThreads) quantize_reread_rows(QuantizeA
     RowScale const scale = row_scale(amax, args.code_max);
     auto code_of = [&](int32_t k) {
       bool const zero = k >= args.cols || !scale.keep || slot_of(k) >= 0;
-      return zero ? 0u : code(to_float(produced(k)), scale.inverse) & 0xffu;
+      return zero ? 0u : code(to_float(row.produced(k)), scale.inverse) & 0xffu;
     };
     if (args.code_max == kEightBitMax) {
       for (int32_t k = lane; k < args.cols; k += lanes) args.xq[base + k] = static_cast<int8_t>(code_of(k));

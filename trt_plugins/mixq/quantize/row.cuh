@@ -89,12 +89,7 @@ class RegisterRow {
       V const gamma = load_parameter(gamma_, i);
       V beta;
       if constexpr (Producer::kNorm == Norm::kLayer) beta = load_parameter(beta_, i);
-      float value[kSize];
-#pragma unroll
-      for (int e = 0; e < kSize; ++e) {
-        value[e] = normalize<Producer>(v_[i].get(e), m, gamma.get(e), beta.get(e));
-      }
-      v_[i].set(value);
+      normalize_vector<Producer>(v_[i], m, gamma, beta);
     }
     if (whole_) return;
 #pragma unroll
