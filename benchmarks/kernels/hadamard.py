@@ -1,40 +1,35 @@
-"""Check and time the Hadamard transform of vector-quantized weights, alone and fused with what comes before it.
+"""Check the Hadamard transform of vector-quantized weights, alone and fused with what comes before it.
 
-    python3 benchmarks/kernels/hadamard.py --output DIR --library LIBRARY [--check-only | --times-only]
+    python3 benchmarks/kernels/hadamard.py --output DIR --library LIBRARY
 
 needs PyTorch, ml_dtypes and the checkout on PYTHONPATH. y is compared with the numpy layers that define the ops, z with
-the transform of the y that the kernel itself has written, in float64. Results: DIR/hadamard_check.json and
-DIR/hadamard_times.json, written as they come.
+the transform of the y that the kernel itself has written, in float64. Results: DIR/hadamard_check.json, written as
+they come; `graphopt bench kernels --suite vq_hadamard` takes times.
 """
 
 import argparse
 import ctypes
-import importlib.util
 import json
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from vq import TYPES, UNIT_ROUNDOFF, by_path
 
-from graphopt.bench.timer import copies_for, median_us
 from graphopt.numerics import layers
 
-ROOT = Path(__file__).resolve().parents[2]
 PRODUCERS = (
     "Plain", "RMSNorm", "AddRMSNorm", "LayerNorm", "AddLayerNorm", "GatedSilu", "GatedGelu", "GatedGeluTanh", "Gelu",
     "GeluTanh",
 )  # fmt: skip
 ACTIVATIONS = {"Silu": layers.silu, "Gelu": layers.gelu, "GeluTanh": layers.gelu_tanh}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 #: Relative error of a float32 norm or activation before it is rounded to T (producer.cuh).
 PRODUCER_ERROR = {torch.float32: 2.0**-20, torch.float16: 2.0**-13, torch.bfloat16: 2.0**-13}
 SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}
@@ -49,21 +44,6 @@ CHECKS = (
     (2, 8192, 8192), (1, 16384, 16384), (2, 128, 128), (3, 1000, 64), (5, 60, 16), (1, 7, 1), (2, 100, 32),
 )  # fmt: skip
 PLAIN_CHECKS = ((3, 28672, 4096), (1, 32768, 32768), (2, 65536, 65536), (130, 576, 64), (70000, 64, 64))
-TIMES = tuple((m, k) for k in (4096, 8192, 28672) for m in (1, 4, 16, 64, 512, 2048, 4096))
-FUSED_TIMES = (
-    ("RMSNorm", 4096), ("AddRMSNorm", 4096), ("AddRMSNorm", 8192), ("AddLayerNorm", 4096), ("GatedSilu", 14336),
-    ("GatedSilu", 28672), ("GatedGeluTanh", 28672),
-)  # fmt: skip
-
-
-def by_path(name: str) -> Any:
-    """A numpy module of passes/vq: graphopt.passes needs more packages than a GPU host has."""
-    spec = importlib.util.spec_from_file_location(f"vq_{name}", ROOT / f"passes/vq/{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 hadamard = by_path("hadamard")
 
@@ -90,7 +70,7 @@ class Library:
         written = [outputs[name].data_ptr() if name in outputs else None for name in ("z", "sum", "y")]
         sizes = case.rows, case.k, case.channels, case.block
         stream = torch.cuda.current_stream().cuda_stream
-        kind = PRODUCERS.index(case.producer), DTYPES.index(case.dtype)
+        kind = PRODUCERS.index(case.producer), TYPES.index(case.dtype)
         if status := self.c.graphopt_vq_hadamard(*kind, *sizes, *inputs, EPSILON, *written, stream):
             raise RuntimeError(self.c.graphopt_status_string(status).decode())
 
@@ -131,12 +111,6 @@ class Case:
     def channels(self) -> int:
         """K padded to a multiple of the block."""
         return -(-self.k // self.block) * self.block
-
-    @property
-    def moved(self) -> int:
-        """Bytes that must move, without signs and parameters; sum is written, y is not."""
-        inputs = 1 + ("other" in self.tensors)
-        return (inputs * self.k + self.channels + ("Add" in self.producer) * self.k) * self.rows * self.dtype.itemsize
 
     def _rows(self) -> torch.Tensor:
         x = torch.randn(self.rows, self.k, device="cuda") * 2
@@ -231,7 +205,7 @@ def exact_transform(x: np.ndarray, signs: np.ndarray, block: int) -> np.ndarray:
 
 def checks(library: Library) -> Iterator[dict[str, Any]]:
     for producer in PRODUCERS:
-        for dtype in DTYPES:
+        for dtype in TYPES:
             shapes = CHECKS + (PLAIN_CHECKS if producer == "Plain" else ())
             for rows, k, block in shapes:
                 if "Gelu" in producer and k > 8192:
@@ -241,55 +215,30 @@ def checks(library: Library) -> Iterator[dict[str, Any]]:
             yield check(library, Case(producer, dtype, 3, 4096, 4096, shift=1))
 
 
-def timed(library: Library, producer: str, m: int, k: int) -> dict[str, Any]:
-    first = Case(producer, torch.float16, m, k, k & -k, nan=False)
-    cases = [first]
-    for _ in range(copies_for(first.moved) - 1):
-        cases.append(Case.__new__(Case))
-        cases[-1].__dict__ |= first.__dict__ | {
-            "tensors": {n: v.clone() if v.dim() == 2 else v for n, v in first.tensors.items()}
-        }
-    names = ("z", "sum") if "Add" in producer else ("z",)
-    calls = [partial(library.run, case, case.outputs(*names)) for case in cases]
-    timing = median_us(calls)
-    row = {"producer": producer, "M": m, "K": k, "us": round(timing.us, 2), "spread": round(timing.spread, 3)}
-    return {**row, "moved": first.moved, "tb_s": round(first.moved / timing.us / 1e6, 3)}
-
-
-def times(library: Library) -> Iterator[dict[str, Any]]:
-    for m, k in ((4096, 8192), (2048, 28672)):
-        half = [torch.randn(m, k, device="cuda").half() for _ in range(4)]
-        out = torch.empty_like(half[0])
-        us = median_us([partial(torch.add, h, 1.0, out=out) for h in half]).us
-        yield {"producer": "copy", "M": m, "K": k, "us": round(us, 2), "tb_s": round(4 * m * k / us / 1e6, 3)}
-    for m, k in TIMES:
-        yield timed(library, "Plain", m, k)
-    for producer, k in FUSED_TIMES:
-        for m in (1, 16, 512, 4096):
-            yield timed(library, producer, m, k)
+def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "hadamard_check.json").write_text(json.dumps(rows) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--library", type=Path, required=True)
-    parser.add_argument("--check-only", action="store_true")
-    parser.add_argument("--times-only", action="store_true")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    library, failures = Library(options.library), 0
-    for name, work, wanted in (
-        ("hadamard_check", checks, not options.times_only),
-        ("hadamard_times", times, not options.check_only),
-    ):
-        rows: list[dict[str, Any]] = []
-        for row in work(library) if wanted else ():
-            rows.append(row)
-            failures += row.get("failed", 0)
-            if row.get("failed") or name == "hadamard_times":
-                print(row, flush=True)
-            (options.output / f"{name}.json").write_text(json.dumps(rows) + "\n")
-        print(f"{name}: {len(rows)} rows, {failures} failures", flush=True)
+    rows, failures = [], 0
+    for row in checks(Library(options.library)):
+        rows.append(row)
+        failures += row["failed"]
+        if row["failed"]:
+            print(row, flush=True)
+        if len(rows) % 50 == 0 or row["failed"]:
+            _write(options.output, rows)
+    _write(options.output, rows)
+    for producer in PRODUCERS:
+        own = [row for row in rows if row["producer"] == producer]
+        worst = {name: max(row[name] for row in own) for name in ("y", "z")}
+        print(f"{producer}: {len(own)} checks, {sum(r['failed'] for r in own)} failed, worst of the bounds {worst}")
+    print(f"{len(rows)} checks, {failures} failures", flush=True)
     return int(failures > 0)
 
 
