@@ -10,6 +10,7 @@ from typing import Any
 from graphopt.errors import PluginError
 from graphopt.explain.devices import Device
 from graphopt.explain.layers import VqLinear
+from graphopt.generated import generate
 
 _DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
 
@@ -26,14 +27,11 @@ class Planner:
 
     def __init__(self, path: Path) -> None:
         try:
-            library = ctypes.CDLL(str(path))
-            self._plan, self._generate = library.graphopt_vq_plan, library.graphopt_vq_generate
+            self._library = ctypes.CDLL(str(path))
+            self._plan, _ = self._library.graphopt_vq_plan, self._library.graphopt_vq_generate
         except (OSError, AttributeError) as e:
             raise PluginError(f"{path} is no plugin library that can be asked for plans ({e}); build it again") from e
         long, number = ctypes.c_int64, ctypes.c_int32
-        sizes = [number] + [long] * 2 + [number] * 3 + [long] * 2 + [number]
-        self._generate.argtypes = [*sizes, ctypes.c_void_p, long, ctypes.c_char_p, long]
-        self._generate.restype = long
         self._plan.argtypes = [number] + [long] * 3 + [number] * 3 + [long] * 2 + [number] * 3 + [ctypes.c_char_p, long]
         self._plan.restype = long
 
@@ -63,8 +61,5 @@ class Planner:
         """
         fmt = layer.format
         sizes = layer.n, layer.k, fmt.vector, fmt.bits, fmt.residuals, fmt.tile_rows, fmt.tile_columns
-        text = ctypes.create_string_buffer(1 << 14)
-        made = self._generate(_DTYPES[layer.dtype], *sizes, device.compute_capability, None, 0, text, len(text))
-        if not made:
-            return {}, text.value.decode()
-        return json.loads(text.value)["images"][0], ""
+        made, reason = generate(self._library, _DTYPES[layer.dtype], sizes, device.compute_capability)
+        return (made["images"][0] if made else {}), reason

@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from graphopt.engine import plugins
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.gpu
-def test_kernels_equal_their_evaluators(tmp_path: Path) -> None:
+def test_kernels_equal_their_evaluators(plugin_library: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch, which holds the device memory in this test, is not installed")
-    library = plugins.locate()
     report = tmp_path / "correctness.json"
-    command = [sys.executable, ROOT / "benchmarks/correctness.py", "--quick", "--library", library]
-    subprocess.run([*command, "--host", library.with_name("host_v3"), "--json", report], check=False)
+    command = [sys.executable, ROOT / "benchmarks/correctness.py", "--quick", "--library", plugin_library]
+    subprocess.run([*command, "--host", plugin_library.with_name("host_v3"), "--json", report], check=False)
     failures = [failure for entry in json.loads(report.read_text())["ops"] for failure in entry["failures"]]
     assert not failures
 

@@ -10,7 +10,6 @@ import pytest
 from graphopt.core.op import OpSpec, attach_bodies
 from graphopt.engine import plugins
 from graphopt.engine.build import BuildOptions, build
-from graphopt.errors import PluginError
 from graphopt.ir import Model, save
 from graphopt.ir.weights import onnx_dtype
 from graphopt.passes.mant.cache_numerics import State
@@ -51,12 +50,11 @@ def test_linears(dtype: Any, rng: np.random.Generator, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_plugin", [False, True], ids=["body", "plugin"])
-def test_cached_attention(as_plugin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_attention(
+    as_plugin: bool, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if as_plugin:
-        try:
-            plugins.locate()
-        except PluginError as e:
-            pytest.skip(str(e))
+        request.getfixturevalue("plugin_library")
     else:
         monkeypatch.setenv(plugins.ENVIRONMENT, str(tmp_path / "gone.so"))
     heads, kv_heads, size, group, capacity = 6, 2, 64, 64, 128
