@@ -24,6 +24,14 @@ namespace graphopt::vq {
 
 constexpr int kVector = 8;  // channels of a vector
 
+/// Blocks of the largest norms that a multiprocessor has registers for, which bounds what the compiler may use. Elsewhere
+/// it would spill.
+#if __CUDA_ARCH__ == 900
+constexpr int kResidentNorms = 2;
+#else
+constexpr int kResidentNorms = 1;
+#endif
+
 /// How the rows of HadamardArgs are laid over threads, see plan_hadamard.
 struct RowGrid {
   int32_t units;
@@ -153,7 +161,8 @@ __device__ __forceinline__ void flip(Vec<T>& v, uint2 signs) {
 
 /// Block: (threads of a unit, its team; units). Shared memory: values that change place, if warps share a block of H.
 template <class T, class Producer>
-__global__ void __launch_bounds__(max_unit_threads(Producer::kNorm != Norm::kNone), Producer::kNorm != Norm::kNone ? 2 : 1)
+__global__ void __launch_bounds__(max_unit_threads(Producer::kNorm != Norm::kNone),
+                                  Producer::kNorm != Norm::kNone ? kResidentNorms : 1)
     hadamard_rows(HadamardArgs<T> const args, RowGrid const grid) {
   extern __shared__ float4 exchanged[];
   __shared__ float2 scratch[Team<false>::kScratch];
