@@ -1,6 +1,6 @@
 """The transform before the lattice E8, alone and behind every producer that it fuses with."""
 
-__all__ = ["FUSED", "HADAMARD", "OPS"]
+__all__ = ["FUSED", "HADAMARD", "OPS", "example_rows"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +52,7 @@ def _evaluate(y: np.ndarray, signs: np.ndarray, block: int) -> np.ndarray:
     return hadamard.transform(y, signs, block).astype(y.dtype)
 
 
-def _rows(rng: np.random.Generator, dtype: Any) -> np.ndarray:
+def example_rows(rng: np.random.Generator, dtype: Any) -> np.ndarray:
     """Return (7, 80) normal activations with three channels 20 to 60 times larger."""
     x = rng.standard_normal((7, 80))
     x[:, [3, 17, 79]] *= rng.uniform(20, 60, 3)
@@ -72,7 +72,7 @@ HADAMARD = OpSpec(
     attributes=(_BLOCK,),
     body=lambda b: _write_transform(b, "x"),
     evaluate=lambda x, signs, block=16: (_evaluate(x, signs, block),),
-    examples=lambda rng, dtype: (_rows(rng, dtype), _signs(rng)),
+    examples=lambda rng, dtype: (example_rows(rng, dtype), _signs(rng)),
     plugin=True,
 )
 
@@ -89,7 +89,7 @@ def _fused(producer: Producer) -> OpSpec:
         return (_evaluate(made[-1], signs, block), *made)
 
     def examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
-        return (*producer.examples(rng, dtype, _rows), _signs(rng))
+        return (*producer.examples(rng, dtype, example_rows), _signs(rng))
 
     return OpSpec(
         name=f"VQ{producer.name}Hadamard",

@@ -121,25 +121,30 @@ def _evaluate_lattice(
     return (numerics.linear(x, c, scale, bias),)
 
 
-def _rows(rng: np.random.Generator, dtype: Any) -> np.ndarray:
-    """Return (7, 80) normal activations with three channels 20 to 60 times larger."""
-    x = rng.standard_normal((7, 80))
-    x[:, [3, 17, 79]] *= rng.uniform(20, 60, 3)
-    return x.astype(dtype)
-
-
 def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
     codebooks = rng.standard_normal((2, 2, 3, 256, 4))
     codebooks[..., rng.integers(0, 256, 4), :] *= 20
     codes = numerics.pack_codes(rng.integers(0, 256, (24, 60)), 8)
     scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
-    return _rows(rng, dtype), codes, codebooks.astype(np.float16), scale, rng.standard_normal(24).astype(dtype)
+    return (
+        hadamard_ops.example_rows(rng, dtype),
+        codes,
+        codebooks.astype(np.float16),
+        scale,
+        rng.standard_normal(24).astype(dtype),
+    )
 
 
 def _lattice_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
     codes = numerics.pack_codes(rng.integers(0, 1 << e8.BITS, (24, 20)), e8.BITS)
     scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
-    return _rows(rng, dtype), codes, np.array(e8.RATIOS, np.float32), scale, rng.standard_normal(24).astype(dtype)
+    return (
+        hadamard_ops.example_rows(rng, dtype),
+        codes,
+        np.array(e8.RATIOS, np.float32),
+        scale,
+        rng.standard_normal(24).astype(dtype),
+    )
 
 
 def _damage(constants: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> tuple[str, str] | None:
