@@ -89,7 +89,8 @@ class MixQConfig(BaseModel):
     fuse_residual: bool = Field(
         False,
         description="add the residual in the linear where nothing else reads its output (o_proj, down_proj), rounded "
-        "once, instead of in the quantizing op behind it",
+        "once, instead of in the quantizing op behind it. Measured on an H100: 3 to 7 % less time with 4-bit weights "
+        "and many tokens, as often more as less with 8-bit ones",
     )
     outliers: OutlierConfig = OutlierConfig()
 
