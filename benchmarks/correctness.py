@@ -31,6 +31,7 @@ import v3_cases
 from correctness_cases import linear_cases, misaligned_cases, plugin_cases, quantize_cases
 from mixq_cases import EPSILON, LinearCase, QuantizeCase, numerics, row_error
 
+from graphopt.bench import mixq_linear
 from graphopt.bench.capi import Library
 from graphopt.bench.mixq_linear import exact_linear
 from graphopt.bench.record import environment
@@ -266,6 +267,40 @@ def chain_error(lib: Library) -> float:
     return float(np.linalg.norm(y.read() - want) / np.linalg.norm(want))
 
 
+def check_chain(lib: Library, case: mixq_linear.LinearCase) -> float:
+    """Run linears one behind the other, each on what the one before wrote: kernels that start early must wait for it.
+
+    Raises:
+        AssertionError: the outputs are not those of kernels that are waited for one by one.
+    """
+    rounds = 12
+    operands = mixq_linear.Operands(case, lib, copies=4)
+    first = operands.x.clone()
+
+    def run(wait: Callable[[], None]) -> torch.Tensor:
+        operands.x.copy_(first)
+        for i in range(rounds):
+            operands.quantize(lib)
+            wait()
+            operands.gemm(lib, operands.weights[i % 4], y=operands.x)
+            wait()
+        torch.cuda.synchronize()
+        return operands.x.clone()
+
+    want = run(torch.cuda.synchronize)
+    assert bool(want.isfinite().all()), "the outputs are not finite"
+    assert all(torch.equal(want, run(lambda: None)) for _ in range(4)), "a kernel did not wait for the one before"
+    return 0.0
+
+
+def through_chains(tally: Tally, lib: Library) -> None:
+    for scheme, m in itertools.product(mixq_linear.SCHEMES, (1, 16, 100, 600)):
+        case = mixq_linear.LinearCase(m, 4096, 4096, scheme=scheme)
+        tally.add(
+            ("chain", f"mixq-{scheme}", case.dtype), str(case), *attempt(functools.partial(check_chain, lib, case))
+        )
+
+
 def through_plugins(tally: Tally, library: Path, host: Path, cases: Sequence[v3_cases.Case]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -324,6 +359,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     through_plugins(tally, options.library, options.host, plugin_cases(options.quick))
     through_capi(tally, lib, options.quick)
+    through_chains(tally, lib)
     chain = chain_error(lib)
     seconds = round(time.time() - start, 1)
     failures = publish(lib, tally, options.json, seconds=seconds, complete=True, chain_error=chain)
