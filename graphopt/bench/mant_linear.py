@@ -1,4 +1,4 @@
-"""Suite "mant": the linears of M-ANT, float16, groups of 64, one row for each scheme.
+"""Suite "mant": the linears of M-ANT, groups of 64, one row for each scheme; float16, and one size in bfloat16.
 
 Case "linear" is everything from the float16 input to the float16 output: two launches where activations become int8;
 case "gemm" is the second of them.
@@ -15,7 +15,7 @@ from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.capi_mant import MantLibrary
 from graphopt.bench.ceilings import Ceilings
 from graphopt.bench.check import SIZES, row_error, some_rows
-from graphopt.bench.peers import WEIGHT_ONLY_PEERS, peer_times
+from graphopt.bench.peers import LINEAR_PEERS, WEIGHT_ONLY_PEERS, peer_times
 from graphopt.bench.record import Row
 from graphopt.bench.timer import Timing, copies_for, median_us
 from graphopt.errors import InternalError
@@ -35,8 +35,9 @@ _CODES = 16
 #: Above, MANTLinearInt8 rounds weights to 127ths of the largest of their row (trt_plugins/mant/linear/policy.h).
 _MOST_FEW_TOKENS = 96
 _CHUNK = 2048  # rows of W that are decoded at once for the check
-#: Rounding to float16 (2^-11 of each element at most) plus float32 sums, as the norm of a row.
-_ROW_TOLERANCE = 1e-3
+#: Rounding to T (2^-11 or 2^-8 of each element at most) plus float32 sums, as the norm of a row.
+_ROW_TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}
+_BFLOAT16_SIZE = (8192, 8192)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class MantCase:
     n: int
     k: int
     scheme: str = "mant-w4a16"
+    dtype: str = "float16"
 
     @property
     def quantizes(self) -> bool:
@@ -80,6 +82,8 @@ def mant_cases() -> Iterator[MantCase]:
     for n, k in SIZES:
         for m in ROWS:
             yield MantCase(m, n, k)
+    for m in ROWS:
+        yield MantCase(m, *_BFLOAT16_SIZE, dtype="bfloat16")
 
 
 class _Operands:
@@ -88,19 +92,20 @@ class _Operands:
     def __init__(self, case: MantCase) -> None:
         self.torch = torch = torch_with_cuda()
         torch.manual_seed(case.m + case.n + case.k)
-        self.op, self.scheme = OPS[case.scheme], case.scheme
+        self.op, self.scheme, self.dtype = OPS[case.scheme], case.scheme, getattr(torch, case.dtype)
+        self.row_tolerance = _ROW_TOLERANCE[case.dtype]
         m, n, k = case.m, case.n, case.k
-        self.x = torch.randn(m, k, dtype=torch.float16, device="cuda")
+        self.x = torch.randn(m, k, dtype=self.dtype, device="cuda")
         self.table = self._table()
-        self.bias = torch.randn(n, dtype=torch.float16, device="cuda")
+        self.bias = torch.randn(n, dtype=self.dtype, device="cuda")
         self.weights = [self._weight(n, k) for _ in range(copies_for(case.weight_bytes))]
         self.idx = torch.full((_CAPACITY,), -1, dtype=torch.int32, device="cuda")
         self.quantized = {
             "xq": torch.empty(m, k, dtype=torch.int8, device="cuda"),
             "sx": torch.empty(m, 1, device="cuda"),
-            "xo": torch.empty(m, _CAPACITY, dtype=torch.float16, device="cuda"),
+            "xo": torch.empty(m, _CAPACITY, dtype=self.dtype, device="cuda"),
         }
-        self.y = torch.empty(m, n, dtype=torch.float16, device="cuda")
+        self.y = torch.empty(m, n, dtype=self.dtype, device="cuda")
 
     def _table(self) -> Any:
         """Values (16, 16) by type and code as the op reads them; None where it knows them."""
@@ -161,7 +166,7 @@ class _Operands:
             weights = map(_row_bytes, weights)
         exact = torch.cat([x @ w.T for w in weights], 1) + self.bias.double()
         error = row_error(self.y[rows].double(), exact)
-        if not error <= _ROW_TOLERANCE:
+        if not error <= self.row_tolerance:
             raise InternalError(f"{self.op} is wrong: row error {error:.2e}")
 
     def _decoded(self, weight: dict[str, Any]) -> Iterator["Tensor"]:
@@ -211,7 +216,8 @@ def measure_mant(case: MantCase, library: Library, ceilings: Ceilings) -> Iterat
     for scheme in OPS:
         of_scheme = replace(case, scheme=scheme)
         own[of_scheme], x = _own_times(of_scheme, mant)
-    peers, missing = peer_times(WEIGHT_ONLY_PEERS, x, case.n)
+    others = WEIGHT_ONLY_PEERS if case.dtype == "float16" else LINEAR_PEERS[case.dtype]
+    peers, missing = peer_times(others, x, case.n)
     for of_scheme, timings in own.items():
         for name, timing in timings.items():
             yield Row.of(
@@ -223,6 +229,7 @@ def measure_mant(case: MantCase, library: Library, ceilings: Ceilings) -> Iterat
                 shape=(case.m, case.n, case.k, 0),
                 moved=of_scheme.moved(name),
                 ops=case.ops,
+                dtype=case.dtype,
                 peers=peers,
                 missing=missing,
             )

@@ -11,6 +11,7 @@ def test_the_linears_are_measured_where_the_targets_are() -> None:
     for n, k in ((8192, 8192), (28672, 8192), (8192, 28672)):
         for m in (1, 16, 2048, 4096):
             assert MantCase(m, n, k) in cases
+    assert MantCase(16, 8192, 8192, dtype="bfloat16") in cases
 
 
 def test_bytes_of_a_linear() -> None:
