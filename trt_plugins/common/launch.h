@@ -62,16 +62,27 @@ inline Status is_sm90(bool* found) {
 /// before it touches memory. Saves the time of a launch where the device can do that.
 enum class Start { kInOrder, kEarly };
 
-/// Launch `kernel` with `shared_bytes` of dynamic shared memory, raising the kernel's limit where it is above 48 KB.
+/// Let `kernel` have `shared_bytes` of dynamic shared memory. Where that is above what it may have, its limit becomes the
+/// highest that the device allows: threads of the host that launch it with different sizes must not lower it for each other.
+inline Status allow_shared(void const* kernel, size_t shared_bytes) {
+  constexpr size_t kDefaultLimit = 48 * 1024;
+  if (shared_bytes <= kDefaultLimit) return Status::kOk;
+  cudaFuncAttributes attributes{};
+  GRAPHOPT_CUDA_TRY(cudaFuncGetAttributes(&attributes, kernel));
+  if (shared_bytes <= static_cast<size_t>(attributes.maxDynamicSharedSizeBytes)) return Status::kOk;
+  int device = 0, most = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  int const highest = most - static_cast<int>(attributes.sharedSizeBytes);
+  return cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, highest));
+}
+
+/// Launch `kernel` with `shared_bytes` of dynamic shared memory.
 /// cudaLaunchKernelEx reports its own error, so an earlier error of somebody else's is neither read nor cleared.
 template <class... Params, class... Args>
 Status launch_at(Start start, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                  cudaStream_t stream, Args&&... args) {
-  constexpr size_t kDefaultLimit = 48 * 1024;
-  if (shared_bytes > kDefaultLimit) {
-    GRAPHOPT_CUDA_TRY(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-  }
+  GRAPHOPT_TRY(allow_shared(reinterpret_cast<void const*>(kernel), shared_bytes));
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
