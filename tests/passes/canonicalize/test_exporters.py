@@ -1,6 +1,8 @@
 """What each exporter writes becomes the same canonical form, and computes what it computed before."""
 
+import functools
 import itertools
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +78,26 @@ CASES = {
 ALL = pytest.mark.parametrize("name", CASES)
 
 
-def canonical(name: str) -> tuple[ir.Model, Report]:
+def canonicalized(name: str) -> tuple[ir.Model, Report]:
     model = ir.load(FIXTURES / f"{name}.onnx")
     return model, compile.canonicalize(model)
+
+
+#: The same model for every test that does not change it.
+canonical = functools.cache(canonicalized)
+
+
+@functools.cache
+def legal(name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The canonical model, and the same written in standard operators."""
+    model, _ = canonicalized(name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = ir.save(model, Path(folder) / "m.onnx")[0]
+        before = onnx.load(path)
+        legalize(model, Report())
+        attach_bodies(model, OPS)
+        ir.save(model, path)
+        return before, onnx.load(path)
 
 
 def counts(model: ir.Model) -> dict[str, int]:
@@ -136,14 +155,8 @@ def test_counts(name: str) -> None:
 
 
 @ALL
-def test_semantics(name: str, rng: np.random.Generator, tmp_path: Path) -> None:
-    case, before = CASES[name], original(name)
-    model, _ = canonical(name)
-    ir.save(model, tmp_path / "canonical.onnx")
-    legalize(model, Report())
-    attach_bodies(model, OPS)
-    ir.save(model, tmp_path / "legal.onnx")
-    after = [onnx.load(tmp_path / f"{kind}.onnx") for kind in ("canonical", "legal")]
+def test_semantics(name: str, rng: np.random.Generator) -> None:
+    case, before, after = CASES[name], original(name), legal(name)
     # ONNX Runtime has no bfloat16 elementwise operators on the CPU.
     run = run_reference if case.dtype == "bfloat16" else run_ort
     for size in case.sizes:
@@ -166,17 +179,14 @@ def test_idempotent(name: str, tmp_path: Path) -> None:
 
 @ALL
 def test_deterministic(name: str) -> None:
-    assert ir.text.dump(canonical(name)[0]) == ir.text.dump(canonical(name)[0])
+    assert ir.text.dump(canonical(name)[0]) == ir.text.dump(canonicalized(name)[0])
 
 
 @ALL
-def test_legal_form_is_standard(name: str, tmp_path: Path) -> None:
-    model, _ = canonical(name)
-    legalize(model, Report())
-    attach_bodies(model, OPS)
-    assert {n.domain or "" for n in model.graph.nodes} == {""} and not model.functions
-    ir.save(model, tmp_path / "legal.onnx")
-    onnx.checker.check_model(str(tmp_path / "legal.onnx"), full_check=True)
+def test_legal_form_is_standard(name: str) -> None:
+    _, proto = legal(name)
+    assert {n.domain for n in proto.graph.node} == {""} and not proto.functions
+    onnx.checker.check_model(proto, full_check=True)
 
 
 def test_fixture_files_have_cases() -> None:
@@ -262,10 +272,7 @@ def test_tensorrt_builds_what_had_no_plugins(name: str, tmp_path: Path) -> None:
     """TensorRT has no com.microsoft operators; canonical and written in standard operators, the models build."""
     from graphopt.engine.build import build
 
-    model, _ = canonical(name)
-    legalize(model, Report())
-    attach_bodies(model, OPS)
-    ir.save(model, tmp_path / "legal.onnx")
+    onnx.save(legal(name)[1], tmp_path / "legal.onnx")
     built = build(tmp_path / "legal.onnx", tmp_path / "after.plan", _options(name))
     assert built.plan.stat().st_size == built.manifest.plan_bytes > 0
     # All 11 or 15 linears and the two products of each of 2 attentions.

@@ -29,7 +29,8 @@ def test_the_table_holds_all_short_vectors() -> None:
 def test_nearest_points_are_nearest(seed: int, size: float) -> None:
     x = (np.random.default_rng(seed).standard_normal((5, 8)) * size).astype(np.float32)
     found = np.square(x - decode_points(nearest_points(x))).sum(axis=1)
-    best = [np.square(x_ - POINTS).sum(axis=1).min() for x_ in x]
+    # |x - p|^2 by one product: subtracting every point of the ball from every x takes ten times as long.
+    best = (np.square(POINTS).sum(axis=1) - 2 * x.astype(np.float64) @ POINTS.T).min(axis=1) + np.square(x).sum(axis=1)
     np.testing.assert_allclose(found, best, rtol=1e-4, atol=1e-4)
 
 
