@@ -74,10 +74,12 @@ def vq_checks() -> Iterator[Case]:
                 yield Case(3, seq, 2, group, head_size, 1500, (1300, 0, 511), dtype=dtype, vector=vector)
         yield Case(2, 5, 2, 4, 128, 300, (298, 295), dtype=dtype, vector=2, in_place=False)
         yield Case(2, 300, 2, 4, 128, 300, (298, 17), dtype=dtype, vector=4)
+        yield Case(2, 257, 2, 2, 96, 400, (100, 300), dtype=dtype, vector=4, tables=2)
         for head_size, vector in ((128, 2), (64, 2), (128, 4)):  # many tokens: centroids are ranked first
             yield Case(2, 330, 2, 2, head_size, 700, (100, 17), rotary=False, dtype=dtype, vector=vector)
     yield Case(8, 1, 8, 4, 128, 3000, (2999, 10, 1500, 1, 0, 700, 2048, 63), vector=2)
     yield Case(70, 1, 2, 1, 128, 1200, tuple(range(0, 1120, 16)), vector=4)
+    yield Case(2, 70, 1, 2, 128, 300_000, (40, 7), tables=2, vector=2)  # keys and values take turns to be written out
     yield Case(2, 3, 2, 2, 32, 90, (50, 7), vector=16, dtype=torch.float32)
 
 
@@ -92,6 +94,7 @@ def quick_checks() -> Iterator[Case]:
     yield Case(2, 1, 1, 4, 128, 600, (550, 3), vector=2)
     yield Case(1, 1, 2, 1, 128, 1100, (1050,), vector=4)
     yield Case(1, 40, 1, 2, 64, 90, (30,), vector=2)
+    yield Case(2, 140, 1, 2, 128, 300, (100, 180), vector=2)
     yield Case(1, 2, 1, 2, 32, 90, (30,), vector=8)
 
 

@@ -19,18 +19,12 @@ __device__ __forceinline__ void mma_16bit(float (&c)[4], uint32_t const (&a)[4],
   }
 }
 
-/// c += a b over 8 elements of a 16-bit T.
-template <class T>
-__device__ __forceinline__ void mma_16bit_short(float (&c)[4], uint32_t const (&a)[2], uint32_t b) {
-  if constexpr (std::is_same_v<T, __half>) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b));
-  } else {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b));
-  }
+/// d = a b + c over 8 elements, all float16: two neighbouring columns to a word of c and d.
+__device__ __forceinline__ void mma_f16_short(uint32_t (&d)[2], uint32_t const (&a)[2], uint32_t b,
+                                              uint32_t const (&c)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3}, {%4}, {%5, %6};"
+      : "=r"(d[0]), "=r"(d[1])
+      : "r"(a[0]), "r"(a[1]), "r"(b), "r"(c[0]), "r"(c[1]));
 }
 
 /// Transpose an 8 x 8 matrix of 16-bit elements that a warp holds, row lane / 4, columns 2 (lane % 4)...

@@ -68,11 +68,16 @@ constexpr int kMaxDecodeBlocks = 512;
 constexpr int64_t kMaxDecodeTiles = 4;
 
 /// Memory for keys and values that were codes; where it does not hold those of all sequences and heads, they take turns.
-constexpr int64_t kMaxExpandedBytes = int64_t{64} << 20;
+constexpr int64_t kMaxExpandedBytes = int64_t{256} << 20;
 
 /// Of keys and values of one sequence and head.
 constexpr int64_t expanded_head_bytes(int64_t capacity, int64_t head_size, size_t element) {
   return 2 * capacity * head_size * static_cast<int64_t>(element);
+}
+
+/// Whether those of all `heads` of all sequences fit.
+constexpr bool expands_at_once(int64_t heads, int64_t capacity, int64_t head_size, size_t element) {
+  return heads * expanded_head_bytes(capacity, head_size, element) <= kMaxExpandedBytes;
 }
 
 constexpr int64_t kMaxVectorHeadSize = 256;  // beyond it, one element at a time

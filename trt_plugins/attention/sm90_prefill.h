@@ -53,7 +53,7 @@ template <class T>
 Status picks_prefill_sm90(AttentionArgs<T> const& args, bool vectors, bool* picked) {
   constexpr int64_t kMaxRows = int64_t{1} << 30;  // row numbers, rounded up to tiles, are int32
   *picked = false;
-#if defined(GRAPHOPT_SM90A) && defined(GRAPHOPT_PENDING_KERNELS)
+#ifdef GRAPHOPT_SM90A
   if (sizeof(T) != 2 || pick_attention(int64_t{args.seq} * args.group, vectors) != AttentionKernel::kPrefill ||
       (args.head_size != 64 && args.head_size != 128) ||
       int64_t{args.batch} * args.kv_heads * args.capacity > kMaxRows || int64_t{args.batch} * args.seq > kMaxRows) {

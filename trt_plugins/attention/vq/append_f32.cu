@@ -2,8 +2,8 @@
 
 namespace graphopt::attention {
 
-template Status launch_encode<float>(VqParams const&, Workspace const&, bool, cudaStream_t);
-template Status launch_vq_expanded<float>(VqArgs<float> const&, VqParams const&, Workspace const&, bool,
-                                       cudaStream_t);
+template Status launch_encode<float>(VqParams const&, Workspace const&, bool, float*, bool*, cudaStream_t);
+template Status launch_vq_expanded<float>(VqArgs<float> const&, VqParams const&, Workspace const&, bool, bool,
+                                          cudaStream_t);
 
 }  // namespace graphopt::attention

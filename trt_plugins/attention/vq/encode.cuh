@@ -25,6 +25,8 @@ struct EncodeArgs {
   T const* __restrict__ codebook_v;
   uint8_t* __restrict__ codes_k;
   uint8_t* __restrict__ codes_v;
+  T* __restrict__ expanded_k;  // [B, Hkv, C, D], or null: what the codes of new tokens stand for goes here, too
+  T* __restrict__ expanded_v;
 };
 
 /// Squared distance, rounded after every operation, as the definition is: a fused one would decide some ties otherwise.
@@ -87,18 +89,14 @@ __device__ __forceinline__ void append_queries(EncodeArgs<T> const& args) {
   }
 }
 
-/// Where the code of new token number `token` belongs in the cache; null where there is no room for it.
-///   unit: head and group of channels.
+/// Row of the cache, (b Hkv + h) C + position, of key/value head h of new token number `token`; negative where there is
+/// no room for it.
 template <class T>
-__device__ __forceinline__ uint8_t* code_place(EncodeArgs<T> const& args, bool value, uint32_t token, int32_t unit,
-                                               int32_t groups) {
-  AppendArgs<T> const& a = args.append;
+__device__ __forceinline__ int64_t cache_row(AppendArgs<T> const& a, uint32_t token, int32_t h) {
   uint32_t const seq = static_cast<uint32_t>(a.seq);
   int32_t const b = static_cast<int32_t>(token / seq), i = static_cast<int32_t>(token % seq);
   int32_t const position = past_rows(a.start, b, a.capacity) + i;
-  if (position >= a.capacity) return nullptr;
-  int64_t const place = ((int64_t{b} * a.kv_heads + unit / groups) * a.capacity + position) * groups + unit % groups;
-  return (value ? args.codes_v : args.codes_k) + place;
+  return position < a.capacity ? (int64_t{b} * a.kv_heads + h) * a.capacity + position : -1;
 }
 
 /// Grid: (ceil(2 Hkv D / kVector / kEncodeWarps) and blocks for queries, parts of the tokens).
@@ -135,8 +133,8 @@ __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs
       if (lane == j) code = found;
     }
     if (own >= args.tokens) continue;
-    uint8_t* const place = code_place(args, value, static_cast<uint32_t>(own), unit, groups);
-    if (place != nullptr) *place = static_cast<uint8_t>(code);
+    int64_t const place = cache_row(a, static_cast<uint32_t>(own), h);
+    if (place >= 0) (value ? args.codes_v : args.codes_k)[place * groups + group] = static_cast<uint8_t>(code);
   }
 }
 

@@ -21,14 +21,16 @@ struct VqPiece {
   uint8_t const* codes;  // [tokens, groups]
   T* target;             // [tokens, groups, kVector]
 
-  /// Grid: (pieces of kVqExpandTokens tokens of the slice's sequences and heads; keys, values).
-  __device__ __forceinline__ VqPiece(VqArgs<T> const& args, Slice const& slice, T* k, T* v) {
+  /// Grid: (pieces of kVqExpandTokens tokens of the slice's sequences and heads; keys, values). `all`: those of new
+  /// tokens, too.
+  __device__ __forceinline__ VqPiece(VqArgs<T> const& args, Slice const& slice, bool all, T* k, T* v) {
     AttentionArgs<T> const& cache = args.cache;
     uint32_t const pieces = static_cast<uint32_t>((cache.capacity + kVqExpandTokens - 1) / kVqExpandTokens);
     int32_t const first = static_cast<int32_t>(blockIdx.x % pieces) * kVqExpandTokens;
     int32_t const pair = static_cast<int32_t>(blockIdx.x / pieces);
     int32_t const b = slice.b + pair / slice.kv_heads, h = slice.h + pair % slice.kv_heads;
-    int32_t const length = visible_rows(past_rows(cache.start, b, cache.capacity), cache.seq - 1, cache.capacity);
+    int32_t const past = past_rows(cache.start, b, cache.capacity);
+    int32_t const length = all ? visible_rows(past, cache.seq - 1, cache.capacity) : past;
     bool const value = blockIdx.y == 1;
     int64_t const row = (int64_t{b} * cache.kv_heads + h) * cache.capacity + first;
     groups = cache.head_size / kVector;
@@ -42,8 +44,8 @@ struct VqPiece {
 /// One element at a time; k and v are [slice.batch, slice.kv_heads, C, D]. See VqPiece for the grid.
 template <class T, int kVector>
 __global__ void __launch_bounds__(kVqExpandThreads)
-    attention_vq_expand(VqArgs<T> const args, Slice const slice, T* __restrict__ k, T* __restrict__ v) {
-  VqPiece<T, kVector> const piece(args, slice, k, v);
+    attention_vq_expand(VqArgs<T> const args, Slice const slice, bool all, T* __restrict__ k, T* __restrict__ v) {
+  VqPiece<T, kVector> const piece(args, slice, all, k, v);
   for (int32_t item = static_cast<int32_t>(threadIdx.x); item < piece.tokens * piece.groups; item += kVqExpandThreads) {
     int32_t const entry = item % piece.groups * kEntries + __ldg(piece.codes + item);
 #pragma unroll
@@ -61,10 +63,11 @@ constexpr size_t staged_book_bytes(int64_t head_size, size_t element) {
 /// kVqExpandThreads groups.
 template <class T, int kVector>
 __global__ void __launch_bounds__(kVqExpandThreads)
-    attention_vq_expand_staged(VqArgs<T> const args, Slice const slice, T* __restrict__ k, T* __restrict__ v) {
+    attention_vq_expand_staged(VqArgs<T> const args, Slice const slice, bool all, T* __restrict__ k,
+                               T* __restrict__ v) {
   constexpr int kWords = kVector * static_cast<int>(sizeof(T)) / 4, kFlight = 8;
   extern __shared__ __align__(16) uint32_t words[];  // [256, kWords, groups]
-  VqPiece<T, kVector> const piece(args, slice, k, v);
+  VqPiece<T, kVector> const piece(args, slice, all, k, v);
   if (piece.tokens <= 0) return;
   int32_t const rows = kVqExpandThreads / piece.groups;  // tokens at a time
   int32_t const row = static_cast<int32_t>(threadIdx.x) / piece.groups;

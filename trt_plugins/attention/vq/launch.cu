@@ -31,20 +31,25 @@ Status launch_typed(VqParams const& p, cudaStream_t stream) {
   bool rotates = false;
   AttentionArgs<T> cache = attention_args<T>(p.cache, workspace);
   GRAPHOPT_TRY(leave_rotation(p.cache, expanded_vectors, &cache, &rotates));
-  GRAPHOPT_TRY(launch_encode<T>(p, workspace, !rotates, stream));
+  bool const few = p.cache.seq * cache.group <= kMaxVqDecodeRows;
+  bool const whole =
+      !few && expands_at_once(p.cache.batch * p.cache.kv_heads, p.cache.capacity, p.cache.head_size, sizeof(T));
+  T* const expanded = reinterpret_cast<T*>(static_cast<char*>(p.cache.workspace) + workspace.expanded);
+  bool written = false;
+  GRAPHOPT_TRY(launch_encode<T>(p, workspace, !rotates, whole ? expanded : nullptr, &written, stream));
   VqArgs<T> const args{cache, static_cast<int32_t>(p.vector), static_cast<T const*>(p.codebook_k),
                        static_cast<T const*>(p.codebook_v)};
   if constexpr (sizeof(T) == 2) {
     bool done = false;
     bool const fast = p.cache.scale > 0.0f && vectors(p);
-    if (fast && p.cache.seq * args.cache.group <= kMaxVqDecodeRows) {
+    if (fast && few) {
       DeviceLimits device{};
       GRAPHOPT_TRY(device_limits(&device));
       GRAPHOPT_TRY(launch_vq_decode<T>(args, device, &done, stream));
     }
     if (done) return Status::kOk;
   }
-  return launch_vq_expanded<T>(args, p, workspace, expanded_vectors, stream);
+  return launch_vq_expanded<T>(args, p, workspace, expanded_vectors, !written, stream);
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ namespace graphopt::attention {
 constexpr int64_t kLeastRanked = 128;
 
 template <class T>
-Status launch_encode(VqParams const& p, Workspace const& workspace, bool queries, cudaStream_t stream) {
+Status launch_encode(VqParams const& p, Workspace const& workspace, bool queries, T* expanded, bool* written,
+                     cudaStream_t stream) {
   CachedParams const& cache = p.cache;
   EncodeArgs<T> args{append_args<T>(cache, workspace, false, queries)};
   args.vectors = vector_aligned(cache);
@@ -43,6 +44,9 @@ Status launch_encode(VqParams const& p, Workspace const& workspace, bool queries
   dim3 const block(32 * kEncodeWarps);
   if constexpr (sizeof(T) == 2) {
     if (ranks) {
+      *written = expanded != nullptr;
+      args.expanded_k = expanded;
+      args.expanded_v = expanded + (*written ? cache.batch * cache.kv_heads * cache.capacity * cache.head_size : 0);
       auto const kernel = p.vector == 2 ? attention_rank<T, 2> : attention_rank<T, 4>;
       return launch_at(Start::kEarly, kernel, grid, block, 0, stream, args);
     }
@@ -61,7 +65,7 @@ Status launch_encode(VqParams const& p, Workspace const& workspace, bool queries
 }
 
 template <class T, int kVector>
-Status launch_vq_expand(VqArgs<T> const& args, Slice const& slice, T* k, T* v, cudaStream_t stream) {
+Status launch_vq_expand(VqArgs<T> const& args, Slice const& slice, bool all, T* k, T* v, cudaStream_t stream) {
   DeviceLimits device{};
   GRAPHOPT_TRY(device_limits(&device));
   size_t const shared = staged_book_bytes(args.cache.head_size, sizeof(T));
@@ -70,22 +74,22 @@ Status launch_vq_expand(VqArgs<T> const& args, Slice const& slice, T* k, T* v, c
   int64_t const pieces = ceil_div(args.cache.capacity, kVqExpandTokens);
   dim3 const grid(static_cast<unsigned>(pieces * slice.batch * slice.kv_heads), 2);
   auto const kernel = staged ? attention_vq_expand_staged<T, kVector> : attention_vq_expand<T, kVector>;
-  return launch(kernel, grid, dim3(kVqExpandThreads), staged ? shared : 0, stream, args, slice, k, v);
+  return launch(kernel, grid, dim3(kVqExpandThreads), staged ? shared : 0, stream, args, slice, all, k, v);
 }
 
 template <class T>
-Status launch_vq_expanded(VqArgs<T> const& args, VqParams const& p, Workspace const& workspace, bool vectors,
+Status launch_vq_expanded(VqArgs<T> const& args, VqParams const& p, Workspace const& workspace, bool vectors, bool all,
                           cudaStream_t stream) {
   auto const expand = [&](Slice const& slice, T* k, T* v, cudaStream_t on) {
     switch (args.vector) {
       case 2:
-        return launch_vq_expand<T, 2>(args, slice, k, v, on);
+        return launch_vq_expand<T, 2>(args, slice, all, k, v, on);
       case 4:
-        return launch_vq_expand<T, 4>(args, slice, k, v, on);
+        return launch_vq_expand<T, 4>(args, slice, all, k, v, on);
       case 8:
-        return launch_vq_expand<T, 8>(args, slice, k, v, on);
+        return launch_vq_expand<T, 8>(args, slice, all, k, v, on);
       default:
-        return launch_vq_expand<T, 16>(args, slice, k, v, on);
+        return launch_vq_expand<T, 16>(args, slice, all, k, v, on);
     }
   };
   return launch_expanded(args.cache, workspace, p.cache.workspace, vectors, expand, stream);

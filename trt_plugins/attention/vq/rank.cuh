@@ -1,10 +1,11 @@
 // Codes of many new tokens: tensor cores rank the centroids, and what could be the nearest is compared exactly.
 //
-// |x - c|^2 / 2 = |x|^2 / 2 - x . c + |c|^2 / 2 is what an mma adds to |x|^2 / 2: x and c are elements of T, and |c|^2
-// / 2 is three of them times powers of two. Such a score is positive, so that its bits are ordered like an integer, and
-// one instruction takes the least of three. Each lane keeps the least score of every 8 centroids that it meets for two
-// tokens. What is within the rounding of both sides of the least one is looked at again, with the distances of the
-// definition.
+// |x - c|^2 / 2 = |x|^2 / 2 - x . c + |c|^2 / 2 is what an mma adds to |x|^2 / 2, of float16 numbers: x and c times a
+// power of two that makes the longest centroid about 1, and |c|^2 / 2 as the sum of two. What |x|^2 / 2 is rounded by
+// is the same for all centroids, and a sum near 0 is rounded to float16 finely, so 11 bits rank. Scores are positive,
+// hence ordered like integers, two to a register, and one instruction takes the least of three. Each lane keeps the
+// least of every four that it meets for a token. What is within the rounding of both sides of the least one is looked
+// at again, with the distances of the definition.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@
 namespace graphopt::attention {
 
 constexpr int kRankTokens = 16;  // rows of an mma
-constexpr int kRankSets = 8;     // of 32 centroids, 8 of which a lane meets
+constexpr int kRankSets = 8;     // of 32 centroids; a lane meets two times four of them
 
 /// Sizes of a block: eight neighbouring groups of channels, a warp for each, and as many tokens at a time as give every
 /// thread 16 bytes to bring.
@@ -29,12 +30,6 @@ struct RankShape {
   static constexpr int kPitch = kChannels * 2 + 16;  // bytes; rows that are read together lie in different banks
 };
 
-/// Two neighbouring elements of a 16-bit T.
-template <class T>
-__device__ __forceinline__ uint32_t word_of(float low, float high) {
-  return round_pair<T>(low, high);
-}
-
 /// The elements of T in a word.
 template <class T>
 __device__ __forceinline__ void unpack_word(uint32_t word, float& low, float& high) {
@@ -43,76 +38,106 @@ __device__ __forceinline__ void unpack_word(uint32_t word, float& low, float& hi
   low = to_float(pair[0]), high = to_float(pair[1]);
 }
 
+/// The least of three pairs of positive float16.
+__device__ __forceinline__ uint32_t least_pairs(uint32_t a, uint32_t b, uint32_t c) {
+#if __CUDA_ARCH__ >= 900
+  return __vimin3_s16x2(a, b, c);
+#else
+  __half2 pair[3];
+  memcpy(&pair[0], &a, 4), memcpy(&pair[1], &b, 4), memcpy(&pair[2], &c, 4);
+  __half2 const least = __hmin2(__hmin2(pair[0], pair[1]), pair[2]);
+  memcpy(&a, &least, 4);
+  return a;
+#endif
+}
+
+/// A pair of the same float16, rounded up.
+__device__ __forceinline__ uint32_t pair_above(float x) { return __half_as_ushort(__float2half_ru(x)) * 0x10001u; }
+
 /// A codebook as a warp holds it: the B operands of products, where lane l has rows 2 (l % 4).. of column l / 4.
 template <class T, int kVector>
 class RankedBook {
   static constexpr int kWords = kVector / 2;
-  static_assert(kVector + 3 <= 8, "elements and halves of squares are the 8 rows of an mma's B");
+  static_assert(kVector + 2 <= 8, "elements and halves of squares are the 8 rows of an mma's B");
+  // |c|^2 / 2 = part 0 + 2^-10 part 1.
+  static constexpr float kPart = 0x1p-10f;
+  // Of |x|^2 + |c|^2, twice: what a sum is off by before it is rounded to float16. Where it is not known that eight
+  // products are added up at once, the first four are taken to be rounded, too.
+#if __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900
+  static constexpr float kSumError = 0x1p-17f;
+#else
+  static constexpr float kSumError = kVector == 2 ? 0x1p-17f : 0x1p-9f;
+#endif
 
  public:
   /// book: [256, kVector]. exact: the same as float, in shared memory of this warp.
   __device__ __forceinline__ RankedBook(T const* book, float* exact) : exact_(exact), t_(threadIdx.x % 4) {
     uint32_t const* const words = reinterpret_cast<uint32_t const*>(book);
     float largest = 0.0f;
-#pragma unroll
-    for (int n = 0; n < kEntries / 8; ++n) {
-      int const code = n * 8 + lane() / 4;
-      uint32_t word[kWords], own = 0;
+    for (int at = lane(); at < kEntries; at += 32) {
       float square = 0.0f;
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
-        word[w] = __ldg(words + code * kWords + w);
-        float c[2];
-        unpack_word<T>(word[w], c[0], c[1]);
-        square += c[0] * c[0] + c[1] * c[1];
-        if (t_ == static_cast<uint32_t>(w))
-          own = word[w] ^ 0x80008000u, *reinterpret_cast<float2*>(exact_ + code * kVector + w * 2) = {c[0], c[1]};
+        float2 c;
+        unpack_word<T>(__ldg(words + at * kWords + w), c.x, c.y);
+        square += c.x * c.x + c.y * c.y;
+        *reinterpret_cast<float2*>(exact_ + at * kVector + w * 2) = c;
       }
       largest = fmaxf(largest, square);
-      if (t_ == kWords) own = word_of<T>(part(square, 0), part(square, 1));
-      if (t_ == kWords + 1) own = word_of<T>(part(square, 2), 0.0f);
-      b_[n] = own;
     }
 #pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2) {
+    for (int offset = 1; offset < 32; offset *= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
     }
-    longest_ = largest;
+    usable_ = largest > 0.0f && largest < INFINITY;
+    int const exponent = (static_cast<int>(__float_as_uint(largest) >> 23) - 127) >> 1;
+    scale_ = usable_ ? __uint_as_float(static_cast<uint32_t>(127 - exponent) << 23) : 1.0f;
+    longest_ = largest * scale_ * scale_;
     __syncwarp();
+#pragma unroll
+    for (int n = 0; n < kEntries / 8; ++n) {
+      float const* const c = exact_ + (n * 8 + lane() / 4) * kVector;
+      float low = 0.0f, high = 0.0f, half_square = 0.0f;
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) half_square += 0.5f * (c[e] * scale_) * (c[e] * scale_);
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        if (t_ == static_cast<uint32_t>(w)) low = -c[2 * w] * scale_, high = -c[2 * w + 1] * scale_;
+      }
+      float const part = __half2float(__float2half_rn(half_square));
+      if (t_ == kWords) low = part, high = (half_square - part) * (1.0f / kPart);
+      b_[n] = round_pair<__half>(low, high);
+    }
   }
 
   /// Codes of two vectors, rows l / 4 and l / 4 + 8 of 16, whose elements are words of shared memory. Called by whole
-  /// warps. Returns that of the first to lanes 0 and 1 of four, that of the second to the others.
-  __device__ __forceinline__ uint32_t nearest(uint32_t const* (&row)[2]) const {
-    uint32_t a[2] = {constants(), constants()};
-    float x[2][kVector], start[2], slack[2];
+  /// warps. Returns that of the first to even lanes, that of the second to odd ones.
+  __device__ __forceinline__ uint32_t nearest(uint32_t const* const (&row)[2]) const {
+    uint32_t a[2], start[2];
+    float x[2][kVector], slack[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float square = 0.0f;
+      a[r] = t_ == kWords ? round_pair<__half>(1.0f, kPart) : 0u;
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
-        uint32_t const word = row[r][w];
-        if (t_ == static_cast<uint32_t>(w)) a[r] = word;
-        unpack_word<T>(word, x[r][2 * w], x[r][2 * w + 1]);
-        square += x[r][2 * w] * x[r][2 * w] + x[r][2 * w + 1] * x[r][2 * w + 1];
+        unpack_word<T>(row[r][w], x[r][2 * w], x[r][2 * w + 1]);
+        float const low = x[r][2 * w] * scale_, high = x[r][2 * w + 1] * scale_;
+        square += low * low + high * high;
+        if (t_ == static_cast<uint32_t>(w)) a[r] = round_pair<__half>(low, high);
       }
-      // Partial sums are at most |x|^2 + |c|^2, of which neither side is off by 32 roundings of 2^-24; the smallest
-      // number of a part is 2^-31.
-      slack[r] = 0x1p-17f * (square + longest_) + 0x1p-30f;
-      start[r] = 0.5f * square + slack[r];
+      slack[r] = kSumError * (square + longest_) + 0x1p-22f;
+      start[r] = pair_above(0.5f * square + slack[r]);
     }
-    int32_t best[2][kRankSets];
+    uint32_t best[2][kRankSets];
 #pragma unroll
     for (int set = 0; set < kRankSets; ++set) {
+      uint32_t s[4][2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float s[4] = {start[0], start[0], start[1], start[1]};
-        mma_16bit_short<T>(s, a, b_[set * 4 + i]);
+      for (int i = 0; i < 4; ++i) mma_f16_short(s[i], a, b_[set * 4 + i], start);
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          int32_t const first = __float_as_int(s[2 * r]), second = __float_as_int(s[2 * r + 1]);
-          best[r][set] = i == 0 ? min(first, second) : __vimin3_s32(best[r][set], first, second);
-        }
+      for (int r = 0; r < 2; ++r) {
+        best[r][set] = least_pairs(least_pairs(s[0][r], s[1][r], s[2][r]), s[3][r], s[3][r]);
       }
     }
     return decide(x, best, slack);
@@ -121,69 +146,66 @@ class RankedBook {
  private:
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
 
-  /// |c|^2 / 2 = 2^15 part 0 + 2^4 part 1 + 2^-7 part 2: even the largest and the smallest T are far from being none.
-  __device__ __forceinline__ static float part(float square, int i) {
-    constexpr float kScale[3] = {0x1p15f, 0x1p4f, 0x1p-7f}, kInverse[3] = {0x1p-15f, 0x1p-4f, 0x1p7f};
-    float rest = 0.5f * square, rounded = 0.0f;
-#pragma unroll
-    for (int k = 0; k <= i; ++k) {
-      rounded = to_float(from_float<T>(rest * kInverse[k]));
-      rest -= rounded * kScale[k];
-    }
-    return rounded;
-  }
-
-  /// This lane's elements of A that multiply the parts.
-  __device__ __forceinline__ uint32_t constants() const {
-    uint32_t const upper = t_ == kWords ? word_of<T>(0x1p15f, 0x1p4f) : 0u;
-    return t_ == kWords + 1 ? word_of<T>(0x1p-7f, 0.0f) : upper;
-  }
-
   /// The nearest centroid, ties to the lowest code; 0 where no distance is finite.
-  __device__ __forceinline__ uint32_t decide(float const (&x)[2][kVector], int32_t const (&best)[2][kRankSets],
+  __device__ __forceinline__ uint32_t decide(float const (&x)[2][kVector], uint32_t const (&best)[2][kRankSets],
                                              float const (&slack)[2]) const {
-    uint32_t sets[2];  // of the four lanes, that they must look at again: eight bits each
+    uint32_t row[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      int32_t least = best[r][0];
-#pragma unroll
-      for (int set = 1; set < kRankSets; ++set) least = min(least, best[r][set]);
-      least = min(least, __shfl_xor_sync(0xffffffffu, least, 1));
-      least = min(least, __shfl_xor_sync(0xffffffffu, least, 2));
-      float const reach = __int_as_float(least) + slack[r];
-      int32_t const within = reach < INFINITY ? __float_as_int(reach) : INT32_MAX;
-      uint32_t own = 0;
-#pragma unroll
-      for (int set = 0; set < kRankSets; ++set) own |= best[r][set] <= within ? 1u << set : 0u;
-      own <<= 8 * t_;
-      own |= __shfl_xor_sync(0xffffffffu, own, 1);
-      sets[r] = own | __shfl_xor_sync(0xffffffffu, own, 2);
+      uint32_t const first = least_pairs(best[r][0], best[r][1], best[r][2]);
+      uint32_t const second = least_pairs(best[r][3], best[r][4], best[r][5]);
+      uint32_t const pair = least_pairs(least_pairs(first, second, best[r][6]), best[r][7], best[r][7]);
+      row[r] = least_pairs(pair, __byte_perm(pair, 0u, 0x1032), pair);
     }
-    bool const second = t_ >= 2;  // of the two vectors
-    float own[kVector];
+    uint32_t rows = __byte_perm(row[0], row[1], 0x7610);  // the least of either row
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) own[e] = second ? x[1][e] : x[0][e];
-    float distance = INFINITY;
-    uint32_t code = 0;
-    for (uint32_t left = second ? sets[1] : sets[0]; left != 0; left &= left - 1) {
-      look_again(own, static_cast<uint32_t>(__ffs(static_cast<int>(left)) - 1), distance, code);
+    for (int offset = 1; offset < 4; offset *= 2) {
+      rows = least_pairs(rows, __shfl_xor_sync(0xffffffffu, rows, offset), rows);
+    }
+    float least[2], distance[2];
+    uint32_t code[2];
+    unpack_word<__half>(rows, least[0], least[1]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      // Rounded to float16 twice, by 2^-11 each time.
+      uint32_t const within = pair_above(least[r] * (1.0f + 0x1p-9f) + slack[r]);
+      uint32_t sets = 0;  // those of even columns in the lower half
+#pragma unroll
+      for (int set = 0; set < kRankSets; ++set) sets |= not_above(best[r][set], within) & 0x10001u << set;
+      if (!usable_ || !(least[r] < INFINITY)) sets = 0xff00ffu;
+      distance[r] = INFINITY, code[r] = 0;
+      for (; sets != 0; sets &= sets - 1) {
+        look_again(x[r], static_cast<uint32_t>(__ffs(static_cast<int>(sets)) - 1), distance[r], code[r]);
+      }
     }
     __syncwarp();
-    take_nearer(__shfl_xor_sync(0xffffffffu, distance, 1), __shfl_xor_sync(0xffffffffu, code, 1), distance, code);
-    return code;
+    bool const odd = t_ % 2 != 0;
+    float mine = odd ? distance[1] : distance[0];
+    uint32_t result = odd ? code[1] : code[0];
+    take_nearer(__shfl_xor_sync(0xffffffffu, odd ? distance[0] : distance[1], 1),
+                __shfl_xor_sync(0xffffffffu, odd ? code[0] : code[1], 1), mine, result);
+    float const other = __shfl_xor_sync(0xffffffffu, mine, 2);
+    take_nearer(other, __shfl_xor_sync(0xffffffffu, result, 2), mine, result);
+    return result;
   }
 
-  /// Half of the eight centroids of a set that lane `number / 8` of four met; the other half is another lane's.
+  /// All bits of a half that is not above the other's.
+  __device__ __forceinline__ static uint32_t not_above(uint32_t a, uint32_t b) {
+    __half2 pair[2];
+    memcpy(&pair[0], &a, 4), memcpy(&pair[1], &b, 4);
+    return __hle2_mask(pair[0], pair[1]);
+  }
+
+  /// The four centroids of this lane's columns, even or odd ones, of set number % 16.
   __device__ __forceinline__ void look_again(float const (&x)[kVector], uint32_t number, float& distance,
                                              uint32_t& code) const {
-    uint32_t const first = number % 8 * 32 + t_ % 2 * 16 + number / 8 * 2;
+    uint32_t const first = number % 16 * 32 + t_ * 2 + number / 16;
     float least = INFINITY;
     uint32_t its = 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      uint32_t const candidate = first + i / 2 * 8 + i % 2;
-      float const found = squared_distance(x, exact_ + candidate * kVector);
-      if (found < least) least = found, its = candidate;
+      float const found = squared_distance(x, exact_ + (first + i * 8) * kVector);
+      if (found < least) least = found, its = first + i * 8;
     }
     take_nearer(least, its, distance, code);
   }
@@ -194,7 +216,9 @@ class RankedBook {
 
   float* exact_;
   uint32_t t_;
-  float longest_;  // squared, of the longest centroid
+  bool usable_;    // whether the centroids can be ranked
+  float scale_;    // what elements are multiplied by for it
+  float longest_;  // squared, of the longest centroid, scaled
   uint32_t b_[kEntries / 8];
 };
 
@@ -255,10 +279,24 @@ __global__ void __launch_bounds__(RankShape<kVector>::kThreads, 2) attention_ran
   int32_t const h = unit / groups, column = unit % groups * kVector + chunk * 8;
   uint32_t const tokens = static_cast<uint32_t>(args.tokens), step = gridDim.y * Shape::kTokens;
   uint32_t first = blockIdx.y * Shape::kTokens;
+  T* const expanded = value ? args.expanded_v : args.expanded_k;
   auto const store_codes = [&](uint32_t from, int buffer) {
-    if (thread >= Shape::kTokens || from + thread >= tokens) return;
-    uint8_t* const place = code_place(args, value, from + thread, unit, groups);
-    if (place != nullptr) *reinterpret_cast<uint2*>(place) = *reinterpret_cast<uint2 const*>(codes[buffer][thread]);
+    if (from + row >= tokens) return;
+    int64_t const place = cache_row(a, from + row, h);
+    if (place < 0) return;
+    uint8_t const* const eight = codes[buffer][row];
+    uint8_t* const target = (value ? args.codes_v : args.codes_k) + place * groups + unit % groups;
+    if (chunk == 0) *reinterpret_cast<uint2*>(target) = *reinterpret_cast<uint2 const*>(eight);
+    if (expanded == nullptr) return;
+    float out[8];
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      int32_t const group = chunk * (8 / kVector) + e / kVector;
+      out[e] = exact[group][eight[group] * kVector + e % kVector];
+    }
+    Vec<T> vector;
+    vector.set(out);
+    store(expanded + place * a.head_size + column, vector);
   };
   RankedChunk<T> next;
   next.load(args, value, min(first + row, tokens - 1), h, column);
@@ -271,10 +309,10 @@ __global__ void __launch_bounds__(RankShape<kVector>::kThreads, 2) attention_ran
 #pragma unroll 1
     for (int at = 0; at < Shape::kTokens; at += kRankTokens) {
       char const* const mine = tile[buffer] + (at + lane / 4) * Shape::kPitch + warp * kVector * 2;
-      uint32_t const* rows[2] = {reinterpret_cast<uint32_t const*>(mine),
-                                 reinterpret_cast<uint32_t const*>(mine + 8 * Shape::kPitch)};
+      uint32_t const* const rows[2] = {reinterpret_cast<uint32_t const*>(mine),
+                                       reinterpret_cast<uint32_t const*>(mine + 8 * Shape::kPitch)};
       uint32_t const code = book.nearest(rows);
-      if (lane % 2 == 0) codes[buffer][at + lane / 4 + lane % 4 * 4][warp] = static_cast<uint8_t>(code);
+      if (lane % 4 < 2) codes[buffer][at + lane / 4 + lane % 4 * 8][warp] = static_cast<uint8_t>(code);
     }
   }
   __syncthreads();
