@@ -14,6 +14,7 @@ namespace graphopt::attention {
 
 constexpr int kMantAppendThreads = 512;
 constexpr int kMantAppendGroups = kMantAppendThreads / kEncodeLanes;  // of a block at a time
+constexpr int64_t kMantFewGroups = 4096;  // of keys, up to which each has a warp of its own
 
 /// Blocks are those of values, one for every page that a sequence and head may touch; of keys; then of queries.
 template <class T>
@@ -25,6 +26,7 @@ struct MantAppendArgs {
   int32_t pages;         // that new tokens of a sequence may touch
   int32_t value_blocks;  // B Hkv pages
   int32_t key_blocks;
+  bool few_keys;         // a warp for each group of them
   int64_t key_groups;  // B S Hkv D / group
   T const* __restrict__ center;
   uint8_t* k;
@@ -117,12 +119,13 @@ __device__ __forceinline__ void append_values(MantAppendArgs<T> const& args, cha
   }
 }
 
-/// A group of channels of a new key for every eight lanes.
+/// A group of channels of a new key for every eight lanes, or where these are few, for every warp.
 template <class T, int kPer>
 __device__ __forceinline__ void append_keys(MantAppendArgs<T> const& args, int32_t block) {
   constexpr int kGroup = kPer * kEncodeLanes;
   AppendArgs<T> const& a = args.append;
-  int64_t const own = int64_t{block} * kMantAppendGroups + threadIdx.x / kEncodeLanes;
+  int64_t const own = args.few_keys ? int64_t{block} * (kMantAppendThreads / 32) + threadIdx.x / 32
+                                    : int64_t{block} * kMantAppendGroups + threadIdx.x / kEncodeLanes;
   int64_t const unit = min(own, args.key_groups - 1);  // all lanes of a warp take part
   int32_t const lane = static_cast<int32_t>(threadIdx.x) % kEncodeLanes, groups = a.head_size / kGroup;
   // B S Hkv is an int32; divisions of 64 bits would take as long as all else.
@@ -152,9 +155,11 @@ __device__ __forceinline__ void append_keys(MantAppendArgs<T> const& args, int32
   for (int k = 0; k < kPer; ++k) {
     x[k] = __fsub_rn(x[k], to_float(args.center[h * a.head_size + first + k * kEncodeLanes]));
   }
-  uint32_t const word = encode_group<kPer>(x, args.selector, codes);
+  bool chosen = true;
+  uint32_t const word = args.few_keys ? encode_group_at_once<kPer>(x, codes, chosen)
+                                      : encode_group<kPer>(x, args.selector, codes);
   int32_t const position = past_rows(a.start, b, a.capacity) + i;
-  if (own != unit || position >= a.capacity) return;
+  if (own != unit || !chosen || position >= a.capacity) return;
   int64_t const place = ((int64_t{b} * a.kv_heads + h) * a.capacity + position) * groups + group;
   store_codes<kPer>(args.k + place * (kGroup / 2), lane, codes);
   if (lane == 0) args.k_meta[place] = static_cast<uint16_t>(word);

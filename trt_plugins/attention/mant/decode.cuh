@@ -4,12 +4,6 @@
 // and eight query rows are its second:
 //   scores  S^T = K Q^T      a row is a token, its codes lie along channels, word by group of 64 channels
 //   outputs O^T = V^T P^T    a row is a channel, its codes lie along tokens, one word
-// A word gives a row's magnitudes and its scale. Magnitudes, two bytes each, are looked up by byte permutations, four codes
-// at once; the scale multiplies the products' sums. About 2 instructions a code, whatever the type is.
-//
-// Which channel or token is which place of an mma is free, as long as both operands agree. Lane (g, t) of a warp, g = lane / 4
-// and t = lane % 4, decodes 8 bytes of a row for four mma: step s takes bytes 2 s and 2 s + 1, which hold codes
-//   place(t) + 2 s + {0, 1} and, in their upper halves, 16 more           place(t) = 32 (t / 2) + 8 (t % 2)
 // Rows of keys are taken in the order in which the transposed scores are the weights that step s of the values needs.
 #pragma once
 
@@ -20,8 +14,9 @@
 #include <type_traits>
 
 #include "attention/mant/args.cuh"
-#include "attention/mant/codes.cuh"
 #include "attention/mant/policy.h"
+#include "attention/mant/products.cuh"
+#include "attention/mant/queries.cuh"
 #include "attention/merge.cuh"
 #include "attention/mma.cuh"
 #include "attention/work.cuh"
@@ -40,6 +35,7 @@ template <class Traits>
 class MantDecodeKernel {
   using T = typename Traits::T;
   using Shape = typename Traits::Shape;
+  using Pages = MantPages<Shape>;
   using List = TileList<Shape::kTileTokens>;
   static constexpr int kD = Traits::kD;
   static constexpr int kGroups = Shape::kGroups;
@@ -55,64 +51,45 @@ class MantDecodeKernel {
   __device__ __forceinline__ MantDecodeKernel(MantArgs<T> const& all, char* shared)
       : all_(all),
         args_(all.cache),
+        shared_(shared),
         list_(args_, args_.kv_heads * ((args_.seq * args_.group + kMantRows - 1) / kMantRows)),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32),
         g_(lane_ / 4),
         t_(lane_ % 4),
-        tables_(shared),
-        ring_(shared + kMantTypeBytes + warp_ * Shape::kWarpBytes),
-        sums_(reinterpret_cast<float*>(shared + kMantTypeBytes + Shape::kWarps * Shape::kWarpBytes)),
+        products_(shared_address(shared)),
+        ring_(shared + kMantTypeBytes + kMantPairBytes + warp_ * Shape::kWarpBytes),
+        sums_(reinterpret_cast<float*>(shared + kMantTypeBytes + kMantPairBytes + Shape::kWarps * Shape::kWarpBytes)),
         flag_(reinterpret_cast<int32_t*>(sums_ + Shape::kWarps * kMantRows * 2)) {}
 
   __device__ __forceinline__ void run() {
-    int32_t const block = static_cast<int32_t>(blockIdx.x);
-    if (block >= list_.blocks()) return;
-    int64_t position = list_.first(block);
-    int32_t left = static_cast<int32_t>(list_.first(block + 1) - position);
-    ahead_ = list_.at(position);
-    ahead_left_ = left;
-    Cursor at = ahead_;
-    fill_mant_tables(tables_);
-#pragma unroll
-    for (int s = 0; s < Shape::kStages - 1; ++s) {
-      if (ahead_left_ > 0 && (ahead_.tile + 1) * Shape::kTileTokens > ahead_.past) wait_for_predecessor();
-      fetch();
-    }
+    if (static_cast<int32_t>(blockIdx.x) >= list_.blocks()) return;
+    Stretch stretch(list_);
+    ahead_ = list_.at(stretch.position());
+    ahead_left_ = stretch.left();
+    Cursor const first = ahead_;
+    // Tiles without new tokens need not wait for append, nor do the tables.
+    int fetched = 0;
+    for (; fetched < Shape::kStages - 1 && !is_new(); ++fetched) fetch();
+    MantProducts::fill(shared_);
     wait_for_predecessor();  // append has written the queries, the new state and the counters
-    __syncthreads();         // the tables are filled
-    while (left > 0) {
-      int32_t const tiles = min(left, at.tiles - at.tile);
-      Parts const parts(list_, position - at.tile, at.tiles);
+    release_successor();
+    for (; fetched < Shape::kStages - 1; ++fetched) fetch();
+    __syncthreads();  // the tables are filled
+    stretch.walk(list_, first, [&](Cursor const& at, int32_t tiles, Parts const& parts) {
       begin_segment(at);
       for (int32_t i = 0; i < tiles; ++i) attend((at.tile + i) * Shape::kWarps + warp_, at.length);
       end_segment(at, parts);
-      position += tiles;
-      left -= tiles;
-      if (left > 0) list_.next_segment(at);
-    }
+    });
   }
 
  private:
-  /// First code of step 0 that lane t decodes.
-  __device__ __forceinline__ static int place(int t) { return t / 2 * 32 + t % 2 * 8; }
+  /// Row of keys g of a tile: its token is that of step 0, the next one is row g + 8.
+  __device__ __forceinline__ int token_of_row() const { return mant_place(g_ / 2) + g_ % 2 * 16; }
 
-  /// Where the 32 bytes of a token's group stand in a stage: eight rows that are read together lie in different banks.
-  __device__ __forceinline__ static int key_offset(int token, int group) {
-    int const exchanged = token >> 3 & 1;
-    return kGroups == 1 ? (token ^ exchanged << 1) * 32 : (token * kGroups + (group ^ exchanged)) * 32;
-  }
-
-  /// Where chunk 32 i + lane of a page's keys goes, 16 bytes: key_offset, with i known to the compiler.
-  __device__ __forceinline__ static uint32_t key_chunk(uint32_t i, uint32_t lane) {
-    uint32_t const row = kGroups == 1 ? lane / 2 ^ lane / 16 * 2 : lane / 4 * 2 + (lane / 2 % 2 ^ i % 2);
-    return i * 512 + row * 32 + lane % 2 * 16;
-  }
-
-  /// The same of its values: a lane's channels are neighbours, the first of all lanes come first.
-  __device__ __forceinline__ static uint32_t value_chunk(uint32_t i, uint32_t lane) {
-    uint32_t const channel = lane / 2;
-    return channel % kPerLane * Shape::kValuePitch + (i * 16 / kPerLane + channel / kPerLane) * 32 + lane % 2 * 16;
+  /// Whether the next tile to fetch has new tokens.
+  __device__ __forceinline__ bool is_new() const {
+    return ahead_left_ > 0 && (ahead_.tile + 1) * Shape::kTileTokens > ahead_.past;
   }
 
   /// Start copying the warp's page of the next tile: a group of copies for keys, one for values; empty ones past the end.
@@ -124,7 +101,7 @@ class MantDecodeKernel {
     uint32_t const stage = shared_address(ring_ + fill_ * Shape::kStageBytes);
     if (exists) {
       copy<Shape::kKeyBytes>(static_cast<char const*>(args_.k) + place * Shape::kKeyBytes,
-                             [&](uint32_t i, uint32_t lane) { return stage + key_chunk(i, lane); });
+                             [&](uint32_t i, uint32_t lane) { return stage + Pages::key_chunk(i, lane); });
       copy<Shape::kMetaBytes>(
           reinterpret_cast<char const*>(all_.k_meta) + place * Shape::kMetaBytes,
           [&](uint32_t i, uint32_t lane) { return stage + Shape::kKeyBytes + i * 512 + lane * 16; });
@@ -133,7 +110,7 @@ class MantDecodeKernel {
     if (exists && (page + 1) * kMantPage <= ahead_.length) {
       uint32_t const values = stage + Shape::kValueOffset, words = values + kPerLane * Shape::kValuePitch;
       copy<Shape::kKeyBytes>(static_cast<char const*>(args_.v) + place * Shape::kKeyBytes,
-                             [&](uint32_t i, uint32_t lane) { return values + value_chunk(i, lane); });
+                             [&](uint32_t i, uint32_t lane) { return values + Pages::value_chunk(i, lane); });
       copy<Shape::kMetaBytes>(reinterpret_cast<char const*>(all_.v_meta) + place * Shape::kMetaBytes,
                               [&](uint32_t i, uint32_t lane) { return words + i * 512 + lane * 16; });
     } else if (exists && lane_ == 0) {
@@ -180,77 +157,16 @@ class MantDecodeKernel {
 #pragma unroll
       for (int r = 0; r < 4; ++r) o_[n][r] = 0.0f;
     }
-    load_queries();
-    if (at.tile == 0 && warp_ == 0) attend_sink();
-  }
-
-  /// Query row g to registers, in the layout of an mma's B; 0 where there is none.
-  __device__ __forceinline__ void load_queries() {
     bool const exists = g_ < rows_.count;
-    T const* q = args_.q + (exists ? row_offset(args_, rows_.b, rows_.h, rows_.first + g_) : 0);
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-#pragma unroll
-        for (int upper = 0; upper < 2; ++upper) {
-          int const column = group * kMantPage + place(t_) + 2 * s + upper * 16;
-          q_[group * 4 + s][upper] = exists ? *reinterpret_cast<uint32_t const*>(q + column) : 0u;
-        }
-      }
-    }
-    if constexpr (!std::is_same_v<T, __half>) halve_range();
-  }
-
-  /// Queries of bfloat16 become float16, divided by a power of two that the scale makes up for: codes are exact there.
-  __device__ __forceinline__ void halve_range() {
-    uint32_t largest = 0;
-#pragma unroll
-    for (int i = 0; i < 4 * kGroups; ++i) {
-#pragma unroll
-      for (int upper = 0; upper < 2; ++upper) {
-        largest = max(largest, max(q_[i][upper] << 16 & 0x7fffffffu, q_[i][upper] & 0x7fff0000u));
-      }
-    }
-    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-    int const exponent = min(max(static_cast<int>(largest >> 23), 16), 240) - 127;
-    float const divisor = __uint_as_float(static_cast<uint32_t>(127 - exponent) << 23);
-#pragma unroll
-    for (int i = 0; i < 4 * kGroups; ++i) {
-#pragma unroll
-      for (int upper = 0; upper < 2; ++upper) {
-        uint32_t const pair = q_[i][upper];
-        q_[i][upper] = round_pair<__half>(__uint_as_float(pair << 16) * divisor,
-                                          __uint_as_float(pair & 0xffff0000u) * divisor);
-      }
-    }
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      int const power = __shfl_sync(0xffffffffu, exponent, (t_ * 2 + e) * 4);
-      scale_[e] = args_.scale_log2 * __uint_as_float(static_cast<uint32_t>(127 + power) << 23);
-    }
+    q_.load(exists ? args_.q + row_offset(args_, rows_.b, rows_.h, rows_.first + g_) : nullptr, t_, scale_);
+    if (at.tile == 0 && warp_ == 0) attend_sink();
   }
 
   /// Begin with token 0, exact: its score is the maximum, its weight 1.
   __device__ __forceinline__ void attend_sink() {
     T const* key = all_.sink + head_ * 2 * kD;
     T const* center = all_.center + rows_.h * kD;
-    float dot = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 4 * kGroups; ++i) {
-#pragma unroll
-      for (int upper = 0; upper < 2; ++upper) {
-        int const column = i / 4 * kMantPage + place(t_) + 2 * (i % 4) + upper * 16;
-        __half2 pair;
-        memcpy(&pair, &q_[i][upper], sizeof(pair));
-        float2 const q = __half22float2(pair);
-        dot += q.x * (to_float(key[column]) - to_float(center[column]));
-        dot += q.y * (to_float(key[column + 1]) - to_float(center[column + 1]));
-      }
-    }
-    dot += __shfl_xor_sync(0xffffffffu, dot, 1);
-    dot += __shfl_xor_sync(0xffffffffu, dot, 2);
+    float const dot = q_.dot(key, center, t_);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       max_[e] = __shfl_sync(0xffffffffu, dot, (t_ * 2 + e) * 4) * scale_[e];
@@ -282,49 +198,28 @@ class MantDecodeKernel {
     mix(stage + Shape::kValueOffset, s);
   }
 
-  /// Products of 64 tokens and eight query rows: tile m has tokens place(g / 2) + 2 m + g % 2 and, in its lower half, 16 on.
+  /// Products of 64 tokens and eight query rows: tile m has tokens token_of_row() + 2 m and, in its lower half, the next.
   __device__ __forceinline__ void score(char const* stage, float (&s)[4][4]) const {
-    int const first = place(g_ / 2) + g_ % 2;
+    int const first = token_of_row();
+    KeyWords const* const words = reinterpret_cast<KeyWords const*>(stage + Shape::kKeyBytes) + first;
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      int const token = first + 2 * m;
-      KeyWords const* const words = reinterpret_cast<KeyWords const*>(stage + Shape::kKeyBytes);
-      uint32_t const all[2] = {words[token], words[token + 16]};
+      // Tokens of four differ in what key_offset exchanges; the compiler is to see that the others do not.
+      char const* const four = stage + t_ * 8 + m / 2 * (4 * kGroups * 32);
+      int const token = first + m % 2 * 2;
+      MantWords const own[2] = {{words[2 * m]}, {words[2 * m + 1]}};
+      float2 const scale[2] = {own[0].scales(), own[1].scales()};
+      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      products_.template add<0>(four + Pages::key_offset(token, 0), four + Pages::key_offset(token + 1, 0), own,
+                                q_.steps(0), sum);
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        uint32_t const word[2] = {all[0] >> (16 * group), all[1] >> (16 * group)};
-        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        multiply(stage + key_offset(token, group) + t_ * 8, stage + key_offset(token + 16, group) + t_ * 8, word,
-                 &q_[group * 4], sum);
-        float const scale[2] = {scale_of(word[0]), scale_of(word[1])};
+      for (int e = 0; e < 4; ++e) s[m][e] = sum[e] * scale[e / 2].x;
+      if constexpr (kGroups == 2) {
+        float more[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        products_.template add<1>(four + Pages::key_offset(token, 1), four + Pages::key_offset(token + 1, 1), own,
+                                  q_.steps(1), more);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) s[m][e] = group == 0 ? sum[e] * scale[e / 2] : s[m][e] + sum[e] * scale[e / 2];
-      }
-    }
-  }
-
-  __device__ __forceinline__ static float scale_of(uint32_t word) {
-    return __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xfff0u)));
-  }
-
-  /// Add the products of two rows of 64 codes, of which this lane has 8 bytes each, with four steps of the other operand.
-  __device__ __forceinline__ void multiply(char const* row, char const* row_8, uint32_t const (&word)[2],
-                                           uint32_t const (*other)[2], float (&sum)[4]) const {
-    MantTable const table[2] = {{tables_, word[0]}, {tables_, word[1]}};
-    uint2 const codes[2] = {*reinterpret_cast<uint2 const*>(row), *reinterpret_cast<uint2 const*>(row_8)};
-#pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {
-      uint32_t const own[2] = {pair == 0 ? codes[0].x : codes[0].y, pair == 0 ? codes[1].x : codes[1].y};
-#pragma unroll
-      for (int upper = 0; upper < 2; ++upper) {
-        uint32_t a[4];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t const codes = upper == 0 ? own[half] : upper_half(own[half], two_16_);
-          uint32_t const bare = upper == 0 ? codes & 0x77777777u : upper_half(own[half] & 0x77777777u, two_16_);
-          table[half].decode(codes, bare, a[half], a[2 + half]);
-        }
-        mma_f16(sum, a, other[pair * 2 + upper][0], other[pair * 2 + upper][1]);
+        for (int e = 0; e < 4; ++e) s[m][e] += more[e] * scale[e / 2].y;
       }
     }
   }
@@ -333,7 +228,7 @@ class MantDecodeKernel {
   __device__ __forceinline__ void mask(float (&s)[4][4], int32_t first) const {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      int32_t const token = first + place(g_ / 2) + g_ % 2 + i / 2 * 2 + i % 2 * 16;
+      int32_t const token = first + token_of_row() + i;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         if (token >= visible_[e] || token == 0) s[i / 2][i % 2 * 2 + e] = -INFINITY;
@@ -388,15 +283,16 @@ class MantDecodeKernel {
     for (int m = 0; m < 4; ++m) transpose(s[m], p[m]);
     uint32_t const* const words =
         reinterpret_cast<uint32_t const*>(values + kPerLane * Shape::kValuePitch + g_ * kPerLane * 2);
-    char const* const own = values + g_ * 32 + t_ * 8;
+    char const* const channels = values + g_ * 32 + t_ * 8;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      uint32_t const word[2] = {words[n] & 0xffffu, words[n] >> 16};
+      MantWords const own{words[n]};
+      float2 const scale = own.scales();
       float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      multiply(own + 2 * n * Shape::kValuePitch, own + (2 * n + 1) * Shape::kValuePitch, word, p, sum);
-      float const scale[2] = {scale_of(word[0]), scale_of(word[1])};
+      products_.template add<0, true>(channels + 2 * n * Shape::kValuePitch,
+                                      channels + (2 * n + 1) * Shape::kValuePitch, &own, p, sum);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) o_[n][e] += sum[e] * scale[e / 2];
+      for (int e = 0; e < 4; ++e) o_[n][e] += sum[e] * (e < 2 ? scale.x : scale.y);
     }
   }
 
@@ -407,7 +303,7 @@ class MantDecodeKernel {
     float scale[8], largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      int const row = place(g_ / 2) + g_ % 2 + i / 2 * 2 + i % 2 * 16;
+      int const row = token_of_row() + i;
       // What is behind the last token means nothing, and token 0 is not read from here.
       bool const used = first + row < length && first + row > 0;
       scale[i] = used ? __half2float(scales[row]) : 0.0f;
@@ -434,7 +330,7 @@ class MantDecodeKernel {
       uint32_t codes[4][kPerLane / 4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        int8_t const* row = window + (place(t_) + 2 * m + i % 2 + i / 2 * 16) * kD;
+        int8_t const* row = window + (mant_place(t_) + 2 * m + i % 2 * 16 + i / 2) * kD;
 #pragma unroll
         for (int w = 0; w < kPerLane / 8; ++w) {
           uint2 const eight = __ldcg(reinterpret_cast<uint2 const*>(row) + w);
@@ -494,17 +390,15 @@ class MantDecodeKernel {
     write_block<Shape::kWarps, kMantRows>(args_, memory, parts, rows_, 0, rows_.count, sums_,
                                           [&](int w, int row, int column) { return *output(w, row, column); });
     __syncthreads();
-    if (parts.whole()) return;
-    int32_t const segment = at.outer * args_.batch + at.b;
-    if (!count_part(args_.counters + segment, parts, flag_)) return;
-    combine_blocks(args_, memory, parts, rows_, reinterpret_cast<float*>(merged));
+    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, reinterpret_cast<float*>(merged));
   }
 
   MantArgs<T> const& all_;
   AttentionArgs<T> const& args_;
   List list_;
   int lane_, warp_, g_, t_;
-  char* tables_;
+  char* shared_;
+  MantProducts products_;
   char* ring_;      // this warp's stages
   float* sums_;     // [kWarps, 8, 2]: maxima and sums
   int32_t* flag_;   // whether this block finished a segment
@@ -513,12 +407,11 @@ class MantDecodeKernel {
   int fill_ = 0, take_ = 0;  // stages
   SegmentRows rows_;
   int64_t head_;               // b Hkv + h
-  uint32_t q_[4 * kGroups][2];
+  MantQueries<T, kGroups> q_;
   float o_[kTiles][4];         // channels g kPerLane + 2 n + {0, 1}, query rows 2 t + {0, 1}
   float max_[2], sum_[2], scale_[2];
   int32_t visible_[2];         // tokens that query rows 2 t + {0, 1} see
   int32_t all_visible_;        // tokens that all query rows see
-  uint32_t two_16_ = static_cast<uint32_t>(opaque(1 << 16));
 };
 
 template <class Traits>

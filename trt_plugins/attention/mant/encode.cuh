@@ -87,6 +87,71 @@ __device__ __forceinline__ uint32_t select_by_trial(float const (&x)[kPer], floa
   return word;
 }
 
+/// Candidate c: magnitude i of its type is kSlope i + kUnit 2^i, exact.
+template <int c>
+struct TrialConstants {
+  static constexpr int kId = kTrialTypes[c];
+  static constexpr float kScale = MantTrial(kId, kTrialShares[c]).scale;
+  static constexpr float kUnit = mant_magnitude(kId, 0);
+  static constexpr float kSlope = mant_magnitude(kId, 1) - 2 * kUnit;
+};
+
+template <class Number>
+__device__ __forceinline__ Number pick(int c, Number first, Number second, Number third, Number fourth) {
+  return c < 2 ? (c == 0 ? first : second) : (c == 2 ? third : fourth);
+}
+
+/// Quantize a group as encode_group does by trial, its four candidates side by side: each eight lanes of a warp have all
+/// of x and one candidate. For few groups, which wait for one after the other.
+///
+/// Returns: the group's word, in all lanes; whether this lane's `codes` are the group's to `chosen`.
+template <int kPer>
+__device__ __forceinline__ uint32_t encode_group_at_once(float const (&x)[kPer], uint32_t (&codes)[kPer],
+                                                         bool& chosen) {
+  static_assert(kTrials * kEncodeLanes == 32, "a warp has one group");
+  int const own = static_cast<int>(threadIdx.x) % 32 / kEncodeLanes;
+  using A = TrialConstants<0>;
+  using B = TrialConstants<1>;
+  using C = TrialConstants<2>;
+  using D = TrialConstants<3>;
+  float const share = pick(own, A::kScale, B::kScale, C::kScale, D::kScale);
+  float const unit = pick(own, A::kUnit, B::kUnit, C::kUnit, D::kUnit);
+  float const slope = pick(own, A::kSlope, B::kSlope, C::kSlope, D::kSlope);
+  uint32_t const number = encode_scale(__fmul_rn(group_amax(x), share));
+  float const scale = scale_of_word(number << 4);
+  float nearest[kPer], lower = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kMagnitudes; ++i) {
+    float const magnitude = fmaf(slope, static_cast<float>(i), unit * static_cast<float>(1 << i));
+    float const value = __fmul_rn(magnitude, scale), bound = __fmul_rn((lower + magnitude) / 2, scale);
+    lower = magnitude;
+#pragma unroll
+    for (int k = 0; k < kPer; ++k) {
+      bool const above = i > 0 && fabsf(x[k]) > bound;
+      nearest[k] = i == 0 || above ? value : nearest[k];
+      codes[k] = i == 0 ? (x[k] < 0.0f ? 8u : 0u) : codes[k] + (above ? 1u : 0u);
+    }
+  }
+  float error = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    float const off = __fsub_rn(fabsf(x[k]), nearest[k]);
+    error = k == 0 ? __fmul_rn(off, off) : __fadd_rn(error, __fmul_rn(off, off));
+  }
+  error = group_sum(error);
+  float best = __shfl_sync(0xffffffffu, error, 0);
+  int winner = 0;
+#pragma unroll
+  for (int c = 1; c < kTrials; ++c) {
+    float const other = __shfl_sync(0xffffffffu, error, c * kEncodeLanes);
+    winner = other < best ? c : winner;
+    best = other < best ? other : best;  // NaN stays
+  }
+  chosen = own == winner;
+  int const id = pick(own, A::kId, B::kId, C::kId, D::kId);
+  return __shfl_sync(0xffffffffu, number << 4 | static_cast<uint32_t>(id), winner * kEncodeLanes);
+}
+
 /// By the variance of x / max|x| (the authors' rule).
 template <int kPer, int kBounds>
 __device__ __forceinline__ uint32_t select_by_variance(float const (&x)[kPer], float amax,

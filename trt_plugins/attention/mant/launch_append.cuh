@@ -19,7 +19,8 @@ Status launch_mant_append(MantParams const& p, Workspace const& workspace, bool 
   args.group = static_cast<int32_t>(p.group);
   args.selector = p.selector;
   args.key_groups = tokens * cache.kv_heads * (cache.head_size / p.group);
-  int64_t const keys = ceil_div<int64_t>(args.key_groups, kMantAppendGroups);
+  args.few_keys = p.selector == MantSelector::kTrial && args.key_groups <= kMantFewGroups;
+  int64_t const keys = ceil_div<int64_t>(args.key_groups, args.few_keys ? kMantAppendThreads / 32 : kMantAppendGroups);
   int64_t const size = args.vectors ? Vec<T>::kSize : 1;
   int64_t const others =
       std::max<int64_t>(args.append.query_rows * append_threads(cache.head_size, size), args.append.counters);

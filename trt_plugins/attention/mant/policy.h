@@ -8,7 +8,8 @@ namespace graphopt::attention {
 
 constexpr int kMantRows = 8;           // query rows of a decode block: the columns of an mma
 constexpr int kMantPage = 64;          // tokens of a page, and channels of a group, of the fast kernel
-constexpr int kMantTypeBytes = 16 * 16;  // table of magnitudes
+constexpr int kMantTypeBytes = 16 * 16;       // table of magnitudes
+constexpr int kMantPairBytes = 16 * 256 * 4;  // table of pairs of codes
 
 // Decode blocks of a multiprocessor: two leave more registers, and are 7 to 11 % faster than three.
 constexpr int kMantResident = 2;
@@ -29,7 +30,7 @@ struct MantDecodeShape {
   static constexpr int kStageBytes = kValueOffset + kPerLane * kValuePitch + kMetaBytes;
   static constexpr int kWarpBytes = kStages * kStageBytes;
   static constexpr size_t kSharedBytes =
-      size_t{kMantTypeBytes} + kWarps * kWarpBytes + 4 * kWarps * kMantRows * 2 + 16;
+      size_t{kMantTypeBytes} + kMantPairBytes + kWarps * kWarpBytes + 4 * kWarps * kMantRows * 2 + 16;
   static_assert(kStageBytes % 16 == 0, "stages are filled 16 bytes at a time");
 };
 

@@ -43,14 +43,19 @@ struct MantTrial {
 };
 
 constexpr int kTrials = 4;
+// The first of the least error wins.
+constexpr int kTrialTypes[kTrials] = {1, 3, 6, 13};
+constexpr float kTrialShares[kTrials] = {1.0f, 0.95f, 0.95f, 0.95f};
 
 /// What is looked up by numbers that only the device knows.
 struct MantTables {
   MantType type[kMantTypes] = {MantType(0),  MantType(1),  MantType(2),  MantType(3), MantType(4),  MantType(5),
                                MantType(6),  MantType(7),  MantType(8),  MantType(9), MantType(10), MantType(11),
                                MantType(12), MantType(13), MantType(14), MantType(15)};
-  // The first of the least error wins.
-  MantTrial trial[kTrials] = {{1, 1.0f}, {3, 0.95f}, {6, 0.95f}, {13, 0.95f}};
+  MantTrial trial[kTrials] = {{kTrialTypes[0], kTrialShares[0]},
+                              {kTrialTypes[1], kTrialShares[1]},
+                              {kTrialTypes[2], kTrialShares[2]},
+                              {kTrialTypes[3], kTrialShares[3]}};
   // Types below each bound of the variance, and above the last.
   float variance3_bound[2] = {0.05f, 0.25f};
   int variance3_type[3] = {0, 4, kInt4Type};

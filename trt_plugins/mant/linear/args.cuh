@@ -25,7 +25,6 @@ struct LinearArgs {
   int32_t row_bytes;   // of codes
   int32_t type_bytes;  // of a row of types
   int32_t scales;      // columns of sx
-  int32_t prefetched;  // bytes of a row of codes to bring into L2 early, a multiple of 16
   Decode decode;
   DType dtype;
   void const* __restrict__ x;

@@ -56,6 +56,12 @@ __device__ __forceinline__ uint32_t negate_bytes(uint32_t value, uint32_t signs)
 __device__ __forceinline__ uint32_t even_pair(uint32_t low, uint32_t high) { return permute_bytes(low, high, 0x6240); }
 __device__ __forceinline__ uint32_t odd_pair(uint32_t low, uint32_t high) { return permute_bytes(low, high, 0x7351); }
 
+/// The same as they stand in bytes: codes 0 and 1, and 2 and 3.
+__device__ __forceinline__ uint32_t first_byte(uint32_t low, uint32_t high) { return permute_bytes(low, high, 0x5140); }
+__device__ __forceinline__ uint32_t second_byte(uint32_t low, uint32_t high) {
+  return permute_bytes(low, high, 0x7362);
+}
+
 /// Four int8 as half, exact.
 __device__ __forceinline__ void widen(uint32_t& first, uint32_t& second, uint32_t word) {
   constexpr uint32_t kThousand = 0x64646464u;  // the high byte of 1024 and more, where the low byte counts ones
@@ -122,9 +128,16 @@ __device__ __forceinline__ bool fill_float_table(uint4* table, LinearArgs const&
   return mirrored;
 }
 
+/// Bits of what a code stands for, by the block's table.
+__device__ __forceinline__ uint32_t entry_bits(uint4 const* table, int type, int code) {
+  auto const* const bytes = reinterpret_cast<unsigned char const*>(table + 2 * type + code / 8) + code % 8;
+  return bytes[0] | static_cast<uint32_t>(bytes[8]) << 8;
+}
+
 /// 16-bit numbers.
 ///   kSymmetric: negative codes mirror the positive ones in every type.
-template <bool kSymmetric>
+///   kBytes: pairs are those of bytes, as look_up_pair has them, else of neighbouring columns.
+template <bool kSymmetric, bool kBytes = false>
 struct FloatDecoder {
   /// `entry`: of a type in the block's table, in the shared address space.
   __device__ __forceinline__ static void load(FloatRow& row, uint32_t entry) {
@@ -132,12 +145,14 @@ struct FloatDecoder {
     if constexpr (!kSymmetric) row.negative = magnitudes(load_shared_16(entry + 16));
   }
 
-  /// first: codes 0, 1 and 2, 3; second: 16, 17 and 18, 19. `two_16`: see upper_half.
+  /// first: codes 0, 1 and 2, 3; second: 16, 17 and 18, 19. With kBytes: bytes 0 and 1; 2 and 3. `two_16`: see
+  /// upper_half.
   __device__ __forceinline__ static void fragments(uint32_t (&first)[2], uint32_t (&second)[2],
                                                    FloatRow const& row, uint32_t word, uint32_t two_16) {
     uint32_t const magnitude = word & kMagnitudes;
-    look_up(first[0], second[0], row, word, magnitude);
-    look_up(first[1], second[1], row, upper_half(word, two_16), upper_half(magnitude, two_16));
+    uint32_t const rest[2] = {upper_half(word, two_16), upper_half(magnitude, two_16)};
+    look_up(first[0], kBytes ? first[1] : second[0], row, word, magnitude);
+    look_up(kBytes ? second[0] : first[1], second[1], row, rest[0], rest[1]);
   }
 
  private:
@@ -145,7 +160,8 @@ struct FloatDecoder {
     return {{entry.x, entry.y}, {entry.z, entry.w}};
   }
 
-  /// Codes 0, 2 of the selector as `even`, 1, 3 as `odd`. `word`: with signs; `magnitude`: without.
+  /// Codes 0, 2 of the selector as `even`, 1, 3 as `odd`; with kBytes 0, 1 and 2, 3. `word`: with signs; `magnitude`:
+  /// without.
   __device__ __forceinline__ static void look_up(uint32_t& even, uint32_t& odd, FloatRow const& row,
                                                  uint32_t word, uint32_t magnitude) {
     Magnitudes const& p = row.positive;
@@ -161,8 +177,8 @@ struct FloatDecoder {
       low = (low & ~negative) | (permute_bytes(n.low[0], n.low[1], magnitude) & negative);
       high = (high & ~negative) | (permute_bytes(n.high[0], n.high[1], magnitude) & negative);
     }
-    even = even_pair(low, high);
-    odd = odd_pair(low, high);
+    even = kBytes ? first_byte(low, high) : even_pair(low, high);
+    odd = kBytes ? second_byte(low, high) : odd_pair(low, high);
   }
 };
 

@@ -10,21 +10,19 @@
 //
 // Codes become 16-bit numbers, and int8 of X too, so that both kinds of linear share the kernel: mma.sync of int8 is no
 // faster on Hopper, and a float32 sum of 64 products of int8 with the tables' integers, of up to 10 bits, is exact.
+// Byte permutations decode, and keep the units of shifts and masks busy for as long as memory takes. Where x is int8, and
+// must be widened by the same units, shared memory decodes half of the rows: by a table of pairs (code_pairs.cuh).
 //
-//   stage: W [rows][64 bytes], X [tokens][128 columns], scales [4][rows], types [4][rows / 2 bytes], the latter two for
-//   each
-//   32 columns; of groups of 64 and more, every second one is not used.
+// Weights do not wait for the kernel before: they are constants. All stages but one are on their way when it ends.
 #pragma once
 
+#include "common/code_pairs.cuh"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
 #include "mant/linear/codes.cuh"
-#include "mant/linear/policy.h"
+#include "mant/linear/few_copies.cuh"
 
 namespace graphopt::mant {
-
-constexpr int kFewColumns = 128;  // of a stage
-constexpr int kFewSlots = 4;      // groups of 32 in a stage
 
 /// c += a b for 16 columns.
 __device__ __forceinline__ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1, __half) {
@@ -35,140 +33,12 @@ __device__ __forceinline__ void multiply(float (&c)[4], uint32_t const (&a)[4], 
   mma_bf16(c, a, b0, b1);
 }
 
-/// X: of x, 16 bits or int8_t.
-template <class X, class Shape>
-struct FewLayout {
-  static constexpr int kXBytes = sizeof(X);
-  static constexpr int kXRowBytes = kFewColumns * kXBytes;
-  static constexpr int kXOffset = Shape::kRows * kFewColumns / 2;
-  static constexpr int kScaleBytes = Shape::kRows * 2;  // of a slot
-  static constexpr int kScaleOffset = kXOffset + Shape::kTokens * kXRowBytes;
-  static constexpr int kTypeBytes = Shape::kRows / 2;
-  static constexpr int kTypeOffset = kScaleOffset + kFewSlots * kScaleBytes;
-  static constexpr int kStageBytes = kTypeOffset + kFewSlots * kTypeBytes;
-  static constexpr int kRingBytes = kStageBytes * Shape::kStages;  // of a warp
-  static constexpr int kTableBytes = kFloatEntries * 16;
-  static constexpr int shared_bytes(int warps) { return kTableBytes + warps * kRingBytes; }
-
-  /// Offsets in a stage of a chunk of 16 bytes; chunks change places so that a warp's reads meet all banks alike.
-  __device__ __forceinline__ static uint32_t w_place(int row, int chunk) {
-    return static_cast<uint32_t>(row * 64 + ((chunk ^ (row & 2)) << 4));
-  }
-  __device__ __forceinline__ static uint32_t x_place(int token, int chunk) {
-    int const turned = kXBytes == 2 ? (token & 1) << 1 : (token & 1) | (token & 2) << 1;
-    return static_cast<uint32_t>(kXOffset + token * kXRowBytes + ((chunk ^ turned) << 4));
-  }
-
-  static constexpr int kPartBytes = Shape::kTokens * Shape::kRows * 4;
-  static_assert(kPartBytes <= kRingBytes, "sums take the place of the stages");
-  static_assert(kStageBytes % 16 == 0);
-};
-
-/// What a lane copies into the stages of its warp, from pointers that move from stage to stage.
-template <class X, class Shape>
-class FewCopies {
-  using Layout = FewLayout<X, Shape>;
-  static constexpr int kXChunks = Layout::kXRowBytes / 16;  // of a token
-  static constexpr int kScaleChunks = Layout::kScaleBytes / 16;
-  static constexpr int kChunks = kScaleChunks + Layout::kTypeBytes / 16;  // of a slot
-  static constexpr int kGroupCopies = (kFewSlots * kChunks + 31) / 32;
-  static constexpr int kXTokens = 32 / kXChunks;  // that a warp copies at once
-
- public:
-  __device__ __forceinline__ FewCopies(LinearArgs const& args, uint32_t ring, int64_t n0, int64_t m0, int warp,
-                                       int lane)
-      : args_(args), ring_(ring), stage_(warp), lane_(lane) {
-    int const row = lane / 4, token = lane / kXChunks;
-    w_byte_ = warp * kFewColumns / 2 + lane % 4 * 16;
-    w_ = args.codes + (n0 + row) * args.row_bytes + w_byte_;
-    w_left_ = static_cast<int>(min(args.n - n0, int64_t{Shape::kRows})) - row;
-    x_column_ = warp * kFewColumns + lane % kXChunks * (16 / Layout::kXBytes);
-    x_ = static_cast<char const*>(args.x) + ((m0 + token) * args.k + x_column_) * Layout::kXBytes;
-    tokens_ = static_cast<int>(min(args.m - m0, int64_t{Shape::kTokens}));
-#pragma unroll
-    for (int i = 0; i < kGroupCopies; ++i) {
-      int const chunk = (lane + 32 * i) % kChunks;
-      int64_t const n = n0 + chunk * 8, byte = n0 / 2 + (chunk - kScaleChunks) * 16;
-      bool const scales = chunk < kScaleChunks;
-      of_group_[i] = scales ? reinterpret_cast<char const*>(args.scale + n)
-                            : reinterpret_cast<char const*>(args.types + byte);
-      group_pitch_[i] = scales ? static_cast<int>(args.n) * 2 : args.type_bytes;
-      inside_[i] = scales ? n < args.n : byte < args.type_bytes;
-    }
-  }
-
-  /// Start copying the warp's next stage into place `place`; past the end only an empty group, to keep the count of
-  /// groups.
-  __device__ __forceinline__ void next(int place) {
-    if (stage_ * kFewColumns < args_.k) {
-      uint32_t const base = ring_ + place * Layout::kStageBytes;
-      copy_codes(base);
-      copy_groups(base);
-      copy_x(base);
-      int const step = static_cast<int>(blockDim.x) / 32 * kFewColumns;
-      stage_ += step / kFewColumns;
-      w_ += step / 2;
-      w_byte_ += step / 2;
-      x_ += step * Layout::kXBytes;
-      x_column_ += step;
-    }
-    cp_async_commit();
-  }
-
- private:
-  __device__ __forceinline__ void copy_codes(uint32_t base) const {
-    uint32_t const to = base + lane_ / 4 * 64 + ((lane_ % 4 ^ (lane_ / 4 & 2)) << 4);
-    bool const inside = w_byte_ < args_.row_bytes;
-#pragma unroll
-    for (int i = 0; i < Shape::kRows / 8; ++i) {
-      cp_async_16(to + i * 8 * 64, w_ + int64_t{8 * i} * args_.row_bytes, inside && w_left_ > 8 * i);
-    }
-  }
-
-  /// Scales and types of the stage's groups.
-  __device__ __forceinline__ void copy_groups(uint32_t base) const {
-#pragma unroll
-    for (int i = 0; i < kGroupCopies; ++i) {
-      int const item = lane_ + 32 * i, slot = item / kChunks, chunk = item % kChunks;
-      if (slot >= kFewSlots || (slot % 2 == 1 && args_.group_shift > 5)) continue;
-      // Beyond K the last group, whose types certainly mean something.
-      int const group = min((stage_ * kFewColumns + 32 * slot) >> args_.group_shift, args_.groups - 1);
-      uint32_t const to = chunk < kScaleChunks
-                              ? Layout::kScaleOffset + slot * Layout::kScaleBytes + chunk * 16
-                              : Layout::kTypeOffset + slot * Layout::kTypeBytes + (chunk - kScaleChunks) * 16;
-      cp_async_16(base + to, of_group_[i] + int64_t{group} * group_pitch_[i], inside_[i]);
-    }
-  }
-
-  __device__ __forceinline__ void copy_x(uint32_t base) const {
-    bool const inside = x_column_ < args_.k;
-#pragma unroll
-    for (int i = 0; i < Shape::kTokens / kXTokens; ++i) {
-      int const token = lane_ / kXChunks + i * kXTokens;
-      if (tokens_ <= i * kXTokens) break;
-      cp_async_16(base + Layout::x_place(token, lane_ % kXChunks),
-                  x_ + int64_t{i * kXTokens * Layout::kXBytes} * args_.k, inside && token < tokens_);
-    }
-  }
-
-  LinearArgs const& args_;
-  uint32_t const ring_;
-  int stage_;
-  int const lane_;
-  int w_byte_, w_left_;  // of a row of codes; rows of W from this lane's on
-  int x_column_, tokens_;
-  int8_t const* w_;
-  char const* x_;
-  char const* of_group_[kGroupCopies];  // of group 0
-  int group_pitch_[kGroupCopies];       // bytes to the next group
-  bool inside_[kGroupCopies];
-};
-
 /// One warp's part of Y. T: what the products take; X: of x, T or int8_t.
-template <class T, class X, class Shape, bool kSymmetric>
+///   kByGroup: x has a scale for each token and group.
+template <class T, class X, class Shape, bool kSymmetric, bool kByGroup>
 class FewWarp {
   using Layout = FewLayout<X, Shape>;
-  using Decoder = FloatDecoder<kSymmetric>;
+  using Decoder = FloatDecoder<kSymmetric, Layout::kPairs>;
   static constexpr int kRows = Shape::kRows;
 
  public:
@@ -191,18 +61,16 @@ class FewWarp {
     }
   }
 
-  __device__ __forceinline__ void run() {
-    FewCopies<X, Shape> copies(args_, ring_, int64_t{blockIdx.x} * kRows, m0_, warp_,
-                                     static_cast<int>(threadIdx.x) % 32);
-#pragma unroll
-    for (int s = 0; s < Shape::kStages - 1; ++s) copies.next(s);
+  /// `copies`: of this warp, which has started those of all stages but one.
+  __device__ __forceinline__ void run(FewCopies<X, Shape>& copies) {
     int place = 0, free = Shape::kStages - 1;
     int const stride = static_cast<int>(blockDim.x) / 32 * kFewColumns;
 #pragma unroll 1
     for (int column = warp_ * kFewColumns; column < args_.k; column += stride) {
       cp_async_wait<Shape::kStages - 2>();
       __syncwarp();  // all lanes' copies of this stage have landed, and all have left the one to be refilled
-      copies.next(free);
+      copies.next_w(free);
+      copies.next_x(free);
       multiply_stage(ring_ + place * Layout::kStageBytes, column);
       free = place;
       place = place + 1 == Shape::kStages ? 0 : place + 1;
@@ -225,7 +93,8 @@ class FewWarp {
   }
 
  private:
-  /// What a lane takes of X for 64 columns: eight columns, and eight 16 further on, of a token of each tile.
+  /// What a lane takes of X for 64 columns: eight columns, and eight 16 further on, of a token of each tile; of int8 bytes 0
+  /// and 1 of both words of codes, and bytes 2 and 3.
   using Columns = uint32_t[Shape::kTokenTiles][2][4];
 
   __device__ __forceinline__ void multiply_stage(uint32_t base, int column) {
@@ -244,18 +113,25 @@ class FewWarp {
   __device__ __forceinline__ void load_x(Columns& x, uint32_t base, int half) const {
 #pragma unroll
     for (int j = 0; j < Shape::kTokenTiles; ++j) {
+      if constexpr (Layout::kXBytes == 2) {
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        if constexpr (Layout::kXBytes == 2) {
+        for (int part = 0; part < 2; ++part) {
           uint4 const v = load_shared_16(base + (x_at_[j] ^ (32 * part)) + 128 * half);
           x[j][part][0] = v.x, x[j][part][1] = v.y, x[j][part][2] = v.z, x[j][part][3] = v.w;
-        } else {
-          uint2 const v = load_shared_8(base + Layout::kXOffset + (x_at_[j] ^ (16 * part + 64 * half)));
-          widen(x[j][part][0], x[j][part][1], v.x);
-          widen(x[j][part][2], x[j][part][3], v.y);
         }
+      } else {
+        uint2 const v = load_shared_8(base + Layout::kXOffset + (x_at_[j] ^ (64 * half)));
+        uint2 const further = load_shared_8(base + Layout::kXOffset + (x_at_[j] ^ (16 + 64 * half)));
+        widen_bytes(x[j], 0, v.x, further.x);
+        widen_bytes(x[j], 2, v.y, further.y);
       }
     }
+  }
+
+  /// Four columns and the four 16 further on, in the order of codes' bytes, to words `at` and the next of both parts.
+  __device__ __forceinline__ static void widen_bytes(uint32_t (&x)[2][4], int at, uint32_t v, uint32_t further) {
+    widen(x[0][at], x[0][at + 1], first_byte(v, further));
+    widen(x[1][at], x[1][at + 1], second_byte(v, further));
   }
 
   /// Where the table has the type of row 16 i + 8 r + g for the 32 columns `slot`.
@@ -271,11 +147,12 @@ class FewWarp {
 
   /// Scales of the tokens of this lane's sums for the group of `column`; 1 where one scale is for all groups.
   __device__ __forceinline__ void load_token_scales(float (&scales)[Shape::kTokenTiles][2], int column) const {
-    bool const by_group = Layout::kXBytes == 1 && args_.scales > 1;
+    bool const by_group = kByGroup && args_.scales > 1;  // x with one scale may be here, too, if W is not symmetric
+    int const group = column >> args_.group_shift;
 #pragma unroll
     for (int j = 0; j < 2 * Shape::kTokenTiles; ++j) {
       int64_t const m = m0_ + min(8 * (j / 2) + 2 * t_ + j % 2, last_token_);
-      scales[j / 2][j % 2] = by_group ? __ldg(args_.sx + m * args_.scales + (column >> args_.group_shift)) : 1.0f;
+      scales[j / 2][j % 2] = by_group ? __ldg(args_.sx + m * args_.scales + group) : 1.0f;
     }
   }
 
@@ -295,8 +172,14 @@ class FewWarp {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         uint2 const words = load_shared_8(base + (w_at_ ^ (32 * half)) + (16 * i + 8 * r) * 64);
+        uint32_t const entry = entry_of(base, 2 * half + (kNarrow ? t_ / 2 : 0), i, r);
+        if (Layout::kPairs && r == 1) {
+          look_up(a[0], entry, words.x, r);
+          look_up(a[1], entry, words.y, r);
+          continue;
+        }
         FloatRow table;
-        Decoder::load(table, entry_of(base, 2 * half + (kNarrow ? t_ / 2 : 0), i, r));
+        Decoder::load(table, entry);
         decode(a[0], table, words.x, r);
         decode(a[1], table, words.y, r);
       }
@@ -313,6 +196,13 @@ class FewWarp {
         }
       }
     }
+  }
+
+  /// The same as decode, by the table of pairs. `entry`: of the type in the other table.
+  __device__ __forceinline__ void look_up(uint32_t (&a)[2][4], uint32_t entry, uint32_t word, int r) const {
+    uint32_t const pairs = table_ + Layout::kPairOffset + (entry - table_) * (kPairTableBytes / 32);
+    a[0][r] = look_up_pair<0>(pairs, word), a[0][2 + r] = look_up_pair<1>(pairs, word);
+    a[1][r] = look_up_pair<2>(pairs, word), a[1][2 + r] = look_up_pair<3>(pairs, word);
   }
 
   /// Registers of row `r` of two products, for first and for second.
@@ -342,7 +232,7 @@ class FewWarp {
                                              float const (&token_scales)[2]) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      float const scale = Layout::kXBytes == 1 ? scales[r / 2] * token_scales[r % 2] : scales[r / 2];
+      float const scale = kByGroup ? scales[r / 2] * token_scales[r % 2] : scales[r / 2];
       total[r] += scale * sums[r];
     }
   }
@@ -374,39 +264,46 @@ __device__ __forceinline__ void finish(LinearArgs const& args, float const* part
   }
 }
 
-template <class T, class X, class Shape, bool kSymmetric>
-__device__ __forceinline__ void run_few(LinearArgs const& args, char* shared) {
+template <class T, class X, class Shape, bool kSymmetric, bool kByGroup>
+__device__ __forceinline__ void run_few(LinearArgs const& args, char* shared, uint32_t ring,
+                                        FewCopies<X, Shape>& copies) {
   using Layout = FewLayout<X, Shape>;
-  int const warp = static_cast<int>(threadIdx.x) / 32;
-  uint32_t const table = shared_address(shared);
-  FewWarp<T, X, Shape, kSymmetric> own(args, table, table + Layout::kTableBytes + warp * Layout::kRingBytes);
-  own.run();
+  FewWarp<T, X, Shape, kSymmetric, kByGroup> own(args, shared_address(shared), ring);
+  own.run(copies);
   __syncthreads();
   auto* const parts = reinterpret_cast<float*>(shared + Layout::kTableBytes);
-  own.leave(parts + warp * Shape::kRows * Shape::kTokens);
+  own.leave(parts + threadIdx.x / 32 * Shape::kRows * Shape::kTokens);
   __syncthreads();
   finish<X, Shape>(args, parts);
 }
 
-/// Bring the first bytes of the block's rows of W into L2, before the wait for the kernel before.
-template <class Shape>
-__device__ __forceinline__ void prefetch_rows(LinearArgs const& args) {
-  int64_t const n = int64_t{blockIdx.x} * Shape::kRows + static_cast<int>(threadIdx.x);
-  if (threadIdx.x >= Shape::kRows || n >= args.n || args.prefetched == 0) return;
-  prefetch_bytes(args.codes + n * args.row_bytes, static_cast<uint32_t>(args.prefetched));
-}
-
 template <class T, class X, class Shape>
-__global__ void __launch_bounds__(32 * Shape::kWarps, Shape::kBlocks) linear_few(LinearArgs const args) {
+__global__ void __launch_bounds__(32 * Shape::kWarps * Shape::kBlocks, 1) linear_few(LinearArgs const args) {
   extern __shared__ __align__(16) char few_shared[];
-  prefetch_rows<Shape>(args);
+  using Layout = FewLayout<X, Shape>;
+  int const warp = static_cast<int>(threadIdx.x) / 32;
+  uint32_t const ring = shared_address(few_shared) + Layout::kTableBytes + warp * Layout::kRingBytes;
+  FewCopies<X, Shape> copies(args, ring, int64_t{blockIdx.x} * Shape::kRows, int64_t{blockIdx.y} * Shape::kTokens,
+                             warp, static_cast<int>(threadIdx.x) % 32);
+#pragma unroll
+  for (int s = 0; s < Shape::kStages - 1; ++s) copies.next_w(s);
+  auto* const table = reinterpret_cast<uint4*>(few_shared);
+  bool const symmetric = __syncthreads_and(fill_float_table<T>(table, args, static_cast<int>(threadIdx.x)));
+  if constexpr (Layout::kPairs) {
+    fill_code_pairs(table + kFloatEntries, kTypes, [&](int type, int code) { return entry_bits(table, type, code); });
+  }
   wait_for_predecessor();
   release_successor();
-  auto* const table = reinterpret_cast<uint4*>(few_shared);
-  if (__syncthreads_and(fill_float_table<T>(table, args, static_cast<int>(threadIdx.x)))) {
-    run_few<T, X, Shape, true>(args, few_shared);
+#pragma unroll
+  for (int s = 0; s < Shape::kStages - 1; ++s) copies.next_x(s);
+  if constexpr (Layout::kPairs) __syncthreads();
+  bool const by_group = sizeof(X) == 1 && args.scales > 1;
+  if (symmetric && !by_group) {
+    run_few<T, X, Shape, true, false>(args, few_shared, ring, copies);
+  } else if (symmetric) {
+    run_few<T, X, Shape, true, sizeof(X) == 1>(args, few_shared, ring, copies);
   } else {
-    run_few<T, X, Shape, false>(args, few_shared);
+    run_few<T, X, Shape, false, sizeof(X) == 1>(args, few_shared, ring, copies);
   }
 }
 

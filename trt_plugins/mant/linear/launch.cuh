@@ -11,8 +11,6 @@
 
 namespace graphopt::mant {
 
-constexpr int64_t kPrefetchBytes = int64_t{4} << 20;  // of codes, brought into L2 before the kernel before has ended
-
 inline LinearArgs linear_args(LinearParams const& p) {
   int64_t const row_bytes = packed_bytes(p.k), group = effective_group(p);
   return {p.m,
@@ -24,7 +22,6 @@ inline LinearArgs linear_args(LinearParams const& p) {
           static_cast<int32_t>(row_bytes),
           static_cast<int32_t>(packed_bytes(p.n)),
           static_cast<int32_t>(p.scales),
-          static_cast<int32_t>(std::min(row_bytes, kPrefetchBytes / p.n / 16 * 16)),
           p.decode,
           p.dtype,
           p.x,
@@ -45,11 +42,16 @@ Status launch_few(LinearArgs const& args, cudaStream_t stream) {
   if (down > kMaxGridY) return Status::kTooLarge;
   dim3 const grid(static_cast<unsigned>(across), static_cast<unsigned>(down));
   using Layout = FewLayout<X, Shape>;
-  int device = 0, limit = 0;
+  int device = 0, limit = 0, multiprocessors = 0;
   GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
   GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   static_assert(Layout::shared_bytes(1) <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
-  int const warps = std::min(Shape::kWarps, (limit - Layout::shared_bytes(0)) / Layout::kRingBytes);
+  // Where no multiprocessor gets a second block, the first takes its place if the wait for a quantizing op, which keeps
+  // the next call's blocks from starting under this one's, and a second tile of tokens make a block slow.
+  bool const alone = sizeof(X) == 1 && Shape::kTokenTiles > 1 && across * down <= multiprocessors;
+  int const most = Shape::kWarps * (alone ? Shape::kBlocks : 1);
+  int const warps = std::min(most, (limit - Layout::shared_bytes(0)) / Layout::kRingBytes);
   return launch_at(Start::kEarly, linear_few<T, X, Shape>, grid, dim3(static_cast<unsigned>(32 * warps)),
                    static_cast<size_t>(Layout::shared_bytes(warps)), stream, args);
 }
