@@ -10,9 +10,11 @@ it has seen and exits with 3.
 
 import argparse
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -20,7 +22,7 @@ import tempfile
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,8 +49,11 @@ _TORCH = {
     np.dtype(np.int8): torch.int8,
     np.dtype(np.int32): torch.int32,
 }
-#: What runs at a time. Threads, as kernels of several processes take turns on the GPU; numpy lets others run meanwhile.
-WORKERS = max(2, (os.cpu_count() or 2) - 2)
+#: Python runs one thread of a process at a time, the GPU the kernels of one process: so a few of both.
+PROCESSES = max(1, min(4, (os.cpu_count() or 2) // 4))
+THREADS = max(2, (os.cpu_count() or 2) // PROCESSES - 1)
+#: What a process takes at a time: few enough to report often when stopped.
+SLICE = 150
 #: Products of a linear above which the GPU computes the reference, in float64: numpy takes too long.
 NUMPY_PRODUCTS = 1 << 28
 
@@ -108,13 +113,20 @@ def equal(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.array_equal(a.astype(np.float64), b.astype(np.float64), equal_nan=True))
 
 
-def check(lib: Library, case: QuantizeCase | LinearCase, offset: int = 0) -> float:
-    """Return the worst row error of what ``lib`` makes of ``case``.
+@functools.cache
+def opened(path: Path) -> Library:
+    """The library at ``path``, once a process."""
+    return Library(path)
+
+
+def check(path: Path, case: QuantizeCase | LinearCase, offset: int) -> float:
+    """Return the worst row error of what the library at ``path`` makes of ``case``.
 
     Raises:
         AssertionError: as `check_quantize` and `check_linear`.
     """
-    return check_quantize(lib, case, offset) if isinstance(case, QuantizeCase) else check_linear(lib, case, offset)
+    run = check_quantize if isinstance(case, QuantizeCase) else check_linear
+    return run(opened(path), case, offset)
 
 
 def check_quantize(lib: Library, case: QuantizeCase, offset: int) -> float:
@@ -152,7 +164,7 @@ def check_quantize(lib: Library, case: QuantizeCase, offset: int) -> float:
         assert equal(got["sum"], want_sum), "the sum is not exact"
     if case.producer == "MixQQuantize":
         assert equal(got["y"], inputs["x"]), "y is not x"
-    return row_error(got["y"], want)
+    return row_error(got["y"], want, case.slack(inputs))
 
 
 def check_linear(lib: Library, case: LinearCase, offset: int) -> float:
@@ -225,24 +237,37 @@ def attempt(check: Callable[[], float]) -> tuple[float | None, str | None]:
         return None, f"{type(e).__name__}: {e}".splitlines()[0]
 
 
+def attempt_all(checks: Sequence[Callable[[], float]]) -> list[tuple[float | None, str | None]]:
+    """Attempt checks by threads."""
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as workers:
+        return list(workers.map(attempt, checks))
+
+
 def sweep(tally: Tally, route: str, tasks: Sequence[tuple[v3_cases.Case, str, Callable[[], float]]]) -> None:
-    """Attempt the check of every case, by threads."""
-    with concurrent.futures.ThreadPoolExecutor(WORKERS) as workers:
-        results = workers.map(attempt, [task[2] for task in tasks])
-        for (case, name, _), (error, reason) in zip(tasks, results, strict=True):
-            tally.add((route, case.op, case.dtype), name, error, reason)
+    """Attempt the check of every case."""
+    outcomes = attempt_all([task[2] for task in tasks])
+    for (case, name, _), (error, reason) in zip(tasks, outcomes, strict=True):
+        tally.add((route, case.op, case.dtype), name, error, reason)
 
 
-def through_capi(tally: Tally, lib: Library, quick: bool) -> None:
+@contextlib.contextmanager
+def through_capi(tally: Tally, path: Path, quick: bool) -> Iterator[None]:
+    """Check all calls by processes of their own, while the caller does something else."""
     cases: list[tuple[QuantizeCase | LinearCase, int]] = [
         (case, 0) for case in itertools.chain(quantize_cases(quick), linear_cases(quick))
     ]
     cases += [(case, 1) for case in misaligned_cases()]
-    tasks = [
-        (case, f"{case}{' misaligned' if offset else ''}", functools.partial(check, lib, case, offset))
-        for case, offset in cases
-    ]
-    sweep(tally, "capi", tasks)
+    context = multiprocessing.get_context("spawn")  # a fork cannot use the CUDA of its parent
+    with concurrent.futures.ProcessPoolExecutor(PROCESSES, context) as processes:
+        slices = [cases[start :: -(-len(cases) // SLICE)] for start in range(-(-len(cases) // SLICE))]
+        checks = {
+            processes.submit(attempt_all, [functools.partial(check, path, *case) for case in some]): some
+            for some in slices
+        }
+        yield
+        for done in concurrent.futures.as_completed(checks):
+            for (case, offset), (error, reason) in zip(checks[done], done.result(), strict=True):
+                tally.add(("capi", case.op, case.dtype), f"{case}{' misaligned' * offset}", error, reason)
 
 
 def chain_error(lib: Library) -> float:
@@ -357,9 +382,9 @@ def main() -> None:
         os._exit(3)  # threads may be waiting for the GPU
 
     signal.signal(signal.SIGTERM, stop)
-    through_plugins(tally, options.library, options.host, plugin_cases(options.quick))
-    through_capi(tally, lib, options.quick)
-    through_chains(tally, lib)
+    with through_capi(tally, options.library, options.quick):
+        through_plugins(tally, options.library, options.host, plugin_cases(options.quick))
+        through_chains(tally, lib)
     chain = chain_error(lib)
     seconds = round(time.time() - start, 1)
     failures = publish(lib, tally, options.json, seconds=seconds, complete=True, chain_error=chain)

@@ -127,6 +127,19 @@ class QuantizeCase:
             activation = _ACTIVATIONS[self.producer.removeprefix("MixQ").removeprefix("Gated")]
             return layers.gated(activation, x, other if self.gates else np.ones((), x.dtype)), None
 
+    def slack(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """How many times the tolerance a row of y may be off, [M].
+
+        Kernel and evaluator both round the mean of a layer norm in float32 about ten times (levels of a tree of sums,
+        the division), each time by 2^-24 of it, which is |mean| / deviation as much of what is normalized.
+        """
+        if self.norm != "LayerNorm" or self.dtype != "float32":
+            return np.ones(self.rows)
+        v = inputs["x"].astype(np.float64) + inputs["other"] if self.adds else inputs["x"].astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.abs(v.mean(-1)) / v.std(-1)
+        return 1 + 2 * 10 * 2.0**-24 * np.where(np.isfinite(ratio), ratio, 0) / numerics.ROW_TOLERANCE[self.dtype]
+
     def __str__(self) -> str:
         return f"{self.op}<{self.dtype}> M={self.rows} K={self.cols} C={self.capacity}"
 
@@ -231,8 +244,11 @@ class LinearCase:
         return f"{self.op}<{self.dtype}> M={self.m} N={self.n} K={self.k} C={self.capacity} group={self.group}"
 
 
-def row_error(got: np.ndarray, want: np.ndarray) -> float:
-    """Largest ||got - want|| / ||want|| over the finite rows; infinite if the two differ in which rows are finite."""
+def row_error(got: np.ndarray, want: np.ndarray, slack: np.ndarray | None = None) -> float:
+    """Largest ||got - want|| / ||want|| over the finite rows; infinite if the two differ in which rows are finite.
+
+    ``slack`` [M] divides the error of a row.
+    """
     got, want = got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(want).all(-1)
     if not np.array_equal(finite, np.isfinite(got).all(-1)):
@@ -240,4 +256,5 @@ def row_error(got: np.ndarray, want: np.ndarray) -> float:
     if not finite.any():
         return 0.0
     difference = np.linalg.norm(got[finite] - want[finite], axis=-1)
-    return float(np.max(difference / np.maximum(np.linalg.norm(want[finite], axis=-1), 1e-30)))
+    error = difference / np.maximum(np.linalg.norm(want[finite], axis=-1), 1e-30)
+    return float(np.max(error if slack is None else error / slack[finite]))

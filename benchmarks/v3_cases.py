@@ -107,4 +107,4 @@ def compare(case: Case, outputs: Sequence[np.ndarray], rng: np.random.Generator)
         assert same, f"{name} is not that of the plugin's own y"
     if case.adds:
         assert np.array_equal(rest[0][0].astype(np.float64), want_sum.astype(np.float64), equal_nan=True), "sum"
-    return row_error(y[0], want)
+    return row_error(y[0], want, case.slack(operands))
