@@ -7,13 +7,14 @@
 #     sanitizer    compute-sanitizer over every kernel
 #     online       online outlier prediction: exact sets, sequences, graphs, streams, plugins; then what it costs (1 min)
 #     mant         the linears of M-ANT: against their numpy evaluators, under compute-sanitizer, and graphopt bench kernels
-#                  --suite mant; attention over its cache, from build_attention.sh, against its evaluator (3 min)
+#                  --suite mant (3 min)
+#     attention    attention over caches, from build_attention.sh: against evaluators, under compute-sanitizer, timed (2 min)
 #     vq           kernels of vector-quantized weights, from build_vq.sh: against decoded weights, under compute-sanitizer,
 #                  VQ-LLM's optimizations one by one, and graphopt bench kernels --suite vq; then vq_hadamard (4 min)
 #     vq_hadamard  their transform and what it is fused with: against evaluators, under compute-sanitizer, and its suite
 #     timing       graphopt bench kernels, the suites of MixQ (3 min)
 #     counters     hardware counters of MixQ's kernels
-#     all          correctness sanitizer online mant timing counters (default)
+#     all          correctness sanitizer online mant attention timing counters (default)
 #     mixq         quick timing counters
 # Needs carry/ (benchmarks/gpu_carry.sh) and a python3 with torch, numpy, ml_dtypes, typer and rich.
 cd "$(dirname "$0")/.." || exit 1
@@ -80,10 +81,21 @@ mant() {
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     cases="$(mktemp -d)"
     python3 benchmarks/mant.py --write-cases "$cases" && sanitize "$cases" "$out/mant_sanitizer.log" || failed=1
-    timeout 60 python3 benchmarks/kernels/attention_mant.py --output "$out/mant_attention" 2>&1 |
-        tee "$out/mant_attention.log"
-    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     bench mant
+    return "$failed"
+}
+
+attention() {
+    local failed=0 tool
+    timeout 60 python3 benchmarks/kernels/attention_mant.py --output "$out/attention" 2>&1 | tee "$out/attention_mant.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
+    for tool in memcheck racecheck synccheck; do
+        timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 carry/attention_small \
+            > "$out/attention_$tool.log" 2>&1 || failed=1
+        grep 'cases\|ERROR SUMMARY\|RACECHECK SUMMARY' "$out/attention_$tool.log"
+    done
+    timeout 150 python3 benchmarks/kernels/attention.py --output "$out/attention" 2>&1 | tee "$out/attention.log"
+    [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     return "$failed"
 }
 
@@ -141,7 +153,7 @@ counters() {
 stages=()
 for name in "$@"; do
     case "$name" in
-    all) stages+=(correctness sanitizer online mant timing counters) ;;
+    all) stages+=(correctness sanitizer online mant attention timing counters) ;;
     mixq) stages+=(quick timing counters) ;;
     *) stages+=("$name") ;;
     esac

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Build carry/libattention.so for attention.py.   sh benchmarks/kernels/build_attention.sh [nvcc] [arch] [object folder]
+# Build carry/libattention.so for attention.py, and carry/attention_small, which needs no Python.
+#   sh benchmarks/kernels/build_attention.sh [nvcc] [arch] [object folder]
 set -eu
 cd "$(dirname "$0")/../.."
 nvcc=${1:-nvcc}
@@ -24,3 +25,5 @@ for source in benchmarks/kernels/attention.cu trt_plugins/common/check.cpp trt_p
     fi
 done
 "$nvcc" -shared -cudart static "-L$lib" "$objects"/*.o -o carry/libattention.so
+"$nvcc" -std=c++17 -O2 -cudart static "-L$lib" benchmarks/kernels/attention_small.cu -Lcarry -lattention \
+    -Xlinker -rpath,'$ORIGIN' -o carry/attention_small
