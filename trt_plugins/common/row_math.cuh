@@ -77,8 +77,8 @@ __device__ __forceinline__ float squares_around(Vec<T> const (&v)[kVecs], float 
 
 /// Elements of 16 bits: both sums in one pass, with one barrier, unless the mean is so far off that their squares
 /// cancel; then, and for float32, squares around the mean.
-template <class T, int kVecs, bool kOneWarp, class Inside>
-__device__ __forceinline__ Moments layer_moments(Vec<T> const (&v)[kVecs], Team<kOneWarp>& team, float per_element,
+template <class T, int kVecs, class TeamOf, class Inside>
+__device__ __forceinline__ Moments layer_moments(Vec<T> const (&v)[kVecs], TeamOf& team, float per_element,
                                                  float epsilon, Inside inside) {
   constexpr float kFar = 16.0f;  // mean^2 over variance: four bits of the float32 sums cancel
   float mean, variance;
@@ -95,8 +95,8 @@ __device__ __forceinline__ Moments layer_moments(Vec<T> const (&v)[kVecs], Team<
 }
 
 /// Statistics of a row of `cols` elements, of which a team holds vectors; those that are not `inside` it are zeros.
-template <class Producer, class T, int kVecs, bool kOneWarp, class Inside>
-__device__ __forceinline__ Moments moments(Vec<T> const (&v)[kVecs], Team<kOneWarp>& team, int32_t cols, float epsilon,
+template <class Producer, class T, int kVecs, class TeamOf, class Inside>
+__device__ __forceinline__ Moments moments(Vec<T> const (&v)[kVecs], TeamOf& team, int32_t cols, float epsilon,
                                            Inside inside) {
   float const per_element = 1.0f / static_cast<float>(cols);
   if constexpr (Producer::kNorm == Norm::kRms) {
@@ -142,7 +142,8 @@ struct RereadRow {
   }
 
   /// Learn the statistics that a norm needs. `sum`: null, or where to write what is normalized.
-  __device__ __forceinline__ void measure(Team<false>& team, float epsilon, T* sum) {
+  template <class TeamOf>
+  __device__ __forceinline__ void measure(TeamOf& team, float epsilon, T* sum) {
     if constexpr (Producer::kNorm != Norm::kNone) {
       int32_t const lane = static_cast<int32_t>(threadIdx.x), lanes = static_cast<int32_t>(blockDim.x);
       float const count = static_cast<float>(cols);

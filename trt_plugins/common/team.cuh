@@ -14,7 +14,10 @@ namespace graphopt {
 /// A reduction of several warps costs one barrier. Consecutive ones alternate between two rows of scratch memory: a
 /// thread can write the row of reduction r + 2 only after the barrier of r + 1, which every reader of r has then
 /// reached.
-template <bool kOneWarp>
+///
+/// kWholeBlock: all teams of a block wait for each other, all make the same reductions. A barrier whose number is known
+/// only at run time counts as sixteen, of which a multiprocessor has room for four blocks'.
+template <bool kOneWarp, bool kWholeBlock = false>
 class Team {
  public:
   static constexpr int kScratch = 2 * kWarp;  // of a block
@@ -57,7 +60,11 @@ class Team {
   template <class Value>
   __device__ __forceinline__ Value exchange(Value value) {
     if (lane_ == 0) *reinterpret_cast<Value*>(mine_ + phase_) = value;
-    asm volatile("bar.sync %0, %1;" ::"r"(threadIdx.y), "r"(blockDim.x) : "memory");
+    if constexpr (kWholeBlock) {
+      __syncthreads();
+    } else {
+      asm volatile("bar.sync %0, %1;" ::"r"(threadIdx.y), "r"(blockDim.x) : "memory");
+    }
     Value given{};
     if (lane_ < warps_) given = *reinterpret_cast<Value*>(given_ + phase_);
     phase_ ^= kWarp;

@@ -24,12 +24,14 @@ namespace graphopt::vq {
 
 constexpr int kVector = 8;  // channels of a vector
 
-/// Blocks of the largest norms that a multiprocessor has registers for, which bounds what the compiler may use. Elsewhere
-/// it would spill.
+/// Blocks of the largest rows that a multiprocessor has registers for, which bounds what the compiler may use: where it is
+/// one, it would spill else.
 #if __CUDA_ARCH__ == 900
-constexpr int kResidentNorms = 2;
+template <Norm kNorm>
+constexpr int kResidentRows = kNorm == Norm::kRms ? 2 : 1;
 #else
-constexpr int kResidentNorms = 1;
+template <Norm>
+constexpr int kResidentRows = 1;
 #endif
 
 /// How the rows of HadamardArgs are laid over threads, see plan_hadamard.
@@ -112,7 +114,7 @@ __device__ __forceinline__ SlotPlaces transform_warps(SlotValues& v, float4* sha
     mine[0] = make_float4(v[i][0], v[i][1], v[i][2], v[i][3]);
     mine[kWarp] = make_float4(v[i][4], v[i][5], v[i][6], v[i][7]);
   }
-  asm volatile("bar.sync %0, %1;" ::"r"(threadIdx.y), "r"(blockDim.x) : "memory");
+  __syncthreads();
   int32_t const number = warp % block_warps, low = number % kSlots, group = number / kSlots;
   SlotPlaces from{(warp - number) * kSlots + low, kSlots, 2 * kSlots};
   if (block_warps == 2) from.base += low, from.upper = 1;  // two of its slots each
@@ -161,17 +163,17 @@ __device__ __forceinline__ void flip(Vec<T>& v, uint2 signs) {
 
 /// Block: (threads of a unit, its team; units). Shared memory: values that change place, if warps share a block of H.
 template <class T, class Producer>
-__global__ void __launch_bounds__(max_unit_threads(Producer::kNorm != Norm::kNone),
-                                  Producer::kNorm != Norm::kNone ? kResidentNorms : 1)
+__global__ void __launch_bounds__(max_unit_threads(Producer::kNorm != Norm::kNone), kResidentRows<Producer::kNorm>)
     hadamard_rows(HadamardArgs<T> const args, RowGrid const grid) {
   extern __shared__ float4 exchanged[];
-  __shared__ float2 scratch[Team<false>::kScratch];
-  int32_t const unit = static_cast<int32_t>(blockIdx.x * blockDim.y + threadIdx.y);
-  if (unit >= grid.units) return;  // together with its team
+  using Unit = Team<false, true>;
+  __shared__ float2 scratch[Unit::kScratch];
+  int32_t const number = static_cast<int32_t>(blockIdx.x * blockDim.y + threadIdx.y);
+  int32_t const unit = min(number, grid.units - 1);
   int const lane = static_cast<int>(threadIdx.x) % kWarp;
   int const warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarp, 0);
   int32_t const row = unit / grid.parts, first = (unit - row * grid.parts) * grid.unit_channels;
-  int32_t const left = args.k - first;
+  int32_t const left = number == unit ? args.k - first : 0;  // who has no unit waits at barriers with the others
   int32_t const lane_channel = lane * kVector;
   SlotPlaces places{warp * kSlots, 1, 2};
   auto const channel = [&](int i) { return places(i) * kSlotChannels + lane_channel; };
@@ -204,15 +206,20 @@ __global__ void __launch_bounds__(max_unit_threads(Producer::kNorm != Norm::kNon
   if constexpr (Producer::kNorm != Norm::kNone) {
     if (Producer::kInputs == 2 && args.sum != nullptr) write(args.sum);
     load_signs();  // not before: the registers of a second input are free now
-    Team<false> team(scratch);
+    auto const at = [&](int i) { return inside(i) ? channel(i) : 0; };  // beyond the row: blocks that nobody writes
+    // Where there are registers for it, gamma is on its way while statistics are made.
+    constexpr bool kEarly = Producer::kNorm == Norm::kRms && Producer::kInputs == 1;
+    Vec<T> gamma[kSlots], beta;
+#pragma unroll
+    for (int i = 0; kEarly && i < kSlots; ++i) gamma[i] = load_pinned(args.gamma + at(i));
+    Unit team(scratch);
     Moments const m = moments<Producer>(v, team, args.k, args.epsilon, inside);
     keep_packed(v);
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
-      int32_t const at = inside(i) ? channel(i) : 0;  // beyond the row: other blocks of H, which nobody writes
-      Vec<T> beta;
-      if constexpr (Producer::kNorm == Norm::kLayer) beta = load_cached(args.beta + at);
-      normalize_vector<Producer>(v[i], m, load_cached(args.gamma + at), beta);
+      if constexpr (!kEarly) gamma[i] = load_cached(args.gamma + at(i));
+      if constexpr (Producer::kNorm == Norm::kLayer) beta = load_cached(args.beta + at(i));
+      normalize_vector<Producer>(v[i], m, gamma[i], beta);
     }
   }
   if (args.y != nullptr) write(args.y);

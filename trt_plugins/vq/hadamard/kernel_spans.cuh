@@ -53,7 +53,8 @@ __device__ __forceinline__ void transform_bits(float* values, int span, int bit)
 template <class T, class Producer>
 __global__ void __launch_bounds__(kSpanThreads) hadamard_spans(HadamardArgs<T> const args, SpanGrid const grid) {
   extern __shared__ float values[];
-  __shared__ float2 scratch[Team<false>::kScratch];
+  using Block = Team<false, true>;
+  __shared__ float2 scratch[Block::kScratch];
   wait_for_predecessor();
   release_successor();
   int const first = static_cast<int>(blockIdx.x) * grid.span;
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(kSpanThreads) hadamard_spans(HadamardArgs<T> c
   int64_t const start = int64_t{blockIdx.y} * args.k;
   T const* const other_input = Producer::kInputs == 2 ? args.other + start : nullptr;
   RereadRow<T, Producer> row{args.x + start, other_input, args.gamma, args.beta, args.k};
-  Team<false> team(scratch);
+  Block team(scratch);
   row.measure(team, args.epsilon, args.sum == nullptr || blockIdx.x != 0 ? nullptr : args.sum + start);
   for (int i = static_cast<int>(threadIdx.x); i < grid.span; i += kSpanThreads) {
     float sum = 0.0f;
