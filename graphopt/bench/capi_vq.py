@@ -3,13 +3,13 @@
 __all__ = ["VqFormat", "VqLibrary"]
 
 import ctypes
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphopt.bench.capi import DTYPES, PRODUCERS, Library, pointer_of
 from graphopt.errors import PluginError
+from graphopt.generated import generate
 
 if TYPE_CHECKING:
     import torch
@@ -65,9 +65,6 @@ class VqLibrary(Library):
             lib.graphopt_vq_linear_e8.argtypes = [number] + [long] * 3 + [number] + [pointer] * 8
             of_hadamard = [number] * 2 + [long] * 4 + [pointer] * 5 + [ctypes.c_float] + [pointer] * 4
             lib.graphopt_vq_hadamard.argtypes = of_hadamard
-            sizes = [number] + [long] * 2 + [number] * 3 + [long] * 2 + [number]
-            lib.graphopt_vq_generate.argtypes = [*sizes, pointer, long, ctypes.c_char_p, long]
-            lib.graphopt_vq_generate.restype = long
             self._workspace = lib.graphopt_vq_linear_workspace_bytes
         self._workspace.argtypes, self._workspace.restype = [long] * 2 + [number] * 3 + [long] * 2, long
 
@@ -83,13 +80,11 @@ class VqLibrary(Library):
             PluginError: none can be made; the library's own sentence.
         """
         major, minor = self._torch.cuda.get_device_capability()
-        text = ctypes.create_string_buffer(1 << 14)
-        sizes = n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k), 10 * major + minor
-        made = self._lib.graphopt_vq_generate(DTYPES[str(dtype)], *sizes, None, 0, text, len(text))
+        sizes = n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k)
+        made, reason = generate(self._lib, DTYPES[str(dtype)], sizes, 10 * major + minor)
         if not made:
-            raise PluginError(text.value.decode() or f"{fmt} needs no generated kernels")
-        numbers: dict[str, Any] = json.loads(text.value)
-        return numbers
+            raise PluginError(reason or f"{fmt} needs no generated kernels")
+        return made
 
     def vq_linear(
         self,
