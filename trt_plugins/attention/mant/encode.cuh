@@ -49,6 +49,18 @@ __device__ __forceinline__ float group_amax(float const (&x)[kPer]) {
   return bits >= 0x7f800000u ? NAN : __uint_as_float(bits);
 }
 
+/// Of the magnitudes of a group's elements.
+template <int kPer>
+__device__ __forceinline__ float squared_error(float const (&x)[kPer], float const (&nearest)[kPer]) {
+  float error = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kPer; ++k) {
+    float const off = __fsub_rn(fabsf(x[k]), nearest[k]);
+    error = k == 0 ? __fmul_rn(off, off) : __fadd_rn(error, __fmul_rn(off, off));
+  }
+  return group_sum(error);
+}
+
 /// The word of the candidate with the least squared error; the first one's, if no error is a number. `bound` gets its
 /// bounds. One candidate after the other in a loop: in decode, where the code runs once, fetching it takes the time.
 template <int kPer>
@@ -71,13 +83,7 @@ __device__ __forceinline__ uint32_t select_by_trial(float const (&x)[kPer], floa
 #pragma unroll
       for (int k = 0; k < kPer; ++k) nearest[k] = fabsf(x[k]) > between[i] ? value : nearest[k];
     }
-    float error = 0.0f;
-#pragma unroll
-    for (int k = 0; k < kPer; ++k) {
-      float const off = __fsub_rn(fabsf(x[k]), nearest[k]);
-      error = k == 0 ? __fmul_rn(off, off) : __fadd_rn(error, __fmul_rn(off, off));
-    }
-    error = group_sum(error);
+    float const error = squared_error(x, nearest);
     bool const better = c == 0 || error < best;
     best = better ? error : best;
     word = better ? number << 4 | static_cast<uint32_t>(trial.id) : word;
@@ -132,13 +138,7 @@ __device__ __forceinline__ uint32_t encode_group_at_once(float const (&x)[kPer],
       codes[k] = i == 0 ? (x[k] < 0.0f ? 8u : 0u) : codes[k] + (above ? 1u : 0u);
     }
   }
-  float error = 0.0f;
-#pragma unroll
-  for (int k = 0; k < kPer; ++k) {
-    float const off = __fsub_rn(fabsf(x[k]), nearest[k]);
-    error = k == 0 ? __fmul_rn(off, off) : __fadd_rn(error, __fmul_rn(off, off));
-  }
-  error = group_sum(error);
+  float const error = squared_error(x, nearest);
   float best = __shfl_sync(0xffffffffu, error, 0);
   int winner = 0;
 #pragma unroll
