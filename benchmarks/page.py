@@ -32,6 +32,12 @@ Speed as a multiple of torch's in float16 in the same run, unless the line names
 """
 
 
+COUNTERS = """\
+What ncu counted (`python benchmarks/counters.py`), one launch each with cold caches, which takes longer than one of
+many: shares of the peak of memory and tensor cores, and of the cycles in which a scheduler issues an instruction.
+"""
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a result file; none of a file that does not exist or holds something else."""
     data = json.loads(path.read_text()) if path.is_file() else []
@@ -153,6 +159,8 @@ def sections() -> Iterator[str]:
                     *section(rows),
                     "",
                 )
+        if rows := rows_of(RESULTS / gpu / "mixq_counters.json"):
+            yield from (f"## Counters on {gpu.upper()}\n", COUNTERS, *tables.counters_table(rows), "")
     if rows := rows_of(RESULTS / "scaling.json"):
         yield from ("## The compiler\n", *scaling(rows), "")
 

@@ -66,6 +66,28 @@ def quantize_table(rows: Sequence[dict]) -> Iterator[str]:
     yield from table(head, lines)
 
 
+def counters_table(rows: Sequence[dict]) -> Iterator[str]:
+    """What each kernel is busy with, and what its warps wait for."""
+    head = (
+        "kernel",
+        "M",
+        "N × K",
+        "us",
+        "memory",
+        "tensor cores",
+        "instructions issued",
+        "warps that wait, for each instruction",
+    )
+    lines = []
+    for r in rows:
+        op = r["case"] if "N" not in r else f"linear, {r['scheme'].removeprefix('mixq-')}"
+        waits = ", ".join(f"{reason.replace('_', ' ')} {value}" for reason, value in list(r["stalls"].items())[:4])
+        shares = (f"{r[name]:.0%}" for name in ("dram", "tensor", "issued"))
+        size = f"{r['N']} × {r['K']}" if "N" in r else f"{r['K']}"
+        lines.append((op, str(r["M"]), size, f"{r['us']:.1f}", *shares, waits))
+    yield from table(head, lines)
+
+
 TABLES = {"mixq": linear_table, "mixq_quantize": quantize_table}
 
 
