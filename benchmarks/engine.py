@@ -8,12 +8,11 @@
 
 NAMES, with commas between, are tensorrt_fp16 (a growing cache, no plugins), fp16-static, or a preset of `optimize`,
 with "+" and the preset of a cache behind it: vq-quip4+cq4. `check` reads what benchmarks/engine_cases.py wrote. `build`
-makes one plan per scheme and phase of what `make` wrote, all with the kernels that one process loads once. Plans of
-plugins may be built beside each other; what TensorRT tunes itself, the baseline above all, is built alone. ``--level``
-is TensorRT's optimization level for all but the baseline, which gets TensorRT's own choice: it tunes what is between
-plugins only, for minutes. `time` builds what is missing and times all; it writes the JSON after every plan and starts
-none once ``--seconds`` have passed. `merge` makes one file of several runs of `time`: the last row of a case and scheme
-counts.
+makes one plan per scheme and phase of what `make` wrote, all with the kernels that one process loads once: one process
+at a time, because builders that share a GPU wait for each other. ``--level`` is TensorRT's optimization level for all
+but the baseline, which gets TensorRT's own choice: it tunes what is between plugins only, for minutes. `time` builds
+what is missing and times all; it writes the JSON after every plan and starts none once ``--seconds`` have passed.
+`merge` makes one file of several runs of `time`: the last row of a case and scheme counts.
 """
 
 import argparse

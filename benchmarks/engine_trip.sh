@@ -5,11 +5,11 @@
 #   bash benchmarks/engine_trip.sh make             random layers of Llama's shapes in the forms SCHEMES (no GPU needed);
 #                                                   PRESET (llama-2-7b), LAYERS (4)
 #   bash benchmarks/engine_trip.sh first PARTS      the three above in one call; `make` runs beside `check`
-#   bash benchmarks/engine_trip.sh time             build them, one process for each phase but TensorRT's own fp16 alone, and
-#                                                   time them; PHASES, BATCHES, SCHEMES, LEVEL (1) of all but fp16
+#   bash benchmarks/engine_trip.sh time             build and time them, one after another: builders that share a GPU wait
+#                                                   for each other; PHASES, BATCHES, SCHEMES, LEVEL (0) of all but fp16
 #   bash benchmarks/engine_trip.sh text GGUF STATISTICS PREPARED    SmolLM2 by engines: text and perplexity in the forms
 #                                                   SCHEMES (needs the package gguf; PREPARED is from
-#                                                   benchmarks/generate.py prepare); plans are built beside each other
+#                                                   benchmarks/generate.py prepare)
 # Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
 # plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540). SCHEMES,
 # PHASES and BATCHES are lists with commas, as benchmarks/engine.py and generate.py take them.
@@ -45,17 +45,6 @@ make_layers() {
     run make --work "$work" --preset "${PRESET:-llama-2-7b}" --layers "${LAYERS:-4}" ${SCHEMES:+--schemes "$SCHEMES"}
 }
 
-# Each process loads 3 GB of kernels first: a few of them, each with several plans to build.
-build_plugins() {
-    local ours phase
-    ours="$(printf '%s' "$SCHEMES" | tr , '\n' | grep -vx tensorrt_fp16 | paste -sd,)"
-    [ -n "$ours" ] || return 0
-    for phase in ${PHASES//,/ }; do
-        run build --work "$work" --schemes "$ours" --phases "$phase" --batches "$BATCHES" --level "$LEVEL" &
-    done
-    wait
-}
-
 package
 case "$verb" in
 first)
@@ -73,11 +62,8 @@ unpack) bash carry_trt8/unpack.sh "${1:?folder of the parts}" "$runtime" ;;
 check) cp -r carry_trt8/cases "$work/" && run check --cases "$work/cases" --work "$work" --json "$out/check.json" ;;
 make) make_layers ;;
 time)
-    : "${SCHEMES:=mixq-w4a8,mixq-w8a8,tensorrt_fp16}" "${PHASES:=decode,prefill}" "${BATCHES:=1,4,16,64}" "${LEVEL:=1}"
+    : "${SCHEMES:=mixq-w4a8,mixq-w8a8,tensorrt_fp16}" "${PHASES:=decode,prefill}" "${BATCHES:=1,4,16,64}" "${LEVEL:=0}"
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
-    started=$SECONDS
-    build_plugins
-    limit=$((limit - SECONDS + started))
     run time --work "$work" --json "$out/engine.json" --driver "$driver" --seconds $((limit - 120)) \
         --phases "$PHASES" --batches "$BATCHES" --schemes "$SCHEMES" --level "$LEVEL"
     ;;
@@ -86,12 +72,9 @@ text)
     generate() { timeout "$limit" "$runtime/bin/trt8-python" benchmarks/generate.py "$@" 2>&1 | tee -a "$out/text.log"; }
     schemes="${SCHEMES:-none,mixq-w8a8}"
     generate make "$gguf" "$statistics" "$work/text" --schemes "$schemes"
+    generate build "$work/text" --schemes "$schemes"
     plans=()
-    for scheme in ${schemes//,/ }; do
-        generate build "$work/text" --schemes "$scheme" &
-        plans+=("$scheme=$work/text/$scheme.plan")
-    done
-    wait
+    for scheme in ${schemes//,/ }; do plans+=("$scheme=$work/text/$scheme.plan"); done
     generate run "$prepared" "${plans[@]}" --json "$out/generate.json"
     ;;
 *) echo "unknown verb $verb" >&2; exit 2 ;;

@@ -10,7 +10,7 @@
 `make` and `build` give `run` its models and plans where neither can be carried: FOLDER/SCHEME.onnx with a cache that is
 updated in place, of the format behind a "+" or in the activation type, the head as it is, and FOLDER/SCHEME.plan with
 one profile, tuned for one token, at a low optimization level: TensorRT 8.6 takes minutes for each
-(benchmarks/NOTES.md). Plans of several schemes may be built by several processes at once where no time counts.
+(benchmarks/NOTES.md).
 FILE is an .onnx file or a .plan; NAME is that of its scheme, the first one's is what the others are compared with.
 Where two texts part, the row tells how far apart the reference saw the two tokens, and how far the logits of the scheme
 are from its: a near tie, or a mistake. `judge` does this for the rows of earlier runs, such as those of engines on
@@ -106,9 +106,11 @@ def build(arguments: argparse.Namespace) -> None:
     from graphopt.engine.build import build as build_plan
     from graphopt.engine.flavour import select
 
+    flavour = select(None)
+    kept = flavour.builder()  # with its kernels, 3 GB in TensorRT 8.6
     chosen = arguments.schemes and [arguments.folder / f"{name}.onnx" for name in arguments.schemes.split(",")]
     for model in chosen or sorted(arguments.folder.glob("*.onnx")):
-        inputs = Inputs(model, packed=not select(None).modern)
+        inputs = Inputs(model, packed=not flavour.modern)
         one, most = (inputs.text(Call(1, tokens, 0, CAPACITY)) for tokens in (1, LENGTH))
         options = BuildOptions(
             min_shapes=(one,), opt_shapes=(one,), max_shapes=(most,), optimization_level=arguments.level,
@@ -117,6 +119,7 @@ def build(arguments: argparse.Namespace) -> None:
         started = time.monotonic()
         build_plan(model, model.with_suffix(".plan"), options)
         print(f"{model.stem}: {time.monotonic() - started:.0f} s", flush=True)
+    del kept
 
 
 def texts(file: Path, prompts: Sequence[dict[str, Any]], tokens: int) -> tuple[list[Generation], dict[str, Any]]:
