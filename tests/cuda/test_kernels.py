@@ -27,8 +27,8 @@ def test_the_committed_gpu_results_have_no_failures() -> None:
     if not path.is_file():
         pytest.skip(f"{path.relative_to(ROOT)} is made on an H100 by benchmarks/gpu_trip.sh")
     report = json.loads(path.read_text())
-    assert report.get("complete", True)
-    assert {entry["route"] for entry in report["ops"]} == routes
+    assert report["complete"]
+    assert {entry["route"] for entry in report["ops"]} == {"capi", "chain", "plugin_v3"}
     assert all(entry["cases"] > 0 and entry["worst_row_error"] <= entry["tolerance"] for entry in report["ops"])
     assert [failure for entry in report["ops"] for failure in entry["failures"]] == []
 
