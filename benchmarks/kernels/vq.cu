@@ -1,10 +1,17 @@
 // C functions for benchmarks/kernels/vq.py: every kernel of vector-quantized linears, whatever the plan would be.
+#include "vq/jit/launch.h"
 #include "vq/linear/launch.h"
 #include "vq/linear/params.h"
 #include "vq/linear/plan.h"
 
 using namespace graphopt;
 using namespace graphopt::vq;
+
+/// Formats that are no preset get no kernel here.
+Status graphopt::vq::jit::launch(LinearParams const&, Device const&, cudaStream_t, bool* launched) {
+  *launched = false;
+  return Status::kOk;
+}
 
 extern "C" {
 
@@ -37,6 +44,7 @@ int vq_linear(int kernel, int split, int64_t const* sizes, void* const* pointers
   if (kernel < kFastKernels && plan.candidates[kernel] < 0.0) return -1;
   plan.kernel = static_cast<LinearKernel>(kernel);
   plan.split = split;
+  plan.panel_bytes = panel_bytes(device, plan.preset, plan.kernel);
   return static_cast<int>(launch_linear(params, plan, static_cast<cudaStream_t>(stream)));
 }
 }

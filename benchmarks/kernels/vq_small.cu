@@ -1,7 +1,9 @@
 // Run the kernels of vector-quantized linears without Python: small sizes for compute-sanitizer, or one launch for ncu.
 //
 //   vq_small LIBRARY                       every kernel of every preset, small sizes; bfloat16 for one token only
-//   vq_small LIBRARY FORMAT KERNEL M N K   one launch: numbers of kFormats and of LinearKernel
+//   vq_small LIBRARY FORMAT                every kernel of one preset, a number of kFormats, at the smallest sizes that
+//                                          have more than one tile and split K: racecheck takes its time
+//   vq_small LIBRARY FORMAT KERNEL M N K   one launch: number of LinearKernel
 //
 // LIBRARY is what build_vq.sh makes. Operands are random; that results are right is checked by vq.py. Build:
 //   nvcc -std=c++17 -O2 benchmarks/kernels/vq_small.cu -o vq_small -ldl
@@ -88,14 +90,36 @@ bool run(Linear linear, Format const& f, int dtype, int kernel, int split, int64
   return status == 0;
 }
 
+/// Whether blocks can share K.
+bool splits(int kernel) { return kernel < 2 || (kernel >= 4 && kernel <= 6); }
+
+/// The number of launches.
+int run_smallest(Linear linear, Format const& f) {
+  constexpr int64_t kTokens[kKernels] = {5, 12, 5, 1, 20, 70, 140, 1};
+  int cases = 0;
+  for (int kernel = 0; kernel < kKernels; ++kernel) {
+    for (int split = 1; split <= (splits(kernel) ? 2 : 1); ++split) {
+      if (!run(linear, f, 1, kernel, split, kTokens[kernel], 256, 512)) continue;
+      ++cases;
+      std::printf("%s: kernel %d, split %d\n", f.name, kernel, split);
+      std::fflush(stdout);
+    }
+  }
+  return cases;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
-  require(count == 2 || count == 7, "arguments");
+  require(count == 2 || count == 3 || count == 7, "arguments");
   void* const library = dlopen(arguments[1], RTLD_NOW);
   require(library != nullptr, "dlopen");
   auto const linear = reinterpret_cast<Linear>(dlsym(library, "vq_linear"));
   require(linear != nullptr, "vq_linear");
+  if (count == 3) {
+    std::printf("%d cases\n", run_smallest(linear, kFormats[std::atoi(arguments[2])]));
+    return 0;
+  }
   if (count == 7) {
     bool const taken = run(linear, kFormats[std::atoi(arguments[2])], 1, std::atoi(arguments[3]), 1,
                            std::atol(arguments[4]), std::atol(arguments[5]), std::atol(arguments[6]));
@@ -105,7 +129,7 @@ int main(int count, char** arguments) {
   int cases = 0;
   for (Format const& f : kFormats) {
     for (int kernel = 0; kernel < kKernels; ++kernel) {
-      for (int split = 1; split <= (kernel < 2 ? 2 : 1); ++split) {
+      for (int split = 1; split <= (splits(kernel) ? 2 : 1); ++split) {
         for (auto const& [m, n, k] : kSizes) {
           if (kernel == 7 && m > 1) continue;  // the generic one: takes long
           for (int dtype = 1; dtype <= (m == 1 ? 2 : 1); ++dtype)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUITE = "vq"
-ROWS = (1, 4, 16, 64, 512, 2048)
+ROWS = (1, 4, 16, 32, 64, 128, 512, 2048)
 FORMATS = {
     "vq-quip4": VqFormat(8, 16, 2, lattice=True),
     "vq-aqlm3": VqFormat(8, 12, 2),

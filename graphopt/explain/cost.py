@@ -6,8 +6,9 @@ something off adds is counted from what the kernel would then do, in cycles of a
 - codebook cache off: an entry comes through the L1 cache instead of shared memory, where lanes have copies of their
   own: 32 look-ups of a warp take a cycle for each cache line they touch (expected from how often entries are named)
   instead of one for each 128 bytes;
-- codebook-centric dataflow off: blocks do not share K (the library's own estimate for that), and every block of 16 rows
-  of the persistent kernel brings the codebooks for itself;
+- codebook-centric dataflow off: blocks of the kernels for few tokens do not share K (the library's own estimate for
+  that; for those of many tokens it has none), and every block of 16 rows of the persistent kernel brings the
+  codebooks for itself;
 - fusion off: decoded weights go through shared memory to the lanes that multiply them, in and out 128 bytes a cycle.
 """
 

@@ -202,6 +202,20 @@ __device__ __forceinline__ void cluster_depart() {
           : "memory");
 }
 
+/// The address of four floats there, see address_at, to registers.
+__device__ __forceinline__ void load_at(float (&value)[4], uint32_t address) {
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value[0]), "=f"(value[1]), "=f"(value[2]), "=f"(value[3])
+               : "r"(address)
+               : "memory");
+}
+
+/// Barrier `id` over kThreads threads.
+template <int kThreads>
+__device__ __forceinline__ void threads_sync(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kThreads) : "memory");
+}
+
 /// Barrier `id` (0 is __syncthreads) over a warpgroup.
 __device__ __forceinline__ void warpgroup_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kWarpgroup) : "memory");

@@ -76,7 +76,7 @@ def test_each_switch_costs_and_all_cost_most(kernel: str, m: int) -> None:
     assert all(us >= full for us in alone)
     assert alone[0] > full
     assert alone[2] > full
-    assert (alone[1] > full) == (kernel != "tile64")  # whose blocks never share K
+    assert (alone[1] > full) == (kernel != "tile64")  # for which there is no estimate without clusters
     assert together == pytest.approx(full + sum(us - full for us in alone), abs=0.05)
 
 

@@ -100,7 +100,9 @@ __device__ __forceinline__ void decode_eight(uint32_t (&out)[4], Codes const& co
 /// Weights of trained codebooks VQ<v, b, r>.
 ///   kTiled: codebooks change along K, at multiples of a chunk; two buffers take turns.
 ///   kCopies: of every entry, a power of two, at most 128 bytes of them.
-template <class T_, int v, int b, int r, bool kTiled_, int kCopies_>
+///   kByByte: an entry of one residual, or of one buffer, lies beside that of the other, 256 bytes for both, so that a
+///     code is a byte of an address.
+template <class T_, int v, int b, int r, bool kTiled_, int kCopies_, bool kByByte = false>
 struct BookWeights {
   using T = T_;
   using Codes = LaneCodes<v, b, r>;
@@ -108,13 +110,17 @@ struct BookWeights {
   static constexpr bool kLattice = false;
   static constexpr int kCopies = kCopies_;
   static constexpr int kEntryBytes = 2 * v;
-  static constexpr int kPitch = kEntryBytes * kCopies;  // bytes from an entry to the next
-  static constexpr int kEntries = r << b;               // of all residuals
-  static constexpr int kTableBytes = kEntries * kPitch;
-  static constexpr int kSharedBytes = kTableBytes * (kTiled ? 2 : 1);
+  static constexpr int kCopiesBytes = kEntryBytes * kCopies;
+  static constexpr int kPitch = kByByte ? 256 : kCopiesBytes;                  // bytes from an entry to the next
+  static constexpr int kResidualBytes = kByByte ? kCopiesBytes : kPitch << b;  // from a residual to the next
+  static constexpr int kEntries = r << b;                                      // of all residuals
+  static constexpr int kTableBytes = kByByte ? kCopiesBytes : r * kResidualBytes;  // from a buffer to the other
+  static constexpr int kSharedBytes = kByByte ? kPitch << b : kTableBytes * (kTiled ? 2 : 1);
+  static constexpr int kAlignment = kByByte ? 64 * 1024 : 128;
+  static_assert(!kByByte || (b == 8 && 2 * kCopiesBytes == kPitch && r == (kTiled ? 1 : 2)));
   static constexpr int kEntryWords = kEntryBytes / 4;
-  static constexpr int kPieces = kPitch / 16;  // vectors of 16 bytes that hold all copies of an entry
-  static_assert(kPitch <= 128 && kPitch >= 16);
+  static constexpr int kPieces = kCopiesBytes / 16;  // vectors of 16 bytes that hold all copies of an entry
+  static_assert(kCopiesBytes <= 128 && kCopiesBytes >= 16);
 
   /// The part of codebooks that a thread brings: one entry of every kThreads / (threads for an entry).
   template <int kThreads>
@@ -178,7 +184,8 @@ struct BookWeights {
       uint32_t words[kEntryWords];
 #pragma unroll
       for (int w = 0; w < kEntryWords; ++w) words[w] = from_half_pair<T>(source[w]);
-      uint32_t const place = table + static_cast<uint32_t>(number) * kPitch;
+      uint32_t const place = table + static_cast<uint32_t>(number % (1 << b)) * kPitch +
+                             static_cast<uint32_t>(number >> b) * kResidualBytes;
 #pragma unroll
       for (int p = 0; p < kPieces; p += kShare) {
         int const piece = (p + thread) % kPieces;
@@ -203,7 +210,7 @@ struct BookWeights {
     /// Pairs of T of columns 8 q to 8 q + 7 of what `codes` holds.
     __device__ __forceinline__ void eight(uint32_t (&out)[4], Codes const& codes, int q) const {
       decode_eight<T, v, r>(out, codes, q, [this](auto& entry, int i, uint32_t code, uint32_t skipped) {
-        uint32_t const offset = static_cast<uint32_t>(i << b) * kPitch + skipped;
+        uint32_t const offset = static_cast<uint32_t>(i * kResidualBytes) + skipped;
         load_shared(entry, table_ + code * kPitch + offset);
       });
     }
@@ -243,14 +250,22 @@ struct BookWeights {
 #pragma unroll
       for (int i = 0; i < r; ++i) {
         uint32_t entry[1];
-        uint32_t const offset = static_cast<uint32_t>(i << b) * kPitch + half;
-        load_shared(entry, table_ + code_of<b>(codes, vector * r + i) * kPitch + offset);
+        load_shared(entry, address(codes, vector * r + i) + static_cast<uint32_t>(i * kResidualBytes) + half);
         sum[0] = i == 0 ? entry[0] : add_pair<T>(sum[0], entry[0]);
       }
       return sum[0];
     }
 
    private:
+    /// Where code number i leads to.
+    __device__ __forceinline__ uint32_t address(uint32_t const (&codes)[kWords], int i) const {
+      if constexpr (kByByte) {
+        return permute_bytes(codes[i / 4], table_, 0x7604u | static_cast<uint32_t>(i % 4) << 4);
+      } else {
+        return table_ + code_of<b>(codes, i) * kPitch;
+      }
+    }
+
     uint32_t table_;
     uint32_t skipped_;
   };

@@ -16,12 +16,14 @@ struct LatticeConstants;
 
 template <>
 struct LatticeConstants<__half> {
-  static constexpr uint32_t kQuarter = 0x34003400u;
+  static constexpr uint32_t kOne = 0x3c003c00u;
+  static constexpr uint32_t kMinusQuarter = 0xb400b400u;
 };
 
 template <>
 struct LatticeConstants<__nv_bfloat16> {
-  static constexpr uint32_t kQuarter = 0x3e803e80u;
+  static constexpr uint32_t kOne = 0x3f803f80u;
+  static constexpr uint32_t kMinusQuarter = 0xbe80be80u;
 };
 
 /// Signs of the eight coordinates of a point, the eighth by parity. `byte`: the upper half of a code.
@@ -35,16 +37,27 @@ __device__ __forceinline__ uint32_t byte_of_address(uint32_t word, int i) {
   return permute_bytes(word, 0, 0x4404u | static_cast<uint32_t>(i) << 4);
 }
 
-/// The shift of the code in half `half` of a word: two T of 1/4 if its top bit is 1, of -1/4 if it is 0.
+/// The shifts of both codes of a word, in its halves: 1/4 if a code's top bit is 1, -1/4 if it is 0.
 template <class T>
-__device__ __forceinline__ uint32_t e8_shift(uint32_t word, int half) {
-  uint32_t const positive = permute_bytes(word, 0, 0x1111u * static_cast<uint32_t>(2 * half + 1 | 8));  // all bits
-  return (~positive & 0x80008000u) ^ LatticeConstants<T>::kQuarter;
+__device__ __forceinline__ uint32_t e8_shifts(uint32_t word) {
+  return (word & 0x80008000u) ^ LatticeConstants<T>::kMinusQuarter;
+}
+
+/// Half `half` of a word, twice. An operand of an instruction for pairs takes it without an instruction.
+__device__ __forceinline__ uint32_t twice(uint32_t word, int half) {
+  uint32_t pair;
+  if (half == 0) {
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};\n}" : "=r"(pair) : "r"(word));
+  } else {
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};\n}" : "=r"(pair) : "r"(word));
+  }
+  return pair;
 }
 
 /// Weights of one or two codes of E8 for eight columns, see BookWeights. The table has, for each byte, the row of that
 /// number in copies of 8 T, and the signs of that number in a word for each lane: working them out costs more.
-///   kPairs: of two columns, see PairDecoder; else of eight, bits 2 i and 2 i + 15 for coordinates 2 i and 2 i + 1.
+///   kPairs: of two columns, see PairDecoder, as two T of 1 or -1; else of eight, bits 2 i and 2 i + 15 for coordinates
+///     2 i and 2 i + 1.
 template <class T_, int r, bool kPairs_>
 struct LatticeWeights {
   using T = T_;
@@ -58,6 +71,7 @@ struct LatticeWeights {
   static constexpr int kSigns = 128;  // where they begin
   static constexpr int kTableBytes = kE8Rows * kPitch;
   static constexpr int kSharedBytes = kTableBytes;
+  static constexpr int kAlignment = kPairs ? 64 * 1024 : 128;  // of pairs, a byte of a code is one of an address
 
   template <int kThreads>
   struct Loader {
@@ -77,7 +91,7 @@ struct LatticeWeights {
         float const low = static_cast<float>((packed >> (4 * w)) & 3) + 0.5f;
         float const high = static_cast<float>((packed >> (4 * w + 2)) & 3) + 0.5f;
         row[w] = round_pair<T>(low, w == 3 && (packed >> 16) != 0 ? -high : high);
-        sign[w] = kPairs ? signs_of_pair(spread, w) : spread;
+        sign[w] = kPairs ? signs_of_pair(spread, w) | LatticeConstants<T>::kOne : spread;
       }
       uint32_t const place = table + byte * kPitch;
 #pragma unroll
@@ -112,13 +126,13 @@ struct LatticeWeights {
     /// The same without shifts where not kShifted.
     template <bool kShifted>
     __device__ __forceinline__ void eight(uint32_t (&out)[4], Codes const& codes, int q) const {
-      uint32_t const word = codes.word[r == 2 ? q : q / 2];
+      uint32_t const word = codes.word[r == 2 ? q : q / 2], shifts = e8_shifts<T>(word);
       if constexpr (r == 1) {
-        point<kShifted>(out, word, q % 2);
+        point<kShifted>(out, word, shifts, q % 2);
       } else {
         uint32_t second[4];
-        point<kShifted>(out, word, 0);
-        point<kShifted>(second, word, 1);
+        point<kShifted>(out, word, shifts, 0);
+        point<kShifted>(second, word, shifts, 1);
 #pragma unroll
         for (int w = 0; w < 4; ++w) out[w] = fma_pair<T>(second[w], ratio_, out[w]);
       }
@@ -140,15 +154,14 @@ struct LatticeWeights {
    private:
     /// The point of the code in half `half` of a word.
     template <bool kShifted>
-    __device__ __forceinline__ void point(uint32_t (&out)[4], uint32_t word, int half) const {
+    __device__ __forceinline__ void point(uint32_t (&out)[4], uint32_t word, uint32_t shifts, int half) const {
       uint32_t row[4], spread[1];
       load_shared(row, table_ + byte_of_address(word, 2 * half));
       load_shared(spread, signs_ + byte_of_address(word, 2 * half + 1));
-      uint32_t const shift = e8_shift<T>(word, half);
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         out[w] = row[w] ^ signs_of_pair(spread[0], w);
-        if constexpr (kShifted) out[w] = add_pair<T>(out[w], shift);
+        if constexpr (kShifted) out[w] = add_pair<T>(out[w], twice(shifts, half));
       }
     }
 
@@ -162,7 +175,7 @@ struct LatticeWeights {
   class PairDecoder {
    public:
     __device__ __forceinline__ PairDecoder(uint32_t table, int lane, float const* ratios) : table_(table + lane * 4) {
-      static_assert(kPairs);
+      static_assert(kPairs && kPitch == 256);
       if constexpr (r == 2) {
         float const ratio = __ldg(ratios + 1) / __ldg(ratios);
         ratio_ = round_pair<T>(ratio, ratio);
@@ -172,17 +185,22 @@ struct LatticeWeights {
     __device__ __forceinline__ void align(uint32_t (&)[kWords]) const {}
 
     __device__ __forceinline__ uint32_t pair(uint32_t const (&codes)[kWords], int chunk) const {
-      uint32_t const word = codes[r == 2 ? chunk : chunk / 2];
-      if constexpr (r == 1) return point(word, chunk % 2);
-      return fma_pair<T>(point(word, 1), ratio_, point(word, 0));
+      uint32_t const word = codes[r == 2 ? chunk : chunk / 2], shifts = e8_shifts<T>(word);
+      if constexpr (r == 1) return point(word, shifts, chunk % 2);
+      return fma_pair<T>(point(word, shifts, 1), ratio_, point(word, shifts, 0));
     }
 
    private:
-    __device__ __forceinline__ uint32_t point(uint32_t word, int half) const {
+    __device__ __forceinline__ uint32_t point(uint32_t word, uint32_t shifts, int half) const {
       uint32_t row[1], signs[1];
-      load_shared(row, table_ + byte_of_address(word, 2 * half));
-      load_shared(signs, table_ + kSigns + byte_of_address(word, 2 * half + 1));
-      return add_pair<T>(row[0] ^ signs[0], e8_shift<T>(word, half));
+      load_shared(row, address(word, 2 * half));
+      load_shared(signs, address(word, 2 * half + 1) + kSigns);
+      return fma_pair<T>(row[0], signs[0], twice(shifts, half));
+    }
+
+    /// Where byte `i` of a word leads to: it is the second byte of the address.
+    __device__ __forceinline__ uint32_t address(uint32_t word, int i) const {
+      return permute_bytes(word, table_, 0x7604u | static_cast<uint32_t>(i) << 4);
     }
 
     uint32_t table_;

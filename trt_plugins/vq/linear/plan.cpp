@@ -33,18 +33,10 @@ struct Cost {
 
 constexpr Cost kCosts[kPresets][kFastKernels] = {
     // few8, few16, rows8, table, tile64, tile128, tile256; 0: there is no such kernel
-    {{6.0, 3.75}, {9.3, 5.3}, {}, {4.5, 2.0}, {6.0, 6.8}, {6.0, 8.5}, {6.0, 12.2}},
-    {{}, {9.0, 4.75}, {5.3, 3.8}, {4.0, 1.6}, {6.0, 7.1}, {6.0, 8.6}, {6.0, 14.0}},
-    {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {6.0, 2.6}, {}, {6.0, 14.2}, {6.0, 22.3}},
-    {{}, {10.8, 7.1}, {6.6, 5.6}, {4.0, 3.5}, {6.0, 16.4}, {6.0, 19.6}, {6.0, 23.3}}};
-
-/// Tiles of tokens for codebooks that change along K: racecheck reports the barrier behind which they are overwritten, at
-/// which one lane arrives for its warp.
-#ifdef GRAPHOPT_PENDING_KERNELS
-constexpr bool kTilesOfTiled = true;
-#else
-constexpr bool kTilesOfTiled = false;
-#endif
+    {{6.0, 3.75}, {9.3, 5.3}, {}, {4.5, 2.0}, {4.5, 6.8}, {4.5, 12.4}, {4.5, 13.2}},
+    {{}, {9.0, 5.4}, {5.3, 3.8}, {4.0, 1.6}, {4.5, 5.3}, {4.5, 8.5}, {4.5, 14.3}},
+    {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {6.0, 2.6}, {4.5, 11.3}, {4.5, 15.8}, {4.5, 19.3}},
+    {{}, {10.8, 7.1}, {6.6, 5.6}, {4.0, 3.5}, {4.5, 10.9}, {4.5, 15.6}, {4.5, 17.2}}};
 
 constexpr double kBytesPerMicrosecond = 3.0e6;  // of codes from memory
 
@@ -88,13 +80,6 @@ bool is_few(int kernel) { return kernel <= static_cast<int>(LinearKernel::kFew16
 
 bool is_tile(int kernel) { return kernel >= static_cast<int>(LinearKernel::kTile64); }
 
-/// Bytes of X that a kernel of few tokens can have in shared memory, twice: what its codebooks leave.
-int few_panel_bytes(Device const& device, int preset, int kernel) {
-  Cache const cache = cache_of({static_cast<LinearKernel>(kernel), static_cast<Preset>(preset), 1, 0, 0.0, {}});
-  int64_t const tables = cache.entries * cache.entry_bytes * cache.copies * cache.tables;
-  return static_cast<int>(std::clamp<int64_t>((device.shared_bytes - tables) / 2, 0, kMostPanelBytes));
-}
-
 /// Shared memory of the rows8 kernel: codebooks, X and sums.
 int64_t rows_shared_bytes(LinearParams const& p, int preset) {
   constexpr int64_t kColumns = 512,
@@ -121,10 +106,11 @@ bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
   }
   if (is_few(kernel)) {
     int64_t const tokens = std::min(p.m, kBlocks[kernel].tokens);
-    return few_panel_bytes(device, preset, kernel) >= tokens * kStepBytes[preset];
+    int const bytes = panel_bytes(device, static_cast<Preset>(preset), static_cast<LinearKernel>(kernel));
+    return bytes >= tokens * kStepBytes[preset];
   }
   if (is_tile(kernel)) {
-    return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment) && (kTilesOfTiled || !kFormats[preset].tiled);
+    return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment);
   }
   return true;
 }
@@ -136,11 +122,15 @@ double estimate(LinearParams const& p, Device const& device, int preset, int ker
   int64_t const blocks = (p.n + block.rows - 1) / block.rows * ((p.m + block.tokens - 1) / block.tokens);
   double const bytes = static_cast<double>(p.n) * static_cast<double>(row_bytes(p.k, p.vector, p.bits, p.residuals));
   double const passes = is_tile(kernel) ? 1.0 : static_cast<double>((p.m + block.tokens - 1) / block.tokens);
-  double const memory = passes * bytes / kBytesPerMicrosecond;
+  double memory = passes * bytes / kBytesPerMicrosecond;
   double const columns = static_cast<double>(p.k) / 1024.0;
   double rounds = static_cast<double>((blocks * split + device.multiprocessors - 1) / device.multiprocessors);
   // Blocks of the table kernel share its work evenly, those of the rows kernel by 16 rows.
   if (kernel == static_cast<int>(LinearKernel::kTable)) rounds = static_cast<double>(blocks) / device.multiprocessors;
+  // Where slices are not multiples of 64 bytes, and neighbours are not worked on at once, memory reads three times as
+  // much.
+  bool const odd = kernel == static_cast<int>(LinearKernel::kTable) && p.bits % 8 != 0;
+  if (odd && p.k > kTables[preset].columns * device.multiprocessors) memory *= 3.0;
   if (kernel == static_cast<int>(LinearKernel::kRows8)) rounds /= 8.0;
   return cost.start + std::max(memory, rounds * columns / split * cost.columns);
 }
@@ -168,6 +158,13 @@ Preset preset_of(LinearParams const& p) {
   return Preset::kNone;
 }
 
+int panel_bytes(Device const& device, Preset preset, LinearKernel kernel) {
+  if (!is_few(static_cast<int>(kernel))) return 0;
+  Cache const cache = cache_of({kernel, preset, 1, 0, 0.0, {}});
+  int64_t const tables = cache.entries * cache.entry_bytes * cache.copies * cache.tables;
+  return static_cast<int>(std::clamp<int64_t>((device.shared_bytes - tables) / 2, 0, kMostPanelBytes));
+}
+
 Plan make_plan(LinearParams const& p, Device const& device) {
   Plan plan{LinearKernel::kGeneric, preset_of(p), 1, 0, 0.0, {}};
   std::fill_n(plan.candidates, kFastKernels, -1.0);
@@ -176,7 +173,7 @@ Plan make_plan(LinearParams const& p, Device const& device) {
   for (int kernel = 0; kernel < kFastKernels; ++kernel) {
     if (!fits(p, device, preset, kernel)) continue;
     // Of clusters of more than two blocks, some find no place beside the others.
-    bool const splits = device.sm90 && is_few(kernel);
+    bool const splits = device.sm90 && (is_few(kernel) || is_tile(kernel));
     for (int split = 1; split <= (splits ? 2 : 1); split *= 2) {
       double const us = estimate(p, device, preset, kernel, split);
       double& best = plan.candidates[kernel];
@@ -184,7 +181,7 @@ Plan make_plan(LinearParams const& p, Device const& device) {
       if (plan.kernel != LinearKernel::kGeneric && us >= plan.us) continue;
       plan.kernel = static_cast<LinearKernel>(kernel);
       plan.split = split;
-      plan.panel_bytes = is_few(kernel) ? few_panel_bytes(device, preset, kernel) : 0;
+      plan.panel_bytes = panel_bytes(device, plan.preset, plan.kernel);
       plan.us = us;
     }
   }

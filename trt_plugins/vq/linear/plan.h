@@ -54,6 +54,9 @@ Preset preset_of(LinearParams const& params);
 
 Plan make_plan(LinearParams const& params, Device const& device);
 
+/// Bytes of X that a kernel has in shared memory, twice: what codebooks leave; 0 of kernels that are not of few tokens.
+int panel_bytes(Device const& device, Preset preset, LinearKernel kernel);
+
 /// Write the plan as JSON, at most `size` bytes; return the bytes of the whole text without its final zero.
 int64_t describe_plan(LinearParams const& params, Device const& device, char* text, int64_t size);
 

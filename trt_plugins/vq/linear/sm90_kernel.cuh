@@ -4,110 +4,25 @@
 // tokens. A lane holds two columns of every eight: it looks up that word of an entry, and the lanes that share an entry
 // read it together, without a shuffle and without a tile of decoded weights in shared memory.
 //
-// One persistent block per multiprocessor, three warpgroups: one warp of the first brings X, three bring the codebooks
-// of the next tile where these change along K; the others multiply 64 rows of W each. Half of a stage is decoded while
-// the products of the other half run.
+// One persistent block per multiprocessor: one warp of the first warpgroup brings X, three bring the codebooks of the
+// next tile where these change along K; the others multiply 64 rows of W each. Half of a stage is decoded while the
+// products of the other half run.
+//
+// Where tiles are fewer than multiprocessors, two blocks of a cluster share a tile's K, and with few tokens two pairs
+// of warpgroups do. Then blocks are not persistent: the ring becomes room for their sums.
 #pragma once
 
 #include <cstdint>
 
 #include "common/sm90_convert.cuh"
-#include "common/sm90_grid.h"
-#include "common/sm90_ring.cuh"
 #include "common/sm90_store.cuh"
-#include "common/sm90_walk.cuh"
 #include "common/wgmma.cuh"
 #include "vq/linear/lattice.cuh"
-#include "vq/linear/sm90_tile.h"
+#include "vq/linear/sm90_block.cuh"
 
 namespace graphopt::vq {
 
-/// Operands of the kernel; lives in constant memory, where the copy engine wants its tensor maps.
-template <class T>
-struct Sm90Args {
-  CUtensorMap x;            // [M, K] T
-  CUtensorMap y;            // [M, N] T
-  int8_t const* codes;      // [N, row_bytes]
-  __half const* codebooks;  // null: the lattice
-  float const* ratios;
-  float const* scale;  // [N]
-  T const* bias;       // [N]
-  int32_t m;
-  int32_t n;
-  int32_t x_rows;  // brought into a stage; the rest of a stage belongs to tokens that are not stored
-  int32_t stages;  // along K
-  int32_t row_bytes;
-  int32_t tile_rows;     // at least N where codebooks do not change
-  int32_t tile_stages;   // stages that share codebooks; at least `stages` where all do
-  int32_t tiles_across;  // tiles along K
-  Sm90Grid grid;  // down: tiles of tokens; across: tiles of rows of W
-};
-
-/// Offsets into the block's shared memory.
-template <class Traits>
-struct Sm90Shared {
-  using Stages = Ring<Traits::kStages, Traits::kStageBytes, 0>;
-
-  uint32_t base;
-
-  __device__ __forceinline__ Stages stages() const { return {base, base + Traits::kBarrierOffset}; }
-  __device__ __forceinline__ uint32_t staging(int warpgroup, int buffer) const {
-    return base + Traits::kStagingOffset + (2 * warpgroup + buffer) * Traits::kStoreBytes;
-  }
-  __device__ __forceinline__ uint32_t table(int buffer) const {
-    return base + Traits::kTableOffset + buffer * Traits::Weights::kTableBytes;
-  }
-  __device__ __forceinline__ uint32_t table_full(int buffer) const {
-    return stages().full(2 * Traits::kStages + buffer);
-  }
-  __device__ __forceinline__ uint32_t table_empty(int buffer) const { return table_full(2 + buffer); }
-};
-
-/// One thread: fill the ring for every tile of Y.
-template <class Traits>
-__device__ __forceinline__ void produce_x(Sm90Args<typename Traits::T> const& args, Sm90Shared<Traits> const& shared) {
-  auto const stages = shared.stages();
-  typename Sm90Shared<Traits>::Stages::Position at;
-  TileWalk<Traits::kTokens, kSm90Rows> walk(args.grid);
-  int token, row;
-  while (walk.next(token, row)) {
-    for (int i = 0; i < args.stages; ++i) {
-      stages.acquire(at, args.x_rows * Traits::kRowBytes);
-      tma_load(stages.x(at.stage), &args.x, stages.full(at.stage), i * Traits::kColumns, token);
-      at.advance();
-    }
-  }
-}
-
-/// Where the codebooks of a tile of Y begin, and the next ones along K.
-template <class Traits>
-__device__ __forceinline__ __half const* books_of(Sm90Args<typename Traits::T> const& args, int row, int tile) {
-  using Weights = typename Traits::Weights;
-  return args.codebooks +
-         (int64_t{row / args.tile_rows} * args.tiles_across + tile) * (Weights::kEntries * Weights::kEntryBytes / 2);
-}
-
-/// kLoaderThreads threads: bring the codebooks of every tile of W that the block meets, two of them at a time.
-template <class Traits>
-__device__ __forceinline__ void produce_books(Sm90Args<typename Traits::T> const& args,
-                                              Sm90Shared<Traits> const& shared) {
-  using Weights = typename Traits::Weights;
-  typename Weights::template Loader<Traits::kLoaderThreads> loader(static_cast<int>(threadIdx.x) - 32);
-  RingPosition<2> at;
-  TileWalk<Traits::kTokens, kSm90Rows> walk(args.grid);
-  int token, row;
-  while (walk.next(token, row)) {
-    for (int tile = 0; tile * args.tile_stages < args.stages; ++tile) {
-      loader.load(books_of<Traits>(args, row, tile));
-      mbarrier_wait(shared.table_empty(at.stage), at.parity ^ 1);
-      loader.store(shared.table(at.stage));
-      mbarrier_arrive(shared.table_full(at.stage));
-      at.advance();
-    }
-  }
-}
-
-/// One warpgroup that multiplies: 64 rows of W of every tile of Y.
+/// One warpgroup that multiplies: 64 rows of W of every tile of Y, and of its K every kGroups-th stage.
 template <class Traits>
 class Sm90Consumer {
   using T = typename Traits::T;
@@ -116,21 +31,33 @@ class Sm90Consumer {
   using Decoder = typename Weights::template PairDecoder<Traits::kWords>;
   using Words = uint32_t[Traits::kWords];
   static constexpr int kHalfSteps = Traits::kSteps / 2;
+  static constexpr int kGroups = Traits::kGroups;
 
  public:
   __device__ __forceinline__ Sm90Consumer(Sm90Args<T> const& args, Sm90Shared<Traits> const& shared, int warpgroup)
-      : args_(args), shared_(shared), stages_(shared.stages()), warpgroup_(warpgroup) {}
+      : args_(args),
+        shared_(shared),
+        stages_(shared.stages()),
+        half_(warpgroup % Traits::kHalves),
+        group_(kGroups == 1 ? 0 : warpgroup / Traits::kHalves),
+        range_(StageRange::of(args)) {
+    for (int i = 0; i < group_; ++i) at_.advance();
+  }
 
   __device__ __forceinline__ void run() {
-    TileWalk<Traits::kTokens, kSm90Rows> walk(args_.grid);
+    SharedWalk<Traits> walk(args_);
     int token, row;
     while (walk.next(token, row)) {
-      row += warpgroup_ * kWgmmaRows;
+      row += half_ * kWgmmaRows;
       start_row(row);
       multiply();
-      store(token, row);
+      bool const whole = kGroups == 1 && args_.split == 1;
+      if (whole || gather()) store(token, row);
     }
     if (is_leader()) bulk_wait_read<0>();
+    if (args_.split == 1) return;
+    __syncwarp();
+    cluster_depart();  // nobody leaves while its sums are read
   }
 
  private:
@@ -145,6 +72,7 @@ class Sm90Consumer {
     for (int h = 0; h < 2; ++h) {
       int const at = min(row + warp_ * 16 + lane_ / 4 + 8 * h, args_.n - 1);
       codes_[h] = args_.codes + int64_t{at} * args_.row_bytes;
+      asm volatile("" : "+l"(codes_[h]));  // or the compiler works it out again for every stage
       factor_[h] = __ldg(args_.scale + at);
       if (args_.codebooks == nullptr) factor_[h] *= __ldg(args_.ratios);
       bias_[h] = to_float(__ldg(args_.bias + at));
@@ -152,31 +80,35 @@ class Sm90Consumer {
   }
 
   __device__ __forceinline__ void load(Words (&words)[2], int stage) const {
-    int const limit = stage < args_.stages ? args_.row_bytes : 0;
+    int const limit = stage < range_.end ? args_.row_bytes : 0;
 #pragma unroll
     for (int h = 0; h < 2; ++h) load_codes(words[h], codes_[h], stage * (4 * Traits::kWords), limit);
   }
 
-  /// sums = W X^T. Halves of a stage take turns with two sets of registers, codes of two stages are on their way.
+  /// sums = W X^T. Halves of a stage take turns with two sets of registers, codes of kAhead stages are on their way.
   __device__ __forceinline__ void multiply() {
     Half first, second;
-    Words even[2], odd[2];
-    load(even, 0);
-    load(odd, 1);
+    Words codes[Traits::kAhead][2];
+#pragma unroll
+    for (int a = 0; a < Traits::kAhead; ++a) load(codes[a], range_.begin + group_ + a * kGroups);
     previous_ = -1;
     left_ = 0;
+#pragma unroll
+    for (uint32_t& sum : sum_) sum = 0;
     wgmma_pin(sum_);
 #pragma unroll 1
-    for (int i = 0; i < args_.stages; i += 2) {
-      multiply_stage(i, even, first, second);
-      if (i + 1 < args_.stages) multiply_stage(i + 1, odd, first, second);
+    for (int i = range_.begin; i < range_.end; i += Traits::kAhead * kGroups) {
+#pragma unroll
+      for (int a = 0; a < Traits::kAhead; ++a) {
+        if (i + a * kGroups < range_.end) multiply_stage(i + a * kGroups, codes[a], first, second);
+      }
     }
     wgmma_wait<0>();
     wgmma_pin(sum_);
-    release(stages_.empty(previous_));
+    release_previous();
   }
 
-  /// One stage, of `codes`, into which those of the second one after it are started.
+  /// Stage i + group_, of `codes`, into which those of the kAhead-th one after it are started.
   __device__ __forceinline__ void multiply_stage(int i, Words (&codes)[2], Half& first, Half& second) {
     Words words[2];
 #pragma unroll
@@ -184,32 +116,43 @@ class Sm90Consumer {
 #pragma unroll
       for (int w = 0; w < Traits::kWords; ++w) words[h][w] = codes[h][w];
     }
-    load(codes, i + 2);
-    if constexpr (Weights::kTiled) {
-      if (left_ == 0) {
-        mbarrier_wait(shared_.table_full(book_.stage), book_.parity);
-        left_ = args_.tile_stages;
-      }
-    }
+    load(codes, i + group_ + Traits::kAhead * kGroups);
+    acquire_books();
+    if (kGroups > 1 && i + group_ >= range_.end) return release_books(i);
     Decoder const decoder(shared_.table(Weights::kTiled ? book_.stage : 0), lane_, args_.ratios);
     decoder.align(words[0]);
     decoder.align(words[1]);
     decode<0>(first, decoder, words);
     mbarrier_wait(stages_.full(at_.stage), at_.parity);
     uint64_t const x = wgmma_descriptor<Traits::kRowBytes>(stages_.x(at_.stage));
-    start_products(first, x, i > 0);
-    if (previous_ >= 0) release(stages_.empty(previous_));
+    start_products(first, x);
+    release_previous();
     decode<1>(second, decoder, words);
-    if constexpr (Weights::kTiled) {
-      if (--left_ == 0 || i + 1 == args_.stages) {
-        mbarrier_arrive(shared_.table_empty(book_.stage));
-        book_.advance();
-        left_ = 0;
-      }
-    }
-    start_products(second, x + kHalfSteps * (kWgmmaStepBytes / 16), true);
+    release_books(i);
+    start_products(second, x + kHalfSteps * (kWgmmaStepBytes / 16));
     previous_ = at_.stage;
-    at_.advance();
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) at_.advance();
+  }
+
+  /// Wait for the codebooks of the stages from here on, where they change.
+  __device__ __forceinline__ void acquire_books() {
+    if constexpr (Weights::kTiled) {
+      if (left_ > 0) return;
+      mbarrier_wait(shared_.table_full(book_.stage), book_.parity);
+      left_ = args_.tile_stages;
+    }
+  }
+
+  /// Tell, by every thread, that stages i to i + kGroups - 1 are decoded. Codebooks change at a multiple of those.
+  __device__ __forceinline__ void release_books(int i) {
+    if constexpr (Weights::kTiled) {
+      left_ -= kGroups;
+      if (left_ > 0 && i + kGroups < range_.end) return;
+      mbarrier_arrive(shared_.table_empty(book_.stage));
+      book_.advance();
+      left_ = 0;
+    }
   }
 
   /// A of half a stage.
@@ -222,29 +165,76 @@ class Sm90Consumer {
     }
   }
 
-  /// Start the products of half a stage and wait for those of the half before.
-  __device__ __forceinline__ void start_products(Half& a, uint64_t x, bool accumulate) {
+  /// Start the products of half a stage and wait for those of the half before. To wait for those before that instead,
+  /// with twice the registers, takes 15 to 25 % more time.
+  __device__ __forceinline__ void start_products(Half& a, uint64_t x) {
     wgmma_pin(a);  // decoded before the fence
     wgmma_fence();
 #pragma unroll
     for (int s = 0; s < kHalfSteps; ++s) {
-      Product::product(sum_, a + 4 * s, x + s * (kWgmmaStepBytes / 16), accumulate || s > 0, T{});
+      Product::product(sum_, a + 4 * s, x + s * (kWgmmaStepBytes / 16), true, T{});
     }
     wgmma_commit();
     wgmma_wait<1>();
   }
 
-  /// Tell the producer that this warp has read what `barrier` guards.
-  __device__ __forceinline__ void release(uint32_t barrier) const {
+  /// Tell the producer that this warp has read the stage before.
+  __device__ __forceinline__ void release_previous() const {
+    if (previous_ < 0) return;
     __syncwarp();
-    if (lane_ == 0) mbarrier_arrive(barrier);
+    if (lane_ == 0) mbarrier_arrive(stages_.empty(previous_));
+  }
+
+  /// Add the sums of all warpgroups that share the tile's K, in one order. Returns whether this one has the result: of
+  /// two blocks, the first has that of the first 64 rows, the second that of the others.
+  __device__ __forceinline__ bool gather() {
+    int const rank = static_cast<int>(blockIdx.x) % args_.split;
+    bool const mine = group_ == 0 && (args_.split == 1 || half_ == rank);
+    uint32_t const place = static_cast<uint32_t>(threadIdx.x) % kWarpgroup * 16;
+    consumers_sync();  // everyone has left the ring
+    if (!mine) {
+#pragma unroll
+      for (int i = 0; i < Traits::kSums; i += 4) {
+        store_shared(shared_.sums(group_, half_) + place + i * (4 * kWarpgroup), sum_[i], sum_[i + 1], sum_[i + 2],
+                     sum_[i + 3]);
+      }
+    }
+    if (args_.split > 1) {
+      cluster_sync();
+    } else {
+      consumers_sync();
+    }
+    if (!mine) return false;
+    for (int block = 0; block < args_.split; ++block) {
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        if (group == 0 && block == rank) continue;
+        add(address_at(shared_.sums(group, half_) + place, block));
+      }
+    }
+    return true;
+  }
+
+  __device__ __forceinline__ void add(uint32_t place) {
+#pragma unroll
+    for (int i = 0; i < Traits::kSums; i += 4) {
+      float part[4];
+      load_at(part, place + i * (4 * kWarpgroup));
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum_[i + e] = __float_as_uint(__uint_as_float(sum_[i + e]) + part[e]);
+    }
+  }
+
+  __device__ __forceinline__ static void consumers_sync() {
+    constexpr int kBarrier = 15;  // store uses the first ones
+    threads_sync<Traits::kConsumers * kWarpgroup>(kBarrier);
   }
 
   /// y = T(factor sums + bias), kStoreTokens tokens of 64 rows of W at a time, through two buffers of shared memory.
   __device__ __forceinline__ void store(int token, int row) {
     store_tokens<Traits::kTokens, Traits::kStoreTokens>(
-        args_.y, args_.m, warpgroup_, is_leader(), buffer_, token, row,
-        [&](int turn) { return shared_.staging(warpgroup_, turn); },
+        args_.y, args_.m, half_, is_leader(), buffer_, token, row,
+        [&](int turn) { return shared_.staging(half_, turn); },
         [&](int c, int, uint32_t place) { stage_tokens(c, place); });
   }
 
@@ -273,7 +263,8 @@ class Sm90Consumer {
   typename Sm90Shared<Traits>::Stages const stages_;
   int const warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
   int const lane_ = static_cast<int>(threadIdx.x) % 32;
-  int const warpgroup_;
+  int const half_, group_;
+  StageRange const range_;
   RingPosition<Traits::kStages> at_;
   RingPosition<2> book_;
   int buffer_ = 0;
@@ -289,8 +280,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     linear_sm90(__grid_constant__ Sm90Args<typename Traits::T> const args) {
   using Weights = typename Traits::Weights;
   extern __shared__ __align__(1024) uint8_t memory[];
-  Sm90Shared<Traits> const shared{shared_address(memory)};
-  int const warp = static_cast<int>(threadIdx.x) / 32;
+  Sm90Shared<Traits> const shared(shared_address(memory));
+  int const warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);  // known to be the warp's
 
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&args.x);
@@ -298,12 +289,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     shared.stages().init(Traits::kReaderWarps);
     for (int buffer = 0; buffer < 2; ++buffer) {
       mbarrier_init(shared.table_full(buffer), Traits::kLoaderThreads);
-      mbarrier_init(shared.table_empty(buffer), 32 * Traits::kReaderWarps);
+      mbarrier_init(shared.table_empty(buffer), Traits::kConsumers * kWarpgroup);
     }
     mbarrier_init_fence();
   }
   if constexpr (!Weights::kTiled) {
-    constexpr int kLoaders = 256;  // a number of threads that divides the work
+    constexpr int kLoaders = Traits::kThreads / 256 * 256;  // a number of threads that divides the work
     if (threadIdx.x < kLoaders) {
       typename Weights::template Loader<kLoaders>(static_cast<int>(threadIdx.x)).copy(args.codebooks, shared.table(0));
     }
@@ -312,7 +303,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (warp < kWarpgroup / 32) {
     release_registers<Traits::kProducerRegisters>();
-    if (threadIdx.x == 0) produce_x<Traits>(args, shared);
+    if (warp == 0) produce_x<Traits>(args, shared);
     if constexpr (Weights::kTiled) {
       if (warp > 0) produce_books<Traits>(args, shared);
     }

@@ -7,16 +7,16 @@
 
 namespace graphopt::vq {
 
-template <class Weights>
+/// Few: of up to 128 tokens; Many: of more, where room for X is worth more than instructions.
+template <class Few, class Many>
 Status launch_tile_format(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   switch (plan.kernel) {
     case LinearKernel::kTile64:
-      if constexpr (Weights::kCopies > 1) return launch_sm90<Sm90Traits<Weights, 64>>(p, stream);
-      return Status::kBadOperation;
+      return launch_sm90<Sm90Traits<Few, 64, /*kGroups=*/2>>(p, plan.split, stream);
     case LinearKernel::kTile128:
-      return launch_sm90<Sm90Traits<Weights, 128>>(p, stream);
+      return launch_sm90<Sm90Traits<Few, 128>>(p, plan.split, stream);
     case LinearKernel::kTile256:
-      return launch_sm90<Sm90Traits<Weights, 256>>(p, stream);
+      return launch_sm90<Sm90Traits<Many, 256>>(p, plan.split, stream);
     default:
       return Status::kBadOperation;
   }
@@ -26,13 +26,13 @@ template <class T>
 Status launch_tile_typed(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   switch (plan.preset) {
     case Preset::kGptvq2:
-      return launch_tile_format<Gptvq2<T>>(p, plan, stream);
+      return launch_tile_format<Gptvq2Pairs<T>, Gptvq2<T>>(p, plan, stream);
     case Preset::kAqlm2:
-      return launch_tile_format<Aqlm2<T>>(p, plan, stream);
+      return launch_tile_format<Aqlm2Pairs<T>, Aqlm2<T>>(p, plan, stream);
     case Preset::kAqlm3:
-      return launch_tile_format<Aqlm3<T>>(p, plan, stream);
+      return launch_tile_format<Aqlm3<T>, Aqlm3<T>>(p, plan, stream);
     case Preset::kQuip4:
-      return launch_tile_format<Quip4Pairs<T>>(p, plan, stream);
+      return launch_tile_format<Quip4Pairs<T>, Quip4Pairs<T>>(p, plan, stream);
     case Preset::kNone:
       break;
   }
