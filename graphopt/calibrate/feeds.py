@@ -245,6 +245,8 @@ def _vocabulary(tensor: gs.Tensor) -> int | None:
         for node in query.consumers(current):
             if query.is_op(node, "Gather") and node.inputs[1] is current and isinstance(node.inputs[0], gs.Constant):
                 return int(node.inputs[0].shape[node.attrs.get("axis", 0)])
+            if query.is_op(node, "EmbedLayerNormalization", domain="com.microsoft") and node.inputs[0] is current:
+                return int(node.inputs[2].shape[0])
             if query.is_op(node, "Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity") and node.inputs[0] is current:
                 queue += [t for t in node.outputs if t.name not in seen]
                 seen |= {t.name for t in node.outputs}

@@ -1,7 +1,8 @@
 """Exporters' many spellings -> one canonical form: Linear, RMSNorm, LayerNorm, Rotary, Attention, GatedAct.
 
 The order matters: tidying first, so that patterns need not look through Constants, Identities and repeated nodes;
-rotary before attention; what looks at canonical nodes (bias, gate) after they exist; and tidying again at the end.
+rotary before attention; what looks at canonical nodes (bias, gate) after they exist, biases also after the operators
+that hold them are taken apart; and tidying again at the end.
 Each module says what it turns into what, and which scopes it visits. Model-local functions are never touched.
 """
 
@@ -46,11 +47,11 @@ CANONICALIZE: tuple[Stage, ...] = (
     Stage("fold-constants", fold_constants),
     Stage("share-common", share_common),
     _rules("linear", (*linear.RULES, *block_quantized.RULES)),
-    _rules("linear-bias", linear.BIAS_RULES),
     _rules("norm", (*norm.RULES, *norm_ops.RULES)),
     _rules("rotary", rotary.RULES),
     _rules("attention", (*attention.RULES, *attention_ops.RULES)),
     _rules("activation", gated.RULES),
+    _rules("linear-bias", linear.BIAS_RULES),
     _rules("gate", gated.GATE_RULES),
     Stage("unify-symbols", unify_symbols),
     Stage("infer-shapes-again", lambda model, report: infer_shapes(model)),

@@ -16,7 +16,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from graphopt.core.emit import Emitter, element_type, place, take_outputs
-from graphopt.core.op import OpSpec
+from graphopt.core.op import DOMAIN, OpSpec
 from graphopt.core.rule import Refusal, Rule
 from graphopt.ir import query
 from graphopt.ir.model import Model
@@ -131,12 +131,12 @@ class SkipNormRule(Rule):
         output, *rest = take_outputs(node)
         total = rest[2] if len(rest) > 2 and not rest[2].is_empty() else None
         emitter = Emitter(model, graph, name)
-        partial = None if match.bias is None else emitter.op("Add", x, skip, like=x)
-        summed = (
-            emitter.op("Add", x, skip, like=x, out=total)
-            if partial is None or match.bias is None
-            else emitter.op("Add", partial, match.bias, like=x, out=total)
-        )
+        terms = [x, skip]
+        if match.bias is not None:
+            # The bias is that of the linear before, if there is one, whose product goes on as LinearBias.
+            at = next((i for i, t in enumerate(terms) if query.is_op(query.producer(t), "Linear", domain=DOMAIN)), 0)
+            terms[at] = emitter.op("Add", terms[at], match.bias, like=x)
+        summed = emitter.op("Add", *terms, like=x, out=total)
         if total is not None and total.shape is None:
             total.dtype, total.shape = x.dtype, x.shape
         node.outputs.append(output)

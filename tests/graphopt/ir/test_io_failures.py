@@ -201,7 +201,7 @@ def test_spool_full(rng: np.random.Generator, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
     try:
-        with pytest.raises(OutputError, match=r"cannot keep weights in .*: File too large; set TMPDIR"):
+        with pytest.raises(OutputError, match=r"cannot keep weights in .*: File too large; make room there"):
             store.put("does not", weight(rng, 100, 100))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -38,6 +38,22 @@ def test_bfloat16_is_named_as_graphsurgeon_names_it() -> None:
     assert np.dtype(ml_dtypes.bfloat16) != model.graph.inputs[0].dtype
 
 
+def test_operators_of_onnx_runtime() -> None:
+    """Their outputs' types are not in files that its optimizer wrote, and everything behind them hangs on them."""
+    model = parse(
+        "g (int32[b, s] ids, float16[9, 8] table, float16[8] g, float16[8, 4] w, float16[4] c)"
+        " => (float16[b, s, 4] y) {"
+        " e = com.microsoft.EmbedLayerNormalization(ids, , table, table, , g, g)"
+        " n, mean, dev, sum = com.microsoft.SkipLayerNormalization(e, e, g, g)"
+        " h = MatMul(n, w)  a = com.microsoft.BiasGelu(h, c)  y = Neg(a) }"
+    )
+    infer_shapes(model)
+    tensors = model.graph.tensors()
+    for name, size in (("e", 8), ("n", 8), ("sum", 8), ("h", 4), ("a", 4)):
+        assert (tensors[name].dtype, tensors[name].shape) == (np.float16, ["b", "s", size]), name
+    assert [n.op for n in model.graph.nodes][:2] == ["EmbedLayerNormalization", "SkipLayerNormalization"]
+
+
 def test_contradiction() -> None:
     model = parse("g (float[2, 3] x, int64[3, 5] w) => (float[n, m] y) { y = MatMul(x, w) }")
     with pytest.raises(ModelError, match=r"not a valid ONNX graph: .*MatMul") as e:

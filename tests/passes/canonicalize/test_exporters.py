@@ -45,6 +45,7 @@ class Case:
 
 CASES = {
     "bert_torchscript17": Case({"LinearBias": 12, "LayerNorm": 5, "Attention": 2, "Gelu": 2}),
+    "bert_ortopt17": Case({"LinearBias": 12, "LayerNorm": 5, "Attention": 2, "Gelu": 2}),
     "gates_dynamo18": Case(GATES),
     "gates_dynamo20": Case(GATES),
     "gates_torchscript17": Case(GATES),
