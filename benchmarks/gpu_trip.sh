@@ -106,13 +106,14 @@ bench() {
 }
 
 vq() {
-    local failed=0 tool
+    local failed=0 run tool preset
     timeout 60 python3 benchmarks/kernels/vq.py --output "$out/vq_check" --check-only 2>&1 | tee "$out/vq_check.log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
-    for tool in memcheck racecheck; do
+    for run in memcheck {racecheck,synccheck}\ {0,1,2,3}; do
+        read -r tool preset <<< "$run"
         timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-            carry/vq_small carry/libvq.so > "$out/vq_$tool.log" 2>&1 || failed=1
-        grep 'cases\|ERROR SUMMARY\|RACECHECK SUMMARY' "$out/vq_$tool.log"
+            carry/vq_small carry/libvq.so $preset > "$out/vq_$tool$preset.log" 2>&1 || failed=1
+        grep 'cases\|ERROR SUMMARY\|RACECHECK SUMMARY' "$out/vq_$tool$preset.log"
     done
     timeout 30 carry/vq_ablation | tee "$out/vq_ablation.json"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
