@@ -97,8 +97,10 @@ FLOORS = (
           "aqlm_2x8"),
     Floor("VQ, M = 16", "vq", rows_like("vq-quip4 vq-aqlm3 vq-aqlm2 vq-gptvq2", m=(16, 16)), 1.5, 2.5),
     Floor("VQ, M ≥ 512", "vq", rows_like("vq-quip4 vq-aqlm3 vq-aqlm2 vq-gptvq2", m=(512, ANY)), 0.9, 1.1),
-    Floor("transforms of VQ, M = 4096, of copy bandwidth", "vq_hadamard", rows_like("vq-quip4", m=(4096, 4096)), 0.8, 0.92,
-          None),
+    Floor(
+        "transforms of VQ, M = 4096, of copy bandwidth", "vq_hadamard",
+        rows_like("vq-quip4", m=(4096, 4096)), 0.8, 0.92, None,
+    ),
     Floor("decode over kv-cq4, B ≥ 8, S ≥ 4096", "attention", decode("kv-cq4"), 2.5, 3.4),
     Floor("decode over kv-cq2, the same", "attention", decode("kv-cq2"), 3.5, 6),
     Floor("decode over kv-mant4, the same", "attention", decode("kv-mant4"), 2.5, 3.4),
