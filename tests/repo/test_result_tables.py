@@ -93,14 +93,23 @@ def test_generated_kernels() -> None:
 
 def speedups(scheme: str, least: int, most: int) -> str:
     """The range of how many times as fast as torch whole linears of N, K >= 8192 are, at M of least to most."""
+    suite = scheme.split("-")[0]
     found = [
         row["peers"]["torch_fp16"] / row["us"]
-        for row in results("h100/mixq")
-        if (row["case"], row["scheme"], row.get("dtype")) == ("linear", scheme, "float16")
+        for row in results(f"h100/{suite}")
+        if (row["case"], row.get("dtype")) == ("linear", "float16")
+        and row["scheme"].startswith(scheme)
         and least <= row["M"] <= most
         and min(row["N"], row["K"]) >= 8192
     ]
     return f"{min(found):.1f} to {max(found):.1f}"
+
+
+def over_cache(scheme: str) -> str:
+    """How many times as fast as torch in float16 attention over a cache is, at 16 sequences of 4096 tokens."""
+    wanted = {"case": "decode", "scheme": scheme, "B": 16, "Hkv": 32, "S": 4096}
+    (row,) = (r for r in results("h100/attention") if wanted.items() <= r.items())
+    return f"{row['peers']['torch_fp16'] / row['us']:.1f}"
 
 
 def test_claims_of_the_first_page() -> None:
@@ -114,6 +123,11 @@ def test_claims_of_the_first_page() -> None:
         f"perplexity + {more:.1%} on SmolLM2".replace("%", " %"),
         f"{speedups('mixq-w4a8', *many)} times torch's float16 at M >= 2048",
         f"{speedups('mixq-w4a8', *few)} times at M <= 16",
+        f"{speedups('vq-', 1, 1)} times torch's float16 for one token and N, K >= 8192",
+        f"{speedups('vq-', 16, 16)} times for 16",
+        f"{speedups('vq-', 512, 1 << 20)} times from 512 on",
+        f"{over_cache('kv-cq4')} and {over_cache('kv-cq2')} times torch's float16 at 16 sequences of 4096 tokens",
+        f"4-bit cache with attention kernels, {over_cache('kv-mant4')} times torch's float16",
     ):
         assert claim in text
 
