@@ -125,14 +125,6 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], uint32_t const (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// c = a b; the same as mma_tf32 on zeros, which would take registers.
-__device__ __forceinline__ void multiply_tf32(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%10, %10, %10, %10};"
-      : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
-}
-
 /// Round a float's bits to TF32 (10 fraction bits, the other 13 zero).
 __device__ __forceinline__ uint32_t round_to_tf32(float x) {
   uint32_t bits;
