@@ -12,6 +12,7 @@ from rich.text import Text
 
 from graphopt.cli.console import JsonFlag, emit, guard
 from graphopt.engine.doctor import Diagnosis, Status, examine
+from graphopt.passes import OPS
 
 _STYLES = {Status.OK: "green", Status.NOTE: "yellow", Status.ERROR: "red"}
 
@@ -32,7 +33,7 @@ def doctor(
 
       graphopt doctor --flavour tensorrt --plugins build/plugins/libgraphopt_plugins.so
     """
-    diagnosis = examine(flavour, plugins)
+    diagnosis = examine(flavour, plugins, [op.name for op in OPS if op.plugin])
     emit(diagnosis.to_dict(), json, lambda out: _draw(out, diagnosis))
     if not diagnosis.healthy:
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,15 @@ class Diagnosis:
         return {"healthy": self.healthy, "checks": [{**asdict(c), "status": c.status.value} for c in self.checks]}
 
 
-def examine(flavour: str | None = None, plugin_library: Path | None = None) -> Diagnosis:
+def examine(
+    flavour: str | None = None, plugin_library: Path | None = None, ops: Collection[str] = frozenset()
+) -> Diagnosis:
     """Check everything that building and running engines takes; loads TensorRT and the plugin library.
 
     Args:
         flavour: ``rtx`` or ``tensorrt``, which must then work; None for the best one installed.
         plugin_library: the library to check; None to look for it.
+        ops: names of the plugins that the library must have: one built from older sources lacks some.
     """
     checks = [*_python(), *_packages(), *_flavours(flavour), *_gpus()]
     try:
@@ -84,7 +87,7 @@ def examine(flavour: str | None = None, plugin_library: Path | None = None) -> D
         checks.append(Check("TensorRT in use", Status.ERROR, "none", str(e)))
         return Diagnosis((*checks, *_toolchain()))
     checks.append(Check("TensorRT in use", Status.OK, str(chosen)))
-    return Diagnosis((*checks, *_rtx_name(chosen), *_plugin_library(chosen, plugin_library), *_toolchain()))
+    return Diagnosis((*checks, *_rtx_name(chosen), *_plugin_library(chosen, plugin_library, ops), *_toolchain()))
 
 
 def _python() -> Iterator[Check]:
@@ -131,14 +134,17 @@ def _rtx_name(flavour: Flavour) -> Iterator[Check]:
     yield Check(rtx.SONAME, Status.OK, f"answered by {rtx.loaded_library()}, as the parser wants for plugins")
 
 
-def _plugin_library(flavour: Flavour, explicit: Path | None) -> Iterator[Check]:
+def _plugin_library(flavour: Flavour, explicit: Path | None, ops: Collection[str]) -> Iterator[Check]:
     try:
         library = plugins.load(plugins.locate(explicit, flavour), flavour)
     except GraphOptError as e:
         yield Check("plugin library", Status.ERROR, "not usable", str(e))
         return
     yield Check("plugin library", Status.OK, f"{library.path}, version {library.version or 'unknown'}")
-    yield Check("plugins", Status.OK, f"{len(library.creators)}: {', '.join(library.creators)}")
+    missing = sorted(set(ops) - set(library.creators))
+    advice = f"it lacks {', '.join(missing)}: it was built from other sources; build it again" if missing else None
+    found = f"{len(library.creators)}: {', '.join(library.creators)}"
+    yield Check("plugins", Status.ERROR if missing else Status.OK, found, advice)
     if library.build_info:
         yield Check("plugin build", Status.OK, library.build_info)
 

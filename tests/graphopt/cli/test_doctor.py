@@ -20,7 +20,7 @@ def run(*arguments: str) -> Result:
 @pytest.fixture(params=[(NOTE,), (NOTE, ERROR)], ids=["healthy", "broken"])
 def diagnosis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     made = Diagnosis(request.param)
-    monkeypatch.setattr(verb, "examine", lambda flavour, plugins: made)
+    monkeypatch.setattr(verb, "examine", lambda flavour, plugins, ops: made)
     return made
 
 

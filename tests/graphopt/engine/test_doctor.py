@@ -11,6 +11,7 @@ from graphopt.engine import doctor, gpu, plugins, rtx
 from graphopt.engine.doctor import Check, Status, examine
 from graphopt.engine.flavour import Flavour, Installed
 from graphopt.errors import EngineError
+from graphopt.passes import OPS
 
 
 def checks(**arguments: object) -> dict[str, Check]:
@@ -31,6 +32,17 @@ def test_a_complete_installation_is_healthy(rtx_flavour: Flavour, plugin_library
     assert "MixQQuantize" in found["plugins"].found
     assert found["numpy"].found == importlib.metadata.version("numpy")
     assert json.loads(json.dumps(diagnosis.to_dict()))["healthy"] is True
+
+
+@pytest.mark.rtx
+def test_a_library_has_every_plugin_of_the_catalogue_or_is_to_be_built_again(
+    rtx_flavour: Flavour, plugin_library: Path
+) -> None:
+    ops = [op.name for op in OPS if op.plugin]
+    assert checks(flavour="rtx", plugin_library=plugin_library, ops=ops)["plugins"].status is Status.OK
+    older = checks(flavour="rtx", plugin_library=plugin_library, ops=[*ops, "MixQTomorrow"])["plugins"]
+    assert older.status is Status.ERROR
+    assert "lacks MixQTomorrow" in str(older.advice)
 
 
 @pytest.mark.rtx
