@@ -23,20 +23,6 @@ __device__ __forceinline__ float normalize(float v, Moments m, float gamma, floa
   return (v - m.mean) * m.scale * gamma + beta;
 }
 
-/// x + residual of two values of 16 bits at once. One rounding to T, as through float32: its 24 bits are enough for the
-/// second rounding to change nothing (Figueroa, 1995).
-template <class T>
-__device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
-  uint32_t sum;
-  if constexpr (std::is_same_v<T, __half>) {
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
-  } else {
-    constexpr uint32_t kOnes = 0x3f803f80u;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(kOnes), "r"(b));
-  }
-  return sum;
-}
-
 /// v = T(Producer(v, second)), element by element.
 template <class Producer, class T, int kVecs, int kSecond>
 __device__ __forceinline__ void combine(Vec<T> (&v)[kVecs], Vec<T> const (&second)[kSecond]) {

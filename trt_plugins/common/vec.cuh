@@ -28,6 +28,21 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+/// Sums of two pairs of 16-bit values. One rounding to T, as through float32: its 24 bits are enough for the second
+/// rounding to change nothing (Figueroa, 1995). bfloat16 has no addition of pairs on compute capability 8.0, so a
+/// multiply-add by ones does it.
+template <class T>
+__device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
+  uint32_t sum;
+  if constexpr (std::is_same_v<T, __half>) {
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  } else {
+    constexpr uint32_t kOnes = 0x3f803f80u;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(kOnes), "r"(b));
+  }
+  return sum;
+}
+
 /// Two floats rounded to a 16-bit T, `low` in the low half. In assembly, because the compiler otherwise takes the word
 /// apart again for every later use of a half.
 template <class T>

@@ -26,18 +26,6 @@ __device__ __forceinline__ uint32_t from_half_pair(uint32_t word) {
 }
 
 template <class T>
-__device__ __forceinline__ uint32_t add_pair(uint32_t a, uint32_t b) {
-  uint32_t sum;
-  if constexpr (std::is_same_v<T, __half>) {
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
-  } else {
-    // bfloat16 has fused multiply-add only on compute capability 8.0.
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
-  }
-  return sum;
-}
-
-template <class T>
 __device__ __forceinline__ uint32_t fma_pair(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t sum;
   if constexpr (std::is_same_v<T, __half>) {
