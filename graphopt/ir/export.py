@@ -4,7 +4,7 @@ graphsurgeon's own exporter writes a constant of an outer graph once more into e
 empty lists, packs no 4-bit values and drops what `carry` keeps; so graphs are written here.
 """
 
-__all__ = ["node_proto", "to_proto"]
+__all__ = ["node_proto", "opset_imports", "to_proto"]
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -35,7 +35,7 @@ def to_proto(model: Model) -> onnx.ModelProto:
     _Writer(model.graph).write(model.graph, proto.graph)
     proto.functions.extend(model.functions)
     del proto.opset_import[:]
-    proto.opset_import.extend(_imports(model))
+    proto.opset_import.extend(opset_imports(model))
     proto.ir_version = proto.ir_version or _IR_VERSION
     if proto.functions:
         proto.ir_version = max(proto.ir_version, _IR_VERSION)
@@ -49,7 +49,7 @@ def node_proto(node: gs.Node) -> onnx.NodeProto:
     return proto
 
 
-def _imports(model: Model) -> list[onnx.OperatorSetIdProto]:
+def opset_imports(model: Model) -> list[onnx.OperatorSetIdProto]:
     """Return the model's operator sets, with version 1 of those that nodes or functions use but nobody imported."""
     declared = model.graph.import_domains or [helper.make_opsetid("", model.graph.opset)]
     imports = {o.domain: o for o in declared}

@@ -20,7 +20,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt.errors import ModelError, OutputError
 from graphopt.ir import carry, wire
-from graphopt.ir.export import to_proto
+from graphopt.ir.export import opset_imports, to_proto
 from graphopt.ir.files import replacing
 from graphopt.ir.model import MAX_OPSET, MIN_OPSET, Model
 from graphopt.ir.upgrade import OLDEST_OPSET, upgrade
@@ -75,6 +75,8 @@ def load(path: str | os.PathLike[str]) -> Model:
     graph = gs.import_onnx(proto)
     carry.attach(graph, carried)
     model = Model(graph=graph, shell=_shell(proto), functions=functions, path=path, store=WeightStore())
+    # ONNX Runtime's optimizer uses its own operators without importing their domain.
+    graph.import_domains = opset_imports(model)
     for constant in _constants(model):
         constant.data_location = None
         lazy = getattr(constant._values, "tensor", None)
