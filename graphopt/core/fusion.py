@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import onnx_graphsurgeon as gs
 
 from graphopt.core.op import DOMAIN
-from graphopt.core.producers import PRODUCERS
+from graphopt.core.producers import GLUS, PRODUCERS
 from graphopt.ir import query
 from graphopt.ir.model import Model
 
@@ -54,7 +54,7 @@ def take_producer(
     name, inputs, outputs = producer.op, list(producer.inputs), []
     attributes = {"epsilon": producer.attrs["epsilon"]} if "epsilon" in producer.attrs else {}
     if halves is not None and (whole := halves(producer)) is not None:
-        name, inputs = _OF_HALVES[name], [whole]
+        name, inputs = GLUS[name.removeprefix("Gated")], [whole]
     if PRODUCERS[name].family == "Norm" and adds_activations(add := query.producer(inputs[0])):
         name, inputs, total = f"Add{name}", [*add.inputs, *inputs[1:]], add.outputs[0]
         emit_sum = query.is_output(model.graph, total) or len(query.consumers(total)) > 1
@@ -68,9 +68,6 @@ def take_producer(
     producer.inputs.clear()
     outputs.append(x if emit_y else unread("y"))
     return Fusion(name, inputs, outputs, {**attributes, "emit_y": int(emit_y)})
-
-
-_OF_HALVES = {"GatedSilu": "SwiGLU", "GatedGelu": "GeGLU", "GatedGeluTanh": "GeGLUTanh"}
 
 
 def adds_activations(node: gs.Node | None) -> TypeGuard[gs.Node]:

@@ -57,11 +57,11 @@ def load(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     proto = _parse(path)
-    _check_opset(proto, path)
+    opset = _check_opset(proto, path)
     for tensor in _tensors(proto):
         _check_tensor(tensor, path)
     _check_sparse(proto.graph, path)
-    if next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")) < MIN_OPSET:
+    if opset < MIN_OPSET:
         try:
             upgrade(proto)
         except ModelError as e:
@@ -140,7 +140,8 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
+def _check_opset(proto: onnx.ModelProto, path: Path) -> int:
+    """Return the standard opset, which is one that can be read."""
     versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
     if not versions:
         raise ModelError(
@@ -150,6 +151,7 @@ def _check_opset(proto: onnx.ModelProto, path: Path) -> None:
         old = versions[0] < OLDEST_OPSET
         hint = "convert it with onnx.version_converter" if old else "install a newer onnx package"
         raise ModelError(f"{path} uses opset {versions[0]}, supported are {OLDEST_OPSET} to {MAX_OPSET}; {hint}")
+    return versions[0]
 
 
 def _check_tensor(tensor: onnx.TensorProto, model_path: Path) -> None:

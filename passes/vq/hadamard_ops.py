@@ -10,7 +10,7 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.core.producers import PRODUCERS, Producer
+from graphopt.core.producers import GLUS, PRODUCERS, Producer
 from graphopt.passes.vq import hadamard
 
 _SIGNS = Param("signs", "(K',) int8: 1 or -1; K' at least K, a multiple of block")
@@ -20,8 +20,6 @@ _TRANSFORM = (
     "z = T((y padded with zeros * signs) H / sqrt(block)), H block-diagonal with blocks H[i, j] = (-1)^(number of "
     "common bits of i and j) (QuIP, 2023): float32 inside, one rounding to T at the end"
 )
-#: Of one input that holds gate and up: merged linears, which vector-quantized ones are not.
-_MERGED = {"SwiGLU", "GeGLU", "GeGLUTanh"}
 
 
 def _odd(b: BodyBuilder, x: str) -> Any:
@@ -106,6 +104,6 @@ def _fused(producer: Producer) -> OpSpec:
 
 
 #: What transforms behind a producer, by the producer's name.
-FUSED = {name: _fused(producer) for name, producer in PRODUCERS.items() if name not in _MERGED}
+FUSED = {name: _fused(producer) for name, producer in PRODUCERS.items() if name not in GLUS.values()}
 
 OPS = (HADAMARD, *FUSED.values())
