@@ -41,6 +41,14 @@ inline Status multiprocessor_count(int* count) {
   return Status::kOk;
 }
 
+/// Bytes of shared memory that a thread block of the current device may have at most.
+inline Status shared_memory_per_block(int* bytes) {
+  int device = 0;
+  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return Status::kOk;
+}
+
 /// Compute capability of the current device.
 inline Status compute_capability(int* major, int* minor) {
   int device = 0;
@@ -70,9 +78,8 @@ inline Status allow_shared(void const* kernel, size_t shared_bytes) {
   cudaFuncAttributes attributes{};
   GRAPHOPT_CUDA_TRY(cudaFuncGetAttributes(&attributes, kernel));
   if (shared_bytes <= static_cast<size_t>(attributes.maxDynamicSharedSizeBytes)) return Status::kOk;
-  int device = 0, most = 0;
-  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  int most = 0;
+  GRAPHOPT_TRY(shared_memory_per_block(&most));
   int const highest = most - static_cast<int>(attributes.sharedSizeBytes);
   return cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, highest));
 }

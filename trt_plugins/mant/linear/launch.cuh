@@ -42,10 +42,9 @@ Status launch_few(LinearArgs const& args, cudaStream_t stream) {
   if (down > kMaxGridY) return Status::kTooLarge;
   dim3 const grid(static_cast<unsigned>(across), static_cast<unsigned>(down));
   using Layout = FewLayout<X, Shape>;
-  int device = 0, limit = 0, multiprocessors = 0;
-  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
+  int limit = 0, multiprocessors = 0;
   GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  GRAPHOPT_TRY(shared_memory_per_block(&limit));
   static_assert(Layout::shared_bytes(1) <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
   // Where no multiprocessor gets a second block, the first takes its place if the wait for a quantizing op, which keeps
   // the next call's blocks from starting under this one's, and a second tile of tokens make a block slow.

@@ -44,20 +44,12 @@ bool is_vector_aligned(HadamardParams const& p) {
   return is_aligned(p.signs, kSigns);
 }
 
-Status shared_memory_per_block(int64_t* bytes) {
-  int device = 0, most = 0;
-  GRAPHOPT_CUDA_TRY(cudaGetDevice(&device));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  *bytes = most;
-  return Status::kOk;
-}
-
 }  // namespace
 
 Status launch_hadamard(HadamardParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(check(params));
   if (params.rows == 0) return Status::kOk;
-  int64_t shared = 0;
+  int shared = 0;
   GRAPHOPT_TRY(shared_memory_per_block(&shared));
   HadamardProblem const problem{
       params.producer, params.rows, params.k, params.channels, params.block, static_cast<int>(element_size(params.dtype)),

@@ -14,20 +14,6 @@
 
 namespace graphopt::vq {
 
-/// c += a b: 16 x 8 times 8 x 8.
-template <class T>
-__device__ __forceinline__ void mma_k8(float (&c)[4], uint32_t const (&a)[2], uint32_t b) {
-  if constexpr (std::is_same_v<T, __half>) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b));
-  } else {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b));
-  }
-}
-
 /// Sizes for Weights = BookWeights<T, v, 8, r, kTiled, ...> with v / r = 4.
 template <class Weights_>
 struct TableShape {
@@ -167,7 +153,7 @@ class TableProduct {
     for (int i = 0; i < kEntryTiles; ++i) {
       float c[kGroupTiles][4] = {};
 #pragma unroll
-      for (int j = 0; j < kGroupTiles; ++j) mma_k8<T>(c[j], x_[j], entries_[i]);
+      for (int j = 0; j < kGroupTiles; ++j) mma_eight<T>(c[j], x_[j][0], x_[j][1], entries_[i]);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         int const entry = (warp_ * kEntryTiles + i) * 8 + 2 * t + e;

@@ -172,9 +172,8 @@ class WideProduct {
       }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
-        uint32_t const a[2] = {from_half_pair<T>(entries[i][0]), from_half_pair<T>(entries[i][1])};
         float c[4] = {};
-        mma_k8<T>(c, a, x);
+        mma_eight<T>(c, from_half_pair<T>(entries[i][0]), from_half_pair<T>(entries[i][1]), x);
 #pragma unroll
         for (float& product : c) {
           product *= scale;

@@ -46,9 +46,8 @@ Status launch_generic(LinearParams const& p, cudaStream_t stream) {
 
 Status current_device(Device* device) {
   GRAPHOPT_TRY(multiprocessor_count(&device->multiprocessors));
-  int number = 0, shared_bytes = 0;
-  GRAPHOPT_CUDA_TRY(cudaGetDevice(&number));
-  GRAPHOPT_CUDA_TRY(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, number));
+  int shared_bytes = 0;
+  GRAPHOPT_TRY(shared_memory_per_block(&shared_bytes));
   device->shared_bytes = shared_bytes;
   device->sm90 = false;
 #ifdef GRAPHOPT_SM90A
