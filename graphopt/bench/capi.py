@@ -9,14 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt.core import producers
 from graphopt.errors import BenchError, PluginError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Quantizing ops by plugin name, in the order of their numbers in the C API.
-PRODUCERS = ("MixQQuantize", *(f"MixQ{name}" for name in producers.PRODUCERS))
+PRODUCERS = (
+    "MixQQuantize",
+    "MixQRMSNorm",
+    "MixQAddRMSNorm",
+    "MixQLayerNorm",
+    "MixQAddLayerNorm",
+    "MixQGatedSilu",
+    "MixQGatedGelu",
+    "MixQGatedGeluTanh",
+    "MixQGelu",
+    "MixQGeluTanh",
+    "MixQSwiGLU",
+    "MixQGeGLU",
+    "MixQGeGLUTanh",
+)
 
 #: Activation types, in the order of their numbers in the C API.
 DTYPES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
