@@ -93,7 +93,8 @@ def choose(
     if len(candidates.ids) == 1:
         best = np.zeros((n, groups), np.intp)
     else:
-        inverse = np.divide(1, amax, where=amax > 0, out=np.zeros_like(amax))
+        # The inverse of a denormal maximum overflows; no float16 scale reaches such weights.
+        inverse = np.divide(1, amax, where=amax >= np.finfo(np.float32).tiny, out=np.zeros_like(amax))
         u = w * inverse[:, :, None]
         rows = np.minimum((u + np.float32(1)) * np.float32(_ROWS / 2), _ROWS - 1).astype(np.intp)
         errors = _ranking(candidates.errors, rows, importance)

@@ -258,6 +258,21 @@ def test_weights_that_are_not_finite(scheme: Scheme, rng: np.random.Generator, v
         lower_alone(scheme, one_linear(rng, spoil))
 
 
+@by_scheme
+@pytest.mark.parametrize("size", [0, 1e-40])
+def test_output_channels_that_have_faded(scheme: Scheme, size: float, rng: np.random.Generator, tmp_path: Path) -> None:
+    """Weight decay leaves rows of denormal numbers, pruning rows of zeros; the rows beside them stay what they were."""
+    w = rng.standard_normal((64, 32)).astype(np.float32)
+    w[:, ::2] *= np.float32(size)
+    model = one_linear(rng, lambda _: w)
+    optimize(model, Recipe.parse({"version": 1, "layers": [{"match": "*", "scheme": scheme.name}]}, SCHEMES, "r"))
+    x = rng.standard_normal((50, 64)).astype(np.float32)
+    (y,) = run_ort(save(model, tmp_path / "m.onnx")[0], {"x": x, "free": w})
+    assert np.abs(y[:, ::2]).max() < 1e-30
+    exact = (x @ w)[:, 1::2]
+    assert np.linalg.norm(y[:, 1::2] - exact) < RESEMBLES * np.linalg.norm(exact)
+
+
 def foreign(rng: np.random.Generator, name: str, channels: int) -> Statistics:
     x = activations(rng, 20, channels).astype(np.float64)
     return Statistics({name: LinearStatistics(np.abs(x).max(0).astype(np.float32), (x**2).mean(0), 20)})
