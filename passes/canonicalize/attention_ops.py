@@ -14,7 +14,7 @@ __all__ = ["RULES"]
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -25,6 +25,7 @@ from graphopt.ir import query
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize import masks, ops
 from graphopt.passes.canonicalize.attention import no_mask, unrepeated
+from graphopt.passes.canonicalize.fused_node import Attributes, inputs_of, unknown
 from graphopt.passes.canonicalize.naming import canonical_name
 from graphopt.passes.canonicalize.rotary import full_width, positions_gathered
 from graphopt.passes.canonicalize.symbolic import dimension, integers
@@ -41,10 +42,6 @@ class _Fused:
     heads: int
     kv_heads: int
     size: int
-
-
-def _given(node: gs.Node, names: tuple[str, ...]) -> dict[str, gs.Tensor]:
-    return {name: t for name, t in zip(names, node.inputs, strict=False) if not t.is_empty()}
 
 
 def _wanted(graph: gs.Graph, node: gs.Node, index: int) -> bool:
@@ -106,16 +103,22 @@ class StandardAttentionRule(Rule):
     name = "attention-op"
     anchors = ("Attention",)
     _INPUTS = ("q", "k", "v", "mask", "past_key", "past_value")
+    _ATTRIBUTES: ClassVar[Attributes] = {
+        **dict.fromkeys(("is_causal", "kv_num_heads", "q_num_heads", "scale", "softmax_precision")),
+        "qk_matmul_output_mode": None,  # of an output that must not be read
+        "softcap": (0,),
+        **dict.fromkeys(("left_window_size", "right_window_size"), (-1,)),
+    }
 
     def match(self, model: Model, graph: gs.Graph, node: gs.Node) -> Any:
         """See `Rule.match`."""
         if not query.is_op(node, "Attention"):
             return None
-        if node.attrs.get("softcap", 0.0):
-            return Refusal(f"softcap is {node.attrs['softcap']:g}")
+        if reason := unknown(node, self._INPUTS, self._ATTRIBUTES):
+            return Refusal(reason)
         if _wanted(graph, node, 3):
             return Refusal(f"its output '{node.outputs[3].name}' of scores is read")
-        given = _given(node, self._INPUTS)
+        given = inputs_of(node, self._INPUTS)
         q, k = given["q"], given["k"]
         if any(t.shape is None or not isinstance(t.shape[-1], int) for t in (q, k)) or element_type(q) is None:
             return Refusal(f"the types or shapes of '{q.name}' and '{k.name}' are not known")
@@ -168,16 +171,23 @@ class GroupQueryAttentionRule(Rule):
         "q", "k", "v", "past_key", "past_value", "seqlens_k", "total", "cos", "sin", "positions", "bias", "sink",
         "k_scale", "v_scale",
     )  # fmt: skip
+    _ATTRIBUTES: ClassVar[Attributes] = {
+        **dict.fromkeys(("num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size")),
+        **dict.fromkeys(("qk_norm_epsilon", "kv_cache_bit_width")),  # of inputs that are not understood
+        **dict.fromkeys(("softcap", "rotary_interleaved", "qk_output", "sliding_window_cache"), (0,)),
+        **dict.fromkeys(("k_quant_type", "v_quant_type"), ("NONE",)),
+        "smooth_softmax": (0, -1),
+        "causal": (1,),
+    }
 
     def match(self, model: Model, graph: gs.Graph, node: gs.Node) -> Any:
         """See `Rule.match`."""
         if not query.is_op(node, "GroupQueryAttention", domain=_MICROSOFT):
             return None
-        attrs, given = node.attrs, _given(node, self._INPUTS)
+        if reason := unknown(node, self._INPUTS, self._ATTRIBUTES):
+            return Refusal(reason)
+        attrs, given = node.attrs, inputs_of(node, self._INPUTS)
         heads, kv_heads = int(attrs["num_heads"]), int(attrs["kv_num_heads"])
-        for name in ("softcap", "smooth_softmax", "rotary_interleaved", "qk_output"):
-            if attrs.get(name, 0):
-                return Refusal(f"{name} is {attrs[name]}")
         for name in ("sink", "k_scale", "v_scale"):
             if name in given:
                 return Refusal(f"{name} '{given[name].name}' is given (attention sinks, quantized cache)")
@@ -267,17 +277,22 @@ class MultiHeadAttentionRule(Rule):
     name = "attention-mha"
     anchors = ("MultiHeadAttention",)
     _INPUTS = ("q", "k", "v", "bias", "padding", "mask", "past_key", "past_value")
+    _ATTRIBUTES: ClassVar[Attributes] = {
+        **dict.fromkeys(("num_heads", "scale")),
+        "mask_filter_value": None,  # of an input that is not understood
+        "unidirectional": (0,),
+    }
 
     def match(self, model: Model, graph: gs.Graph, node: gs.Node) -> Any:
         """See `Rule.match`."""
         if not query.is_op(node, "MultiHeadAttention", domain=_MICROSOFT):
             return None
-        given = _given(node, self._INPUTS)
+        if reason := unknown(node, self._INPUTS, self._ATTRIBUTES):
+            return Refusal(reason)
+        given = inputs_of(node, self._INPUTS)
         for name in ("bias", "padding"):
             if name in given:
                 return Refusal(f"{name} '{given[name].name}' is given")
-        if node.attrs.get("unidirectional", 0):
-            return Refusal("unidirectional is set")
         if _wanted(graph, node, 3):
             return Refusal(f"its output '{node.outputs[3].name}' of scores is read")
         tensors = [given.get(t) for t in ("q", "k", "v")]

@@ -61,8 +61,8 @@ OUT = "float[B, 4, S, 6] y"
 NEW = HEADS.replace("L", "S")
 
 
-def standard(node: str, inputs: str, y: str = OUT) -> str:
-    return f"{header(23)}agraph ({inputs}) => ({y}) {{ {node} }}"
+def standard(node: str, inputs: str, y: str = OUT, opset: int = 23) -> str:
+    return f"{header(opset)}agraph ({inputs}) => ({y}) {{ {node} }}"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,9 @@ def test_standard(source: str, rng: np.random.Generator, tmp_path: Path) -> None
             "shapes of 'q' and 'k' are not known",
         ),
         (standard("y = Attention(q, k, v, m)", f"{HEADS}, float m"), "type or shape of mask 'm' is not known"),
+        (standard("y = Attention(q, k, v, , , , n)", f"{HEADS}, int64[B] n", opset=24), "'n' is given as input 6"),
+        (standard("y = Attention<left_window_size=1>(q, k, v)", HEADS, opset=25), "left_window_size is 1"),
+        (standard("y = Attention<right_window_size=0>(q, k, v)", HEADS, opset=25), "right_window_size is 0"),
     ],
 )
 def test_standard_refusals(source: str, reason: str) -> None:
@@ -139,7 +142,7 @@ SEPARATE_GIVEN = "q, k, v, pk, pv, seqlens, total"
     [
         grouped(PACKED, f"{PACKED_GIVEN}, cos, sin", attrs=ROTARY),
         grouped(SEPARATE, f"{SEPARATE_GIVEN}, cos, sin", attrs=f"{ROTARY}, scale=0.2"),
-        grouped(SEPARATE, SEPARATE_GIVEN),
+        grouped(SEPARATE, SEPARATE_GIVEN, attrs=", smooth_softmax=-1, causal=1, k_quant_type=\"NONE\""),
         grouped(SEPARATE, SEPARATE_GIVEN, attrs=", local_window_size=2"),
         grouped(PACKED, f"{PACKED_GIVEN}, cos, sin, , bias", attrs=ROTARY, more=", float[B, 4, S, T] bias"),
     ],
@@ -190,6 +193,10 @@ def test_lengths_come_from_inputs_that_layers_share() -> None:
     [
         (grouped(PACKED, PACKED_GIVEN, attrs=", softcap=50.0"), "softcap is 50"),
         (grouped(PACKED, PACKED_GIVEN, attrs=", smooth_softmax=1"), "smooth_softmax is 1"),
+        (grouped(PACKED, PACKED_GIVEN, attrs=", causal=0"), "causal is 0"),
+        (grouped(PACKED, PACKED_GIVEN, attrs=", sliding_window_cache=1"), "sliding_window_cache is 1"),
+        (grouped(PACKED, PACKED_GIVEN, attrs=", novelty=1"), "attribute novelty is not known"),
+        (grouped(PACKED, f"{PACKED_GIVEN}, , , , , , , , g", more=", float[16] g"), "'g' is given as input 14"),
         (grouped(PACKED, f"{PACKED_GIVEN}, cos, sin", attrs=f"{ROTARY}, rotary_interleaved=1"),
          "rotary_interleaved is 1"),
         (grouped(PACKED, f"{PACKED_GIVEN}, , , , , sink", more=", float[4] sink"), "sink 'sink' is given"),
@@ -232,7 +239,8 @@ def test_multi_head(source: str, rng: np.random.Generator, tmp_path: Path) -> No
     [
         (multi("q, k, v, bias"), "bias 'bias' is given"),
         (multi("q, k, v, , pad", inputs=f"{MHA}, int32[B, L] pad"), "padding 'pad' is given"),
-        (multi("q, k, v", attrs=", unidirectional=1"), "unidirectional is set"),
+        (multi("q, k, v, , , , , , n", inputs=f"{MHA}, int32[1] n"), "'n' is given as input 8"),
+        (multi("q, k, v", attrs=", unidirectional=1"), "unidirectional is 1"),
         (multi("q, k", inputs="float[B, S, 32] q, float[B, L, 4, 2, 8] k", y="float[B, S, 32] y"),
          "q, k and v are not three"),
         (multi("q, k, v", inputs=MHA.replace("S, 32] q", "S, N] q")), "last dimensions of q, k and v are not known"),
