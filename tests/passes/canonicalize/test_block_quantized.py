@@ -131,6 +131,34 @@ def test_tied_embedding(rng: np.random.Generator, tmp_path: Path, to_model: Any)
         assert np.linalg.norm(got - want) <= 40 * 2.0**-24 * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize(("k", "settings"), [(48, {"block_size": 32}), (128, {}), (40, {"block_size": 16, "bits": 8})])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_table_of_its_own(
+    k: int, settings: dict[str, int], zeros: bool, rng: np.random.Generator, tmp_path: Path, to_model: Any
+) -> None:
+    """Its rows are as wide as K, whose last block may not be full; 4 bits and blocks of 128 need not be said."""
+    bits, blocks = settings.get("bits", 4), -(-k // settings.get("block_size", 128))
+    tensors = {
+        "table": rng.integers(0, 256, (6, k * bits // 8), np.uint8),
+        "scales": rng.uniform(0.01, 0.1, (6, blocks)).astype(np.float32),
+        "zeros": rng.integers(0, 256, (6, -(-blocks * bits // 8)), np.uint8),
+    }
+    inputs = ["table", "ids", "scales", *(["zeros"] if zeros else [])]
+    node = helper.make_node("GatherBlockQuantized", inputs, ["e"], name="embed", domain="com.microsoft", **settings)
+    ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["S"])
+    e = helper.make_tensor_value_info("e", onnx.TensorProto.FLOAT, ["S", k])
+    constants = [numpy_helper.from_array(tensors[name], name) for name in inputs if name != "ids"]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    proto = helper.make_model(
+        helper.make_graph([node], "table", [ids], [e], constants), opset_imports=opsets, ir_version=10
+    )
+    model = to_model(proto)
+    RULES.run(model, Report())
+    ir.save(model, tmp_path / "after.onnx")
+    feeds = {"ids": np.array([5, 0, 5, 2])}
+    np.testing.assert_array_equal(run_ort(tmp_path / "after.onnx", feeds)[0], run_ort(proto, feeds)[0])
+
+
 def test_tied_embedding_shares_the_weight(rng: np.random.Generator, to_model: Any) -> None:
     """Where K is a multiple of the block, as in real models, one tensor is written out, not two."""
 
@@ -148,6 +176,7 @@ def test_tied_embedding_shares_the_weight(rng: np.random.Generator, to_model: An
     [
         ({"inputs": ["x", "packed", "scales", "zeros", "order"]}, "input channels are reordered (g_idx 'order')"),
         ({"attrs": {"bits": 3}}, "bits is 3"),
+        ({"attrs": {"weight_prepacked": 1}}, "weight_prepacked is 1"),
         ({"free": ["scales"]}, "scales 'scales' is not a constant"),
         ({"free": ["packed"]}, "packed 'packed' is not a constant"),
         ({"tensors": {"packed": np.ones((6, 2, 16), np.int8)}}, "'packed' are not packed into uint8"),
