@@ -61,8 +61,10 @@ def _inline(model: Model, graph: gs.Graph, node: gs.Node, spec: OpSpec) -> None:
     inlined = OnnxImporter.import_graph(body, opset=model.opset)
     actual = dict(zip((p.name for p in spec.inputs), node.inputs, strict=True))
     results = dict(zip((p.name for p in spec.outputs), take_outputs(node), strict=True))
+    # Two files' worth of names meet in one that was optimized before: "rotary/add" may be another rotary's there.
+    unique = {name: model.unique_name(f"{node.name}/{name}") for name in sorted(_names(inlined))}
     for inner in inlined.nodes:
-        inner.name = f"{node.name}/{inner.name}"
+        inner.name = unique[inner.name]
         inner.metadata = dict(getattr(node, "metadata", {}))
         for i, tensor in enumerate(inner.inputs):
             if tensor.name in actual:
@@ -73,12 +75,17 @@ def _inline(model: Model, graph: gs.Graph, node: gs.Node, spec: OpSpec) -> None:
     taken = {id(t) for t in (*actual.values(), *results.values())}
     for tensor in {id(t): t for n in inlined.nodes for t in (*n.inputs, *n.outputs)}.values():
         if id(tensor) not in taken and tensor.name:
-            tensor.name = f"{node.name}/{tensor.name}"
+            tensor.name = unique[tensor.name]
     for inner in inlined.nodes:
         if inner.op == "CastLike" and (to := element_type(inner.inputs[1])) is not None:
             inner.op, inner.attrs["to"] = "Cast", to
             del inner.inputs[1]
         graph.nodes.append(inner)
+
+
+def _names(graph: gs.Graph) -> set[str]:
+    """The names of nodes and tensors; a node of a body is called as what it gives."""
+    return {t.name for n in graph.nodes for t in (n, *n.inputs, *n.outputs) if t.name}
 
 
 def _attributes(node: gs.Node) -> list[onnx.AttributeProto]:

@@ -12,6 +12,7 @@ import pytest
 from graphopt import ir
 from graphopt.core.op import DOMAIN, OpSpec, attach_bodies
 from graphopt.core.report import Report
+from graphopt.ir.export import to_proto
 from graphopt.ir.model import Model
 from graphopt.ir.weights import onnx_dtype
 from graphopt.passes.canonicalize import OPS, legalize, ops
@@ -87,6 +88,26 @@ def test_names_and_metadata_stay(rng: np.random.Generator) -> None:
     assert all(n.metadata for n in model.graph.nodes)
     names = [t.name for n in model.graph.nodes for t in n.outputs]
     assert len(names) == len(set(names)) and names[-1] == "y"
+
+
+@pytest.mark.parametrize("spec", OPS, ids=lambda s: s.name)
+def test_names_that_the_file_has_already_are_not_given_out(spec: OpSpec, rng: np.random.Generator) -> None:
+    """A file that was optimized before has names of this kind, of another node perhaps."""
+    arrays = list(spec.examples(rng, np.float32))
+    model = single(spec, arrays, 18)
+    taken = [f"layer/{name}" for node in spec.function(18).node for name in node.output]
+    copies = [gs.Variable(name, np.float32, list(arrays[0].shape)) for name in taken]
+    x = model.graph.inputs[0]
+    model.graph.nodes += [gs.Node("Relu", name, inputs=[x], outputs=[t]) for name, t in zip(taken, copies, strict=True)]
+    model.graph.outputs += copies
+    legalize(model, Report())
+    names = [t.name for n in model.graph.nodes for t in n.outputs]
+    assert len(names) == len(set(names)) and set(taken) < set(names)
+    assert len({n.name for n in model.graph.nodes}) == len(model.graph.nodes)
+    feeds = dict(zip((p.name for p in spec.inputs), arrays, strict=True))
+    y, *others = run_ort(to_proto(model), feeds)
+    np.testing.assert_allclose(y, spec.evaluate(*arrays)[0], rtol=1e-5, atol=1e-5)
+    assert all(np.array_equal(other, np.maximum(arrays[0], 0)) for other in others)
 
 
 def test_report_counts(rng: np.random.Generator) -> None:
