@@ -216,6 +216,8 @@ def _same_shape(a: gs.Tensor, b: gs.Tensor) -> bool:
     """Whether two tensors are known not to broadcast: equal ranks, and no dimension that is 1 in just one of them."""
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
+    if any((p == 1) != (q == 1) for p, q in zip(a.shape, b.shape, strict=True)):
+        return False
     known = [(p, q) for p, q in zip(a.shape, b.shape, strict=True) if isinstance(p, int) and isinstance(q, int)]
     return all(p == q for p, q in known) and isinstance(a.shape[-1], int) and isinstance(b.shape[-1], int)
 

@@ -157,11 +157,14 @@ class NormRule(Rule):
         width = query.static_last_dim(norm.x)
         if width is not None and width != _width(gamma):
             return Refusal(f"gain '{gamma.name}' has {_width(gamma)} values for {width} channels")
+        if _may_widen(gamma, norm.x):
+            return Refusal(f"gain '{gamma.name}' of shape {list(gamma.shape)} may widen the result")
         norm = replace(norm, last=after, gamma=gamma)
         shift = query.sole_consumer(graph, after.outputs[0])
         if norm.centered and shift is not None and query.is_op(shift, "Add"):
             beta = _other(shift, after.outputs[0])
-            if beta is not None and query.is_constant(beta) and _width(beta) == _width(gamma):
+            fits = beta is not None and query.is_constant(beta) and _width(beta) == _width(gamma)
+            if fits and beta is not None and not _may_widen(beta, norm.x):
                 norm = replace(norm, last=shift, beta=beta)
         return _typed(graph, norm)
 
@@ -185,6 +188,12 @@ def _width(tensor: gs.Tensor) -> int | None:
     """Length of a constant that is a vector, up to leading dimensions of 1."""
     shape = list(tensor.shape or [])
     return int(shape[-1]) if shape and all(d == 1 for d in shape[:-1]) else None
+
+
+def _may_widen(tensor: gs.Tensor, x: gs.Tensor) -> bool:
+    """Whether a vector with leading dimensions of 1 may have a higher rank than ``x``."""
+    rank = len(tensor.shape)
+    return rank > 1 and (x.shape is None or rank > len(x.shape))
 
 
 def _typed(graph: gs.Graph, norm: _Norm) -> _Norm | Refusal:

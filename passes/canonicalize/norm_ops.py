@@ -35,6 +35,8 @@ _SKIP = {
     "SkipSimplifiedLayerNormalization": ops.RMS_NORM,
     "SkipLayerNormalization": ops.LAYER_NORM,
 }
+#: Where a node does not say; ONNX Runtime's schemas differ from ONNX's.
+_EPSILON, _SKIP_EPSILON = 1e-5, 1e-12
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def _place(model: Model, graph: gs.Graph, norm: _Norm, name: str, x: gs.Tensor) 
     inputs = [x, gamma]
     if norm.spec is ops.LAYER_NORM:
         inputs.append(zeros_like(model, gamma) if norm.beta is None else vector(model, norm.beta, kind))
-    # Every one of these operators has 1e-5 as its default except ONNX Runtime's Skip* ones, which always write it.
-    place(graph, norm.spec, name, inputs, norm.node, epsilon=norm.node.attrs.get("epsilon", 1e-5))
+    epsilon = norm.node.attrs.get("epsilon", _SKIP_EPSILON if norm.node.op in _SKIP else _EPSILON)
+    place(graph, norm.spec, name, inputs, norm.node, epsilon=epsilon)
 
 
 class PlainNormRule(Rule):

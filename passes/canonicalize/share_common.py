@@ -55,7 +55,8 @@ def _key(node: gs.Node) -> Any:
             return None
         attributes.append((name, _tensor_key(value) if isinstance(value, gs.Tensor) else repr(value)))
     inputs = tuple(_tensor_key(t) for t in node.inputs)
-    return node.op, node.domain or "", tuple(attributes), inputs, len(node.outputs)
+    wanted = tuple(not t.is_empty() for t in node.outputs)
+    return node.op, node.domain or "", tuple(attributes), inputs, wanted
 
 
 def _tensor_key(tensor: gs.Tensor) -> Any:

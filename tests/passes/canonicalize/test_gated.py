@@ -124,8 +124,9 @@ def test_refusals(nodes: str, reason: str) -> None:
     assert [reason in f.reason for f in report.findings] == [True]
 
 
-def test_gate_that_is_broadcast() -> None:
-    model, report = run(spelled(f"{SILU} y = Mul(g, u)", x="float[B, 4] x, float[B, 1] u"))
+@pytest.mark.parametrize("u", ["float[B, 1] u", "float[1, 4] u", "float[4] u"])
+def test_gate_that_is_broadcast(u: str) -> None:
+    model, report = run(spelled(f"{SILU} y = Mul(g, u)", x=f"float[B, 4] x, {u}"))
     assert [n.op for n in model.graph.nodes] == ["Sigmoid", "Mul", "Mul"]
     assert ["the shapes of gate 'x' and 'u' differ" in f.reason for f in report.findings] == [True]
 

@@ -137,6 +137,23 @@ def test_gain_of_another_width() -> None:
     assert_rewrites(spelled(nodes, constants=constants), RULES, None, skipped=["gain 'gamma' has 1 values for 4"])
 
 
+@pytest.mark.parametrize("x", ["float[B, 4] x", "float[] x"])
+def test_gain_that_may_widen_the_result(x: str) -> None:
+    constants = f"{constant('gamma', 1, 1, 4)}, float eps = {{1e-3}}"
+    nodes = f"s = Mul(x, x) m = ReduceMean<axes=[-1]>(s) e = Add(m, eps) {REST}"
+    source = spelled(nodes, x=x, y="float[1, B, 4] y", constants=constants)
+    assert_rewrites(source, RULES, None, skipped=["gain 'gamma' of shape [1, 1, 4] may widen the result"])
+
+
+def test_shift_that_may_widen_the_result() -> None:
+    constants = f"{constant('gamma', 4)}, {constant('beta', 1, 1, 4)}, float eps = {{1e-3}}"
+    nodes = """a = ReduceMean<axes=[-1]>(x) d = Sub(x, a) s = Mul(d, d) m = ReduceMean<axes=[-1]>(s) e = Add(m, eps)
+        r = Sqrt(e) n = Div(d, r) g = Mul(n, gamma) y = Add(g, beta)"""
+    model = parse(spelled(nodes, y="float[1, B, 4] y", constants=constants))
+    RULES.run(model, Report())
+    assert [n.op for n in model.graph.nodes] == ["LayerNorm", "Add"]
+
+
 def test_input_of_another_type_than_the_result() -> None:
     half = FIXED.replace(GAMMA, constant("gamma", 4, kind="float16"))
     nodes = """s = Pow(x, two) m = ReduceMean<axes=[-1]>(s) e = Add(m, eps) r = Sqrt(e) n = Div(x, r)
@@ -197,6 +214,20 @@ def test_skip_norms(op: str, total: str, bias: str, rng: np.random.Generator, tm
     before, after = (run_ort(tmp_path / f"{name}.onnx", feeds) for name in ("before", "after"))
     for want, got in zip(before, after, strict=True):
         assert np.linalg.norm(got - want) <= TOLERANCE[1] * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("op", ["SkipSimplifiedLayerNormalization", "SkipLayerNormalization"])
+def test_skip_norms_that_do_not_say_epsilon(op: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    """Where rows are small, it decides."""
+    source = node_graph(f"y = com.microsoft.{op}(x, r, gamma)", x="float[B, 4] x, float[B, 4] r")
+    model = parse(source)
+    ir.save(model, tmp_path / "before.onnx")
+    RULES.run(model, Report())
+    attach_bodies(model, OPS)
+    ir.save(model, tmp_path / "after.onnx")
+    feeds = {name: activations(rng, 3, 4) * np.float32(1e-3) for name in "xr"}
+    (want,), (got,) = (run_ort(tmp_path / f"{name}.onnx", feeds) for name in ("before", "after"))
+    assert np.linalg.norm(got - want) <= TOLERANCE[1] * np.linalg.norm(want)
 
 
 @pytest.mark.parametrize(

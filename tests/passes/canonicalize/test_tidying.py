@@ -149,6 +149,9 @@ def test_share() -> None:
         "{ p = Mul(x, a) q = Mul(x, b) y = Sub(p, q) }",
         "agraph (float[B] x) => (float[B] y) { p = LeakyRelu<alpha=0.1>(x) q = LeakyRelu<alpha=0.2>(x) y = Sub(p, q) }",
         "agraph (float[B] x) => (float[B] y, float[B] z) { y = Neg(x) z = Neg(x) }",
+        "agraph (float[B, 4] x) => (float[B, 4] y) <float[4] g = {1.0, 2.0, 3.0, 4.0}> { p, , i = "
+        "LayerNormalization(x, g) q, m, j = LayerNormalization(x, g) a = Sub(p, q) b = Add(i, m) c = Add(b, j) "
+        "y = Add(a, c) }",
         "agraph (float[B] x) => (float[B] y) { p = RandomNormalLike(x) q = RandomNormalLike(x) y = Sub(p, q) }",
     ],
 )
