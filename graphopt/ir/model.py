@@ -2,7 +2,6 @@
 
 __all__ = ["MAX_OPSET", "MIN_OPSET", "Model"]
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +38,7 @@ class Model:
     path: Path | None = None
     store: WeightStore = field(default_factory=WeightStore)
     _names: set[str] = field(default_factory=set, init=False, repr=False)
+    _numbers: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def opset(self) -> int:
@@ -53,8 +53,10 @@ class Model:
         if not self._names:
             for graph in self.all_graphs():
                 self._names.update(graph.tensors(), (n.name for n in graph.nodes))
-        candidates = itertools.chain([base], (f"{base}_{i}" for i in itertools.count(1)))
-        name = next(n for n in candidates if n not in self._names)
+        name = base
+        while name in self._names:
+            self._numbers[base] = number = self._numbers.get(base, 0) + 1
+            name = f"{base}_{number}"
         self._names.add(name)
         return name
 
@@ -67,3 +69,4 @@ class Model:
         self.graph.cleanup(remove_unused_graph_inputs=False)
         sort_nodes(self.graph)
         self._names.clear()
+        self._numbers.clear()

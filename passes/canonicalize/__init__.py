@@ -29,6 +29,7 @@ from graphopt.passes.canonicalize.cleanup import clean_up
 from graphopt.passes.canonicalize.fold_constants import fold_constants
 from graphopt.passes.canonicalize.leftovers import note_leftovers
 from graphopt.passes.canonicalize.legalize import legalize
+from graphopt.passes.canonicalize.naming import tell_apart
 from graphopt.passes.canonicalize.ops import OPS
 from graphopt.passes.canonicalize.share_common import share_common
 from graphopt.passes.canonicalize.unify_symbols import unify_symbols
@@ -43,6 +44,7 @@ def _rules(name: str, rules: Sequence[Rule]) -> Stage:
 
 #: The stages, in order.
 CANONICALIZE: tuple[Stage, ...] = (
+    Stage("names", tell_apart),
     Stage("clean-up", clean_up),
     Stage("fold-constants", fold_constants),
     Stage("share-common", share_common),

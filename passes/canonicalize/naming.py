@@ -3,14 +3,17 @@
 A canonical node keeps the name of the node that gave its main output. torch's dynamo exporter calls its nodes
 ``node_linear_3`` and keeps the module path in metadata; there the path is the name. The module path of a linear or a
 norm *is* that layer; other ops share their module with their neighbours and get their own name behind it.
+
+`tell_apart` comes first: recipes and statistics call a linear by the name of its node, so no two nodes may share one.
 """
 
-__all__ = ["canonical_name", "module_path"]
+__all__ = ["canonical_name", "module_path", "tell_apart"]
 
 import ast
 
 import onnx_graphsurgeon as gs
 
+from graphopt.core.report import Report
 from graphopt.ir.model import Model
 
 #: Metadata in which torch's dynamo exporter keeps the module paths around a node, outermost first, then the node's own.
@@ -41,3 +44,20 @@ def canonical_name(model: Model, node: gs.Node, suffix: str = "") -> str:
     if path is not None:
         return model.unique_name(f"{path}.{suffix}" if suffix else path)
     return str(node.name) or model.unique_name(f"{node.outputs[0].name}_{node.op}" if node.outputs else node.op)
+
+
+def tell_apart(model: Model, report: Report) -> None:
+    """Give every node after the first of its name another one, in every scope. ONNX Runtime loads no such file, others
+    do; which of its linears a name meant would be left to chance."""
+    seen: set[str] = set()
+    renamed: dict[str, list[str]] = {}
+    for graph in model.all_graphs():
+        for node in graph.nodes:
+            if node.name in seen:
+                name, node.name = node.name, model.unique_name(node.name)
+                renamed.setdefault(name, []).append(node.name)
+            elif node.name:
+                seen.add(node.name)
+    for name, others in renamed.items():
+        listed = f"'{others[0]}'" if len(others) == 1 else f"'{others[0]}' to '{others[-1]}'"
+        report.note("names", "names", name, f"{len(others) + 1} nodes have this name; the others are called {listed}")
