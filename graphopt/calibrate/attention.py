@@ -115,6 +115,7 @@ class _Observer:
         """
         if not all(np.isfinite(x).all() for x in (q, k, v)):
             return False
+        mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         batch, heads, length = len(k), k.shape[1], k.shape[2]
         read, key_read = np.zeros((2, batch, heads, length), np.float32)
         metric = np.zeros((heads, k.shape[3])) if self._metric is None else self._metric

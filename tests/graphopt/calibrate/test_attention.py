@@ -16,11 +16,11 @@ from tests.support.arrays import activations
 HEADS, KV_HEADS, SIZE, SCALE = 4, 2, 6, 0.4
 
 
-def attention() -> ir.Model:
+def attention(mask_shape: tuple[int | str, ...] = (1, 1, "s", "s")) -> ir.Model:
     q, k, v = (
         gs.Variable(n, np.float32, ["b", h, "s", SIZE]) for n, h in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS))
     )
-    mask = gs.Variable("mask", np.float32, [1, 1, "s", "s"])
+    mask = gs.Variable("mask", np.float32, list(mask_shape))
     y = gs.Variable("y", np.float32, ["b", HEADS, "s", SIZE])
     spec = next(op for op in ops.OPS if op.name == "Attention")
     node = spec.node("attn", [q, k, v, mask], [y], scale=SCALE)
@@ -49,6 +49,19 @@ def test_everything_is_kept_and_weighted(rng: np.random.Generator) -> None:
         expected.append(read.transpose(0, 2, 1).reshape(-1, KV_HEADS))
     np.testing.assert_allclose(entry.attention, np.concatenate(expected), rtol=1e-4, atol=1e-5)
     assert entry.damage() is None
+
+
+@pytest.mark.parametrize("shape", [("s", "s"), (1, "s", "s"), (HEADS, "s", "s"), ("b", 1, 1, "s"), ("s",)])
+def test_masks_of_any_rank(rng: np.random.Generator, shape: tuple[int | str, ...]) -> None:
+    """They are broadcast as the op does it, from the last axis on."""
+    given = feed(rng, 6)
+    sizes = [{"b": 2, "s": 6}.get(d, d) for d in shape]
+    given["mask"] = np.where(rng.random(sizes) < 0.7, rng.standard_normal(sizes), -np.inf).astype(np.float32)
+    whole = {**given, "mask": np.broadcast_to(given["mask"], (2, HEADS, 6, 6))}
+    (entry,) = collect_attention(attention(shape), [given]).values()
+    (expected,) = collect_attention(attention(("b", HEADS, "s", "s")), [whole]).values()
+    for name, array in expected.parts.items():
+        np.testing.assert_allclose(getattr(entry, name), array, rtol=1e-5)
 
 
 def test_what_an_error_of_a_key_costs(rng: np.random.Generator) -> None:
