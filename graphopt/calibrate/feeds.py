@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.calibrate.head_size import head_size
 from graphopt.errors import CalibrationError, nearest
 from graphopt.ir import Model, kv_cache, query, weights
 from graphopt.ir.kv_cache import KvCache
@@ -55,6 +56,8 @@ def declared(model: Model) -> list[Input]:
             raise CalibrationError(f"input '{tensor.name}' of the model declares no type or no shape; export it again")
         dtype = weights.numpy_dtype(weights.onnx_dtype(tensor.dtype))
         shape = tuple(int(d) if isinstance(d, int | np.integer) else d for d in tensor.shape)
+        if len(shape) == 4 and not isinstance(shape[-1], int):
+            shape = (*shape[:-1], head_size(tensor) or shape[-1])
         result.append(Input(tensor.name, dtype, shape, _vocabulary(tensor), role_of(tensor.name, cache)))
     return result
 
@@ -247,6 +250,8 @@ def _vocabulary(tensor: gs.Tensor) -> int | None:
                 return int(node.inputs[0].shape[node.attrs.get("axis", 0)])
             if query.is_op(node, "EmbedLayerNormalization", domain="com.microsoft") and node.inputs[0] is current:
                 return int(node.inputs[2].shape[0])
+            if query.is_op(node, "GatherBlockQuantized", domain="com.microsoft") and node.inputs[1] is current:
+                return int(node.inputs[0].shape[node.attrs.get("gather_axis", 0)])
             if query.is_op(node, "Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity") and node.inputs[0] is current:
                 queue += [t for t in node.outputs if t.name not in seen]
                 seen |= {t.name for t in node.outputs}
