@@ -1,8 +1,10 @@
 """Codes that somebody else made, from the archive that 'graphopt model safetensors' writes of an AQLM checkpoint."""
 
-__all__ = ["ready_weight"]
+__all__ = ["check_archive", "ready_weight"]
 
 import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,30 @@ _CHECKED, _ROUNDING = 16, 2.0**-7
 _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 
+def check_archive(path: Path, linears: Iterable[str]) -> None:
+    """Check that the archive ``path`` is one, and has codes of some of ``linears``.
+
+    Raises:
+        ModelError: it is missing or damaged, or of a model whose linears have other names.
+    """
+    with _opened(path) as archive:
+        if not any(f"{name}:codes" in archive for name in linears):
+            raise ModelError(
+                f"{path} has codes of none of the linears that the recipe gives it; write model and archive together"
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            yield archive
+    except FileNotFoundError as e:
+        raise ModelError(f"the archive of codes {path} does not exist") from e
+    except (*_DAMAGE, KeyError) as e:
+        raise ModelError(f"{path} is no archive of codes of 'graphopt model safetensors', or it is truncated") from e
+
+
 def ready_weight(linear: LinearView, path: Path) -> QuantizedWeight | None:
     """Return the codes of ``linear`` in the archive ``path``; None if it has none.
 
@@ -24,15 +50,10 @@ def ready_weight(linear: LinearView, path: Path) -> QuantizedWeight | None:
         ModelError: the archive is missing or damaged, a code is beyond its codebook, or the codes are of another
             weight than that of the linear.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if f"{linear.name}:codes" not in archive:
-                return None
-            codes, books, scale = (archive[f"{linear.name}:{part}"] for part in ("codes", "codebooks", "scale"))
-    except FileNotFoundError as e:
-        raise ModelError(f"the archive of codes {path} does not exist") from e
-    except (*_DAMAGE, KeyError) as e:
-        raise ModelError(f"{path} is no archive of codes of 'graphopt model safetensors', or it is truncated") from e
+    with _opened(path) as archive:
+        if f"{linear.name}:codes" not in archive:
+            return None
+        codes, books, scale = (archive[f"{linear.name}:{part}"] for part in ("codes", "codebooks", "scale"))
     n, k = linear.shape
     if books.ndim != 3 or books.shape[2] not in numerics.VECTORS:
         raise ModelError(f"{path}: codebooks of '{linear.name}' have shape {books.shape}, not (r, 2^b, v)")

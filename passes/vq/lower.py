@@ -27,7 +27,7 @@ from graphopt.core.statistics import LinearStatistics, Statistics, require_secon
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.passes.vq import e8, hadamard, ops
-from graphopt.passes.vq.archive import ready_weight
+from graphopt.passes.vq.archive import check_archive, ready_weight
 from graphopt.passes.vq.config import PRESETS, VQConfig
 from graphopt.passes.vq.hadamard_ops import FUSED, HADAMARD
 from graphopt.passes.vq.moments import ChannelMoment, Moment, VectorMoment
@@ -56,7 +56,10 @@ class VQ:
         """See `graphopt.core.scheme.Scheme.lower`."""
         inputs = _Inputs(model)
         done: list[tuple[str, str, gs.Tensor, dict[str, Any]]] = []
-        for linear, config in assigned(model, assignment, report, stage=STAGE, scheme=self.name):
+        linears = assigned(model, assignment, report, stage=STAGE, scheme=self.name)
+        for archive in sorted({config.codes for _, config in linears if config.codes}):
+            check_archive(Path(archive), [linear.name for linear, config in linears if config.codes == archive])
+        for linear, config in linears:
             if config.codes and (ready := ready_weight(linear, Path(config.codes))):
                 reason = f"{ops.LINEAR.name} with the codes of {Path(config.codes).name}"
                 x, detail = linear.x, {}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from graphopt import compile, ir
+from graphopt.core.canonical import linears
 from graphopt.core.recipe import Recipe
 from graphopt.errors import ModelError
 from graphopt.models.aqlm import ARCHIVE, AqlmWeights, is_aqlm
@@ -79,8 +80,11 @@ def test_the_codes_are_taken_over_exactly(
         {"match": "*lm_head*", "scheme": "none"},
         {"match": "*", "scheme": "vq", "settings": {"codes": str(tmp_path / ARCHIVE)}},
     ]
-    report = compile.optimize(model, Recipe.parse({"version": 1, "layers": layers}, SCHEMES, "test"))
+    recipe = Recipe.parse({"version": 1, "layers": layers}, SCHEMES, "test")
+    planned = compile.optimize(ir.load(path), recipe, dry_run=True)
+    report = compile.optimize(model, recipe)
     taken = [f for f in report.findings if f.rule == "vq" and f.status == "rewritten"]
+    assert [(f.node, f.reason) for f in planned.findings if f.rule == "vq"] == [(f.node, f.reason) for f in taken]
     assert len(taken) == 7
     assert all("codes of codes.npz" in f.reason for f in taken)
     lowered = ir.save(model, tmp_path / "q.onnx")[0]
@@ -123,6 +127,33 @@ def test_a_damaged_archive_is_refused(small: LlamaConfig, write_safetensors: Wri
     edited(tmp_path / ARCHIVE, lambda a: edit(a, "/model/layers.0/self_attn/o_proj/MatMul"))
     layers = [{"match": "*o_proj*", "scheme": "vq", "settings": {"codes": str(tmp_path / ARCHIVE)}}]
     with pytest.raises(ModelError, match=message):
+        compile.optimize(ir.load(path), Recipe.parse({"version": 1, "layers": layers}, SCHEMES, "test"))
+
+
+def test_a_dry_run_takes_no_codes(small: LlamaConfig, write_safetensors: Write, tmp_path: Path) -> None:
+    checkpoint(tmp_path, small, write_safetensors, 8, 2)
+    source = AqlmWeights(tmp_path)
+    model = ir.load(write_folder(tmp_path / "out", source)[0])
+    source.save_codes(tmp_path / ARCHIVE)
+    layers = [{"match": "*", "scheme": "vq", "settings": {"codes": str(tmp_path / ARCHIVE)}}]
+    compile.optimize(model, Recipe.parse({"version": 1, "layers": layers}, SCHEMES, "test"), dry_run=True)
+    assert len(linears(model)) == 8
+
+
+def test_an_archive_of_another_model_is_refused(small: LlamaConfig, write_safetensors: Write, tmp_path: Path) -> None:
+    """Its linears have other names; to quantize them all anew is not what was asked for."""
+    checkpoint(tmp_path, small, write_safetensors, 8, 2)
+    source = AqlmWeights(tmp_path)
+    path = write_folder(tmp_path / "out", source)[0]
+    source.save_codes(tmp_path / ARCHIVE)
+
+    def rename(arrays: dict[str, np.ndarray]) -> None:
+        for name in list(arrays):
+            arrays[f"other{name}"] = arrays.pop(name)
+
+    edited(tmp_path / ARCHIVE, rename)
+    layers = [{"match": "*o_proj*", "scheme": "vq", "settings": {"codes": str(tmp_path / ARCHIVE)}}]
+    with pytest.raises(ModelError, match="codes of none of the linears"):
         compile.optimize(ir.load(path), Recipe.parse({"version": 1, "layers": layers}, SCHEMES, "test"))
 
 
