@@ -104,7 +104,7 @@ def quantize_weight(
     return QuantizedWeight(
         codes=codes,
         groups=groups if four else None,
-        group=config.group or max(2 * packed_bytes(k), 2),
+        group=config.group or 2 * packed_bytes(k),
         scale=scale,
         outliers=outliers,
         error=errors.of_weight(),

@@ -78,6 +78,33 @@ def test_the_variance_rules_are_those_of_the_paper() -> None:
     assert [*ids] == [KV_STEPS.index(0), KV_STEPS.index(25), 15]
 
 
+#: Bounds of the variance and the coefficient below each and above the last; None is INT4, as the authors have them.
+PUBLISHED = {
+    "variance3": ((0.05, 0.25), (0, 25, None)),
+    "variance8": ((0.0417, 0.0797, 0.122, 0.1368, 0.1446, 0.1528, 0.1611), (0, 20, 40, 60, 80, 100, 120, None)),
+}
+
+
+def of_variance(variance: float) -> np.ndarray:
+    """A group of 64 whose largest magnitude is 1 and whose values have this variance (of a sample)."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        x = np.resize([(low + high) / 2, -(low + high) / 2], 64)
+        x[0] = 1
+        low, high = ((low + high) / 2, high) if x.var(ddof=1) < variance else (low, (low + high) / 2)
+    return x
+
+
+@pytest.mark.parametrize("selector", PUBLISHED)
+def test_bounds_of_the_variance_are_the_published_ones(selector: str) -> None:
+    bounds, steps = PUBLISHED[selector]
+    types = [15 if a is None else KV_STEPS.index(a) for a in steps]
+    for i, bound in enumerate(bounds):
+        x = np.stack([of_variance(bound * share) for share in (0.999, 1.001)]).astype(np.float32) * 7
+        ids, _ = cache_codes.decode_scale(encode(x, selector)[1])
+        assert [*ids] == types[i : i + 2]
+
+
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_groups_that_are_zero_huge_or_not_finite(selector: str) -> None:
     x = np.zeros((5, 64), np.float32)

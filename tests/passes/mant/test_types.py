@@ -1,9 +1,17 @@
 """The sixteen types: the values of the paper, exact in float16, and exact as two int8 tables."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
-from graphopt.passes.mant.types import INT4_TYPE, MANT, NF4, STEPS, split_factors, split_tables
+from graphopt.passes.mant.types import INT4_TYPE, KV_STEPS, MANT, NF4, STEPS, split_factors, split_tables
+
+
+def test_coefficients_are_those_of_the_paper() -> None:
+    """For the cache there is 25, which is close to NF4, in place of 5."""
+    assert STEPS == (0, 5, 10, 17, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
+    assert KV_STEPS == (0, 10, 17, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120)
 
 
 def test_values_are_those_of_the_paper() -> None:
@@ -44,6 +52,12 @@ def test_one_int8_table_is_close() -> None:
 def test_nf4_is_the_published_table() -> None:
     """Quantiles of a normal distribution: dense around zero, which is one of its values, and not symmetric."""
     ordered = np.sort(NF4.values[0])
+    # Quantiles of a normal distribution from this share of it inwards, as the authors' code makes them.
+    share, quantile = 0.9677083, NormalDist().inv_cdf
+    positive = [quantile(p) for p in np.linspace(share, 0.5, 9)[:-1]]
+    negative = [-quantile(p) for p in np.linspace(share, 0.5, 8)[:-1]]
+    published = np.sort([*negative, 0, *positive]) / max(positive)
+    np.testing.assert_allclose(ordered, published, atol=2.0**-12)  # float16
     assert not NF4.symmetric
     assert ordered[7] == 0
     assert (ordered[0], ordered[-1]) == (-1, 1)

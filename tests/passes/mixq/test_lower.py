@@ -367,6 +367,18 @@ def test_report_carries_sizes_and_error() -> None:
     assert 0.002 < detail["weight_error"] < 0.012
 
 
+def test_report_counts_every_outlier() -> None:
+    """The first channel, too."""
+    statistics = Block().statistics()
+    statistics.linears["q_proj"].absmax[:] = 1
+    statistics.linears["q_proj"].absmax[[0, 5]] = 30
+    block = Block()
+    report = block.lower(statistics=statistics)
+    details = {f.node: f.detail for f in report.findings}
+    assert (details["q_proj"]["outliers"], details["q_proj"]["capacity"]) == (2, 16)
+    np.testing.assert_array_equal(weights.read(block.ops()["q_proj"].inputs[0].inputs[0].inputs[-1])[:3], [0, 5, -1])
+
+
 def test_linears_of_one_tensor_share_its_codes_whatever_their_weights_are() -> None:
     block = Block()
     configs = dict.fromkeys(("q_proj", "gate_proj"), MixQConfig())

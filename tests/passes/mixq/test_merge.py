@@ -95,7 +95,19 @@ def test_activation_of_a_gate_that_others_read_keeps_its_two_inputs() -> None:
         np.testing.assert_array_equal(got, want)
 
 
-def test_activation_that_an_exporter_feeds_from_one_linear_reads_its_halves() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "axis", "fused"),
+    [
+        ([F, F], -1, "MixQSwiGLU"),
+        (None, -1, "MixQSwiGLU"),
+        ([F, F], 2, "MixQSwiGLU"),
+        ([F - 8, F + 8], -1, "MixQGatedSilu"),
+    ],
+)
+def test_activation_that_an_exporter_feeds_from_one_linear_reads_its_halves(
+    sizes: list[int] | None, axis: int, fused: str
+) -> None:
+    """Without sizes a Split is even (up to opset 17)."""
     rng, block = np.random.default_rng(3), Block()
     both = block.constant("both", rng.standard_normal((K, 2 * F)) / 8)
     gate, up = block.ops()["gate_proj"], block.ops()["up_proj"]
@@ -104,15 +116,18 @@ def test_activation_that_an_exporter_feeds_from_one_linear_reads_its_halves() ->
         node.inputs.clear()
         node.outputs.clear()
     whole = block.add("Linear", "gate_up_proj", [block.ops()["norm"].outputs[0], both], "whole", trans_w=0)
-    sizes = gs.Constant("sizes", np.array([F, F], np.int64))
-    block.graph.nodes.append(gs.Node("Split", "halves", {"axis": -1}, [whole, sizes], halves))
+    whole.shape = ["batch", "seq", 2 * F]
+    parts = [] if sizes is None else [gs.Constant("sizes", np.array(sizes, np.int64))]
+    block.graph.nodes.append(gs.Node("Split", "halves", {"axis": axis}, [whole, *parts], halves))
     block.graph.cleanup().toposort()
     report = Report()
     config = MixQConfig(outliers=OutlierConfig(select="none"))
     SCHEME.lower(block.model, {"gate_up_proj": config, "down_proj": config}, None, report, dry_run=False)
-    (glu,) = [n for n in block.graph.nodes if n.op == "MixQSwiGLU"]
-    assert glu.inputs[0].inputs[0].name == "gate_up_proj"
-    assert not any(n.op == "Split" for n in block.graph.nodes)
+    (made,) = [n for n in block.graph.nodes if n.op == fused]
+    glu = fused == "MixQSwiGLU"
+    assert any(n.op == "Split" for n in block.graph.nodes) != glu
+    if glu:
+        assert made.inputs[0].inputs[0].name == "gate_up_proj"
 
 
 @pytest.mark.parametrize(

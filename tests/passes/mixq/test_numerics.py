@@ -35,6 +35,16 @@ def test_rows_come_back_within_half_a_step(seed: int, tokens: int, channels: int
     assert (np.abs(x - xq * sx)[:, ~mask] <= sx * (0.5 + 127 * 2.0**-22)).all()
 
 
+def test_rows_may_have_any_number_of_leading_axes() -> None:
+    x = planted(np.random.default_rng(9), 12, 40, [3, 17])
+    indices = numerics.pad_indices(np.array([3, 17]), 16)
+    for lead in ((2, 3, 2), (12,), (1, 12)):
+        for got, want in zip(
+            numerics.quantize_rows(x.reshape(*lead, 40), indices), numerics.quantize_rows(x, indices), strict=True
+        ):
+            np.testing.assert_array_equal(got, want.reshape(*lead, -1))
+
+
 def test_outliers_do_not_inflate_the_scale() -> None:
     rng = np.random.default_rng(0)
     x = planted(rng, 8, 64, [5])

@@ -112,6 +112,16 @@ def test_weights_of_zeros(config: MixQConfig) -> None:
     assert stored.error == 0
 
 
+@pytest.mark.parametrize("config", [MixQConfig(), FOUR])
+def test_inputs_that_were_never_anything_but_zero(config: MixQConfig, rng: np.random.Generator) -> None:
+    w, indices = random_weight(rng, 4, 70), numerics.pad_indices(np.zeros(0), 16)
+    moment = SecondMoment(np.zeros((70, 70), np.float32), np.ones(70, bool), 0.01)
+    stored = quantize_weight(linear(w), indices, config, moment=moment)
+    nearest = quantize_weight(linear(w), indices, config)
+    np.testing.assert_array_equal(stored.codes, nearest.codes)
+    assert stored.output_error == 0
+
+
 def test_all_channels_may_be_outliers(rng: np.random.Generator) -> None:
     w, indices = random_weight(rng, 4, 16), np.arange(16, dtype=np.int32)
     moment = SecondMoment(np.eye(16, dtype=np.float32), np.zeros(16, bool), 0.01)

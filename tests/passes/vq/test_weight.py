@@ -105,6 +105,7 @@ def test_constant_and_zero_rows(layer: Callable[[int, int], Layer]) -> None:
     for constant in (np.zeros((8, 32), np.float32), np.full((8, 32), -3.5, np.float32)):
         stored = quantize_weight(linear_of(constant), config, moment, None, np.random.default_rng(4))
         np.testing.assert_allclose(decoded(stored, config, 32), constant, rtol=2e-3)
+        assert max(stored.error, stored.output_error) < 2e-3
 
 
 def test_small_codes_are_the_frequent_ones(layer: Callable[[int, int], Layer]) -> None:
