@@ -3,6 +3,7 @@
 __all__ = ["compare"]
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -120,30 +121,41 @@ def _kinds(models: list[Path], runner: list[str] | None) -> list[str | None]:
 def _verdict(path: Path, result: Comparison, metric: str) -> str:
     bad = [d.name for d in result.outputs if not d.passed]
     parts = [f"missing output '{name}'" for name in result.missing]
-    parts += [
-        f"{len(bad)} of {len(result.outputs)} outputs are beyond the tolerance ({metric}): {', '.join(bad[:3])}"
-    ] * bool(bad)
+    if bad:
+        parts.append(f"{len(bad)} of {len(result.outputs)} outputs are beyond the tolerance ({metric}): {_first(bad)}")
     return f"{path.name}: {'; '.join(parts)}"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _render(out: Console, results: list[tuple[Path, Comparison]]) -> None:
     for path, result in results:
-        for title, rows in (("outputs", result.outputs), ("layers", result.layers)):
-            if rows:
-                out.print(_table(f"{path.name}: {title}", rows))
+        out.print(_table(f"{path.name}: outputs", "value", [(d.name, d) for d in result.outputs]))
+        if result.layers:
+            out.print(_table(f"{path.name}: layers", "layer", [(d.layer, d) for d in result.layers]))
+        if result.uncompared:
+            out.print(
+                f"{len(result.uncompared)} layers of the reference have no output of their own to compare: "
+                f"{_first(result.uncompared)}",
+                highlight=False,
+                soft_wrap=True,
+            )
         if result.culprit is not None:
             out.print(
                 f"the first layer that differs is '{result.culprit.layer}': {result.culprit.cause}",
                 highlight=False,
                 soft_wrap=True,
             )
-        out.print(f"{result.samples} samples: {'equal within the tolerance' if result.passed else 'different'}")
+        count = f"{result.samples} sample" + "s" * (result.samples != 1)
+        out.print(f"{count}: {'equal within the tolerance' if result.passed else 'different'}")
 
 
-def _table(title: str, rows: tuple[Difference, ...]) -> Table:
-    table = Table(Column("value", overflow="fold"), "normalized", "max |a - b|", "rms", "cosine", "", title=title)
-    for d in rows:
+def _table(title: str, of: str, rows: list[tuple[str, Difference]]) -> Table:
+    table = Table(Column(of, overflow="fold"), "normalized", "max |a - b|", "rms", "cosine", "", title=title)
+    for name, d in rows:
         numbers = (f"{x:.3g}" for x in (d.normalized, d.max_abs, d.rms))
         verdict = d.reason or ("ok" if d.passed else "[red]differs[/red]")
-        table.add_row(d.name, *numbers, f"{d.cosine:.6f}", verdict)
+        table.add_row(name, *numbers, f"{d.cosine:.6f}", verdict)
     return table

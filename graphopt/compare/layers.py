@@ -1,10 +1,10 @@
 """Comparing two models layer by layer, and saying what is probably wrong with the first layer that differs."""
 
-__all__ = ["Culprit", "compare_layers", "find_culprit"]
+__all__ = ["Culprit", "LayerDifference", "compare_layers", "find_culprit", "uncompared"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,22 @@ from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
 from graphopt.compare.side import Side
 from graphopt.ir import query, weights
 from graphopt.passes import OPS
+from graphopt.passes.canonicalize.naming import module_path
 from graphopt.passes.mixq.merge import SEPARATOR
 
 #: A model, and what it is fed with.
 Fed = tuple[Side, Sequence[Feed]]
+
+
+@dataclass(frozen=True)
+class LayerDifference(Difference):
+    """Difference of the output of one weight layer.
+
+    Attributes:
+        layer: its name, as recipes call it.
+    """
+
+    layer: str
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Culprit:
     cause: str
 
 
-def compare_layers(ours: Fed, theirs: Fed, tolerance: Tolerance) -> tuple[Difference, ...]:
+def compare_layers(ours: Fed, theirs: Fed, tolerance: Tolerance) -> tuple[LayerDifference, ...]:
     """Compare the outputs of weight layers of either model that both compute under the same name.
 
     Returns:
@@ -52,7 +64,18 @@ def compare_layers(ours: Fed, theirs: Fed, tolerance: Tolerance) -> tuple[Differ
                     a, b = pair[0].run(our_feed), pair[1].run(feed)
                     for tap in group:
                         meters[tap].update(a.pop(tap.tensor), b.pop(tap.tensor))
-    return tuple(m.result() for m in meters.values())
+    makers = _makers(ours[0].model)
+    return tuple(_of_layer(makers[tap.tensor][0], meter.result()) for tap, meter in meters.items())
+
+
+def _of_layer(layer: str, difference: Difference) -> LayerDifference:
+    return LayerDifference(**{f.name: getattr(difference, f.name) for f in fields(Difference)}, layer=layer)
+
+
+def uncompared(reference: ir.Model, layers: Iterable[LayerDifference]) -> tuple[str, ...]:
+    """Return the names of the weight layers of ``reference`` that are not among ``layers``, in graph order."""
+    compared, makers = {d.layer for d in layers}, _makers(reference)
+    return tuple(name for w in weight_layers(reference) if (name := makers[w.output][0]) not in compared)
 
 
 def _starter(stack: ExitStack, side: Side, feeds: Sequence[Feed]) -> Callable[[Path], Run]:
@@ -71,12 +94,12 @@ def _common_layers(model: ir.Model, reference: ir.Model) -> list[Tap]:
     return [Tap(name, layers[name]) for name in names if name in layers and name in computed]
 
 
-def find_culprit(layers: Sequence[Difference], ours: Fed, theirs: Fed) -> Culprit | None:
+def find_culprit(layers: Sequence[LayerDifference], ours: Fed, theirs: Fed) -> Culprit | None:
     """Return the first layer that is beyond its tolerance, with the cause that the first feed points to."""
     bad = next((d for d in layers if not d.passed), None)
     if bad is None:
         return None
-    (layer, node), (_, reference) = (_maker(side.model, bad.name) for side, _ in (ours, theirs))
+    (_, node), (_, reference) = (_makers(side.model)[bad.name] for side, _ in (ours, theirs))
     source = reference.inputs[0]
     evidence = Evidence(
         ours=_value(ours, bad.name),
@@ -86,17 +109,24 @@ def find_culprit(layers: Sequence[Difference], ours: Fed, theirs: Fed) -> Culpri
         outliers=_outliers(node),
         difference=bad,
     )
-    return Culprit(layer, bad.name, likely_cause(evidence))
+    return Culprit(bad.layer, bad.name, likely_cause(evidence))
 
 
-def _maker(model: ir.Model, value: str) -> tuple[str, gs.Node]:
-    """The layer that makes ``value``, and its node; of merged linears the name of the one and the node of all."""
-    node = next(n for n in model.graph.nodes if any(t.name == value for t in n.outputs))
-    whole = query.producer(node.inputs[0]) if query.is_op(node, "Split") else None
-    names = [] if whole is None else str(whole.name).split(SEPARATOR)
-    if whole is None or len(names) != len(node.outputs):
-        return str(node.name), node
-    return names[[t.name for t in node.outputs].index(value)], whole
+def _makers(model: ir.Model) -> dict[str, tuple[str, gs.Node]]:
+    """Return the layer and the node that make each value; of merged linears the name of the one and the node of all."""
+    makers = {}
+    for node in model.graph.nodes:
+        whole = query.producer(node.inputs[0]) if query.is_op(node, "Split") else None
+        names = [] if whole is None else str(whole.name).split(SEPARATOR)
+        if whole is None or len(names) != len(node.outputs):
+            names, whole = [_layer_name(node)] * len(node.outputs), node
+        makers |= {t.name: (name, whole) for t, name in zip(node.outputs, names, strict=True)}
+    return makers
+
+
+def _layer_name(node: gs.Node) -> str:
+    """The name of ``node``, but what the canonical form will call a product that is not canonical yet."""
+    return (module_path(node) if query.is_op(node, "MatMul", "Gemm") else None) or str(node.name)
 
 
 def _value(fed: Fed, name: str) -> np.ndarray:

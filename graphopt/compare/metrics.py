@@ -75,7 +75,7 @@ class DifferenceMeter:
     def __init__(self, name: str, tolerance: Tolerance) -> None:
         self._name, self._tolerance = name, tolerance
         self._error = self._a = self._b = self._dot = 0.0
-        self._count = 0
+        self._seen = self._numbers = self._count = 0
         self._max_abs, self._excess = 0.0, -math.inf
         self._reason: str | None = None
 
@@ -88,6 +88,8 @@ class DifferenceMeter:
             self._reason = f"shape {list(a.shape)} against {list(b.shape)}"
             return
         a, b = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+        self._numbers += int(a.size - np.isnan(a).sum())
+        self._seen += a.size
         finite = np.isfinite(a) & np.isfinite(b)
         if not finite.all():
             if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
@@ -106,7 +108,8 @@ class DifferenceMeter:
         self._excess = max(self._excess, float((error - allowed).max()))
 
     def result(self) -> Difference:
-        """Return the difference over everything seen; nothing seen counts as equal."""
+        """Return the difference over everything seen; nothing seen counts as equal, nothing but NaN does not."""
+        reason = self._reason or ("nothing but NaN in both" if self._seen and not self._numbers else None)
         zero = 0.0 if self._error == 0 else math.inf
         normalized = math.sqrt(self._error / self._b) if self._b else zero
         norm = math.sqrt(self._a) * math.sqrt(self._b)
@@ -115,7 +118,7 @@ class DifferenceMeter:
         return Difference(
             name=self._name,
             rms=math.sqrt(self._error / self._count) if self._count else 0.0,
-            reason=self._reason,
-            passed=self._reason is None and self._tolerance.accepts(**sizes),
+            reason=reason,
+            passed=reason is None and self._tolerance.accepts(**sizes),
             **sizes,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.calibrate.feeds import Feed
-from graphopt.compare.layers import Culprit, compare_layers, find_culprit
+from graphopt.compare.layers import Culprit, LayerDifference, compare_layers, find_culprit, uncompared
 from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
 from graphopt.compare.side import Side
 from graphopt.errors import ModelError, nearest
@@ -25,13 +25,15 @@ class Comparison:
         missing: outputs of the reference that the model lacks.
         samples: number of feeds.
         culprit: the first of ``layers`` that is beyond the tolerance, with its likely cause; None without one.
+        uncompared: weight layers of the reference whose output the model computes under no name, such as merged ones.
     """
 
     outputs: tuple[Difference, ...]
-    layers: tuple[Difference, ...]
+    layers: tuple[LayerDifference, ...]
     missing: tuple[str, ...]
     samples: int
     culprit: Culprit | None = None
+    uncompared: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -46,6 +48,7 @@ class Comparison:
             "missing": list(self.missing),
             "outputs": [d.to_dict() for d in self.outputs],
             "layers": [d.to_dict() for d in self.layers],
+            "uncompared": list(self.uncompared),
             "culprit": None if self.culprit is None else asdict(self.culprit),
         }
 
@@ -103,4 +106,4 @@ def compare_models(
         return Comparison(outputs, (), tuple(missing), len(feeds))
     layers = compare_layers((ours, our_feeds), (theirs, feeds), tolerance)
     culprit = find_culprit(layers, (ours, our_feeds), (theirs, feeds))
-    return Comparison(outputs, layers, tuple(missing), len(feeds), culprit)
+    return Comparison(outputs, layers, tuple(missing), len(feeds), culprit, uncompared(theirs.model, layers))

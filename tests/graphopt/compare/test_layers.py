@@ -12,6 +12,7 @@ from graphopt.calibrate import collect
 from graphopt.calibrate.feeds import declared, from_tokens
 from graphopt.compare import Tolerance, compare_models
 from graphopt.compare.side import Side
+from graphopt.core.canonical import linears
 from graphopt.core.recipe import Recipe
 from graphopt.core.statistics import Statistics
 from graphopt.errors import ModelError
@@ -58,6 +59,29 @@ def test_quantization_alone(decoder: Path, feeds: list, tmp_path: Path) -> None:
     assert result.culprit.layer == FIRST
     assert "quantization alone, with no outlier outside its set" in result.culprit.cause
     assert compare_models(model, decoder, feeds, Tolerance(rtol=0.1), per_layer=True, threads=1).culprit is None
+
+
+def test_layers_go_by_the_names_that_recipes_use(decoder: Path, feeds: list, tmp_path: Path) -> None:
+    """Of merged gates nothing is there to compare, which is said; biases and Splits do not hide whose value it is."""
+    model = quantized(decoder, tmp_path / "opt.onnx", None)
+    result = compare_models(model, decoder, feeds, Tolerance(), per_layer=True, threads=1)
+    canonical = ir.load(decoder)
+    compile.canonicalize(canonical)
+    names = [linear.name for linear in linears(canonical)]
+    gates = [name for name in names if "gate_proj" in name or "up_proj" in name]
+    assert result.uncompared == tuple(gates) and len(gates) == 4
+    assert [d.layer for d in result.layers] == [name for name in names if name not in gates]
+    data = result.to_dict()
+    assert data["layers"][0]["layer"] == FIRST and data["uncompared"] == gates
+
+
+def test_layers_of_exports_go_by_the_paths_of_their_modules(tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "fixtures" / "exporters" / "qwen2_dynamo18.onnx"
+    given = [from_tokens(declared(ir.load(source)), np.arange(5)[None])]
+    model = quantized(source, tmp_path / "opt.onnx", None)
+    result = compare_models(model, source, given, Tolerance(), per_layer=True, threads=1)
+    assert result.layers[0].layer == "model.model.layers.0.self_attn.q_proj"
+    assert all(name.endswith(("gate_proj", "up_proj")) for name in result.uncompared)
 
 
 def test_a_spoiled_weight_is_found_where_it_is(decoder: Path, feeds: list, tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_a_non_finite_value_on_one_side_only_fails(rng: np.random.Generator, met
     assert not _measure((bad, -bad), tolerance=loose).passed or np.isnan(poison)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_two_models_that_say_nothing_but_nan_are_not_equal(metric: str) -> None:
+    nothing = np.full((4, 16), np.nan)
+    got = _measure((nothing, nothing), tolerance=Tolerance(metric, 1e9, 1e9))
+    assert not got.passed and got.reason == "nothing but NaN in both"
+    infinite = np.full((4, 16), -np.inf)
+    assert _measure((infinite, infinite), tolerance=Tolerance(metric, 1e9, 1e9)).passed
+
+
 def test_another_shape_fails(rng: np.random.Generator) -> None:
     got = _measure((activations(rng, 4, 16), activations(rng, 2, 32)), tolerance=Tolerance("cosine", 2, 2))
     assert not got.passed
