@@ -114,7 +114,7 @@ def find_culprit(layers: Sequence[LayerDifference], ours: Fed, theirs: Fed) -> C
 
 def _makers(model: ir.Model) -> dict[str, tuple[str, gs.Node]]:
     """Return the layer and the node that make each value; of merged linears the name of the one and the node of all."""
-    makers = {}
+    makers: dict[str, tuple[str, gs.Node]] = {}
     for node in model.graph.nodes:
         whole = query.producer(node.inputs[0]) if query.is_op(node, "Split") else None
         names = [] if whole is None else str(whole.name).split(SEPARATOR)
