@@ -18,7 +18,6 @@ what is missing and times all; it writes the JSON after every plan and starts no
 import argparse
 import functools
 import json
-import os
 import sys
 import time
 import traceback
@@ -299,12 +298,14 @@ def build_engines(arguments: argparse.Namespace) -> bool:
     return all(plan is not None for plan in plans)
 
 
-def time_engines(arguments: argparse.Namespace) -> bool:
-    model = Model(arguments.work)
+def measured_by(driver: str) -> Row:
+    """Where a row comes from."""
     device = gpu.query()
-    common = {"gpu": device.gpus[0].name, "driver": arguments.driver, "cuda": device.cuda_version, **provenance()}
-    if commit := os.environ.get("GRAPHOPT_COMMIT"):
-        common["commit"] = commit
+    return {"gpu": device.gpus[0].name, "driver": driver, "cuda": device.cuda_version, **provenance()}
+
+
+def time_engines(arguments: argparse.Namespace) -> bool:
+    model, common = Model(arguments.work), measured_by(arguments.driver)
     rows: list[Row] = []
     deadline = time.monotonic() + arguments.seconds
     for phase, name, cases in wanted(arguments):

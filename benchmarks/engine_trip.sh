@@ -10,6 +10,8 @@
 #   bash benchmarks/engine_trip.sh text GGUF STATISTICS PREPARED    SmolLM2 by engines: text and perplexity in the forms
 #                                                   SCHEMES (needs the package gguf; PREPARED is from
 #                                                   benchmarks/generate.py prepare)
+#   bash benchmarks/engine_trip.sh hold QUEUE       what QUEUE lists, one after another and each within a limit, of what `make`
+#                                                   wrote to $WORK/FOLDER (benchmarks/engine_hold.py)
 # Needs carry_trt8/lib and carry_trt8/cases (benchmarks/engine_carry.sh). Results in $OUT (default out/engine); models and
 # plans in $WORK (default /tmp/engine). Each verb ends by itself after at most SECONDS_LIMIT (default 540). SCHEMES,
 # PHASES and BATCHES are lists with commas, as benchmarks/engine.py and generate.py take them.
@@ -19,7 +21,7 @@ work="${WORK:-/tmp/engine}"
 runtime="${RUNTIME:-/tmp/trt8}"
 limit="${SECONDS_LIMIT:-540}"
 mkdir -p "$out" "$work"
-verb="${1:?unpack, check, make, first, time or text}"
+verb="${1:?unpack, check, make, first, time, text or hold}"
 shift
 
 # The folders passes/ and models/ are packages of graphopt once installed.
@@ -66,6 +68,14 @@ time)
     driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
     run time --work "$work" --json "$out/engine.json" --driver "$driver" --seconds $((limit - 120)) \
         --phases "$PHASES" --batches "$BATCHES" --schemes "$SCHEMES" --level "$LEVEL"
+    ;;
+hold)
+    queue="${1:?file with a list of steps}"
+    driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -1)"
+    echo $(($(date +%s) + limit - 15)) > "$work/until"
+    "$runtime/bin/trt8-python" benchmarks/engine_hold.py run "$queue" --work "$work" --out "$out" --until "$work/until" \
+        --driver "$driver" 2>&1 | tee -a "$out/hold.log"
+    exit "${PIPESTATUS[0]}"
     ;;
 text)
     gguf="${1:?GGUF file}" statistics="${2:?statistics}" prepared="${3:?folder of benchmarks/generate.py prepare}"
