@@ -1,0 +1,211 @@
+"""Record what engines did on a GPU: results, the page made of them, and the tables and sentences that repeat them.
+
+    python benchmarks/engine_record.py FROM [NAME=FILE ...] [--texts FOLDER] [--root FOLDER]
+
+FROM is what engine_hold.py wrote, a folder or a .tgz of one. Rows of a case and scheme that were measured before are
+replaced. Texts are judged (benchmarks/generate.py judge) by the ONNX files of their schemes, none=FILE among them, with
+the prompts in FOLDER. Changed are results/h100/engine.json and generate.json, docs/how_fast_how_accurate.md, the tables
+in NOTES.md and the paragraph in README.md. What the numbers mean is for whoever reads them: so the steps, how long each
+took, and the outputs that were checked are printed.
+"""
+
+import argparse
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import page
+import tables
+from engine import with_peers
+from generate import judge, named
+
+from graphopt.results import write_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTION = "### TensorRT 8.6 engines"
+#: The paragraph of README.md: where it begins, and what ends it.
+OPENING, ENDING = "In TensorRT 8.6 on an H100,", " All numbers: "
+#: The engines of that paragraph, and what it calls them.
+HEADLINE = {
+    "mixq-w8a8": "w8a8", "mixq-w4a8": "w4a8", "mixq-w4a8+cq4": "w4a8 with a 4-bit cache (cq4)",
+    "vq-quip4": "quip4", "vq-quip4+cq4": "quip4 with cq4", "mant-w4a8": "M-ANT's w4a8",
+    "mant-w4a8+kv-mant4": "M-ANT's w4a8 and 4-bit cache",
+}  # fmt: skip
+#: Names of schemes and caches in the accuracy file, where they are others.
+JUDGED = {"none": "fp", "kv-mant4": "mant4"}
+
+Row = dict[str, Any]
+
+
+def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Rows of engines, the new ones in place of old ones, in the order of the page."""
+    rows = with_peers([*old, *new])
+    labels, schemes = (list(dict.fromkeys(r[key] for r in rows)) for key in ("case", "scheme"))
+    models = list(dict.fromkeys(model_of(r) for r in rows))
+    phases = ["decode", "prefill"]
+    rows.sort(key=lambda r: (models.index(model_of(r)), phases.index(r["phase"]), schemes.index(r["scheme"]),
+                             r["B"], labels.index(r["case"])))  # fmt: skip
+    return rows
+
+
+def model_of(row: Row) -> str:
+    label: str = row["case"].split(f" {row['phase']} ")[0]
+    return label
+
+
+def engine_tables(rows: Sequence[Row]) -> str:
+    """The engines' tables of the page, without the sentence before them."""
+    _, *lines = page.engines(rows)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def text_table(rows: Sequence[Row], accuracy: Sequence[Row]) -> str:
+    """Texts and perplexities of engines, beside those of function bodies in ONNX Runtime."""
+    bodies = {(r["scheme"], r["kv"]): r["ppl"] for r in accuracy}
+    lines = []
+    for name in dict.fromkeys(r["scheme"] for r in rows):
+        texts = [r for r in rows if r["scheme"] == name and r["suite"] == "generate"]
+        ppl = next((r["ppl"] for r in rows if r["scheme"] == name and r["suite"] == "perplexity"), None)
+        scheme, _, cache = name.partition("+")
+        body = bodies.get((JUDGED.get(scheme, scheme), JUDGED.get(cache, cache) or "none"))
+        rate = sorted(r["decode_tokens_s"] for r in texts)[len(texts) // 2]
+        same = sum(r["equal_tokens"] == r["tokens"] for r in texts)
+        parted = ", ".join(str(r["equal_tokens"]) for r in texts if r["equal_tokens"] != r["tokens"])
+        lines.append((
+            "fp16" if name == "none" else name, page.number(ppl, ".3f"),
+            page.number(body, ".3f") + (" (fp32)" if name == "none" else ""), f"{rate:.0f}",
+            "" if name == "none" else f"{same} of {len(texts)}" + (f"; parts after {parted} tokens" if parted else ""),
+        ))  # fmt: skip
+    head = ("engine", "perplexity", "by function bodies", "tokens/s", "same text for 64 tokens")
+    return "\n".join(tables.table(head, lines)) + "\n"
+
+
+def listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def times(rows: Sequence[Row]) -> str:
+    ratios = (r["peers"][page.REFERENCE] / r["us"] for r in rows)
+    return listed([f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:.0f}" for ratio in ratios])
+
+
+def paragraph(rows: Sequence[Row], texts: Sequence[Row]) -> str:
+    """What README.md says of engines."""
+
+    def of(layers: str, phase: str) -> list[tuple[str, list[Row]]]:
+        """Name and rows of the headline's schemes, in the order of batches."""
+        found = [
+            (name, [r for r in rows if f"{layers} {phase}" in r["case"] and r["scheme"] == scheme])
+            for scheme, name in HEADLINE.items()
+        ]
+        return [(name, mine) for name, mine in found if mine and all(page.REFERENCE in r["peers"] for r in mine)]
+
+    def batches(mine: Sequence[Row]) -> str:
+        return f"{listed([str(r['B']) for r in mine])} sequences"
+
+    (name, first), *others = of("2-7b 4 layers", "decode")
+    sentences = [
+        f"{OPENING} four Llama-2-7B-shaped layers decode one token with 2048 in the cache {times(first)} times as fast "
+        f"in {name} as in TensorRT's own float16 engine, for {batches(first)}"
+        + "".join(f"; in {name} {times(mine)} times" for name, mine in others)
+        + "."
+    ]
+    if large := of("2-70b 1 layer", "decode"):
+        ratios = "; ".join(f"{name} {times(mine)} times" for name, mine in large)
+        sentences.append(f"One layer of Llama-2-70B's shape, for {batches(large[0][1])}: {ratios}.")
+    for layer, shape in (("2-7b 1 layer", "Llama-2-7B"), ("2-70b 1 layer", "Llama-2-70B")):
+        if prompts := of(layer, "prefill"):
+            ratios = listed([f"{name} {times(mine)} times" for name, mine in prompts])
+            sentences.append(f"A prompt of 2048 tokens through one layer of {shape}'s shape: {ratios}.")
+    values = [
+        f"{r['ppl']:.3f} in {HEADLINE.get(r['scheme'], 'float16' if r['scheme'] == 'none' else r['scheme'])}"
+        for r in texts
+        if r["suite"] == "perplexity"
+    ]
+    sentences.append(f"SmolLM2's perplexity through such engines is {listed(values)}.")
+    return " ".join(sentences)
+
+
+def with_tables(notes: str, engines: str, texts: str) -> str:
+    """NOTES.md with these tables in the section of engines, in place of its own.
+
+    Raises:
+        SystemExit: the section is not as it was.
+    """
+    start = notes.index(f"\n{SECTION}")
+    end = notes.index("\n### ", start + 1)
+    part = notes[start:end]
+    part, first = re.subn(r"(?:^[\w.-]+ \d+ layers?:\n\n(?:\|.*\n)+\n?)+", lambda _: engines + "\n", part, flags=re.M)
+    part, second = re.subn(r"^\| engine \| perplexity .*\n(?:\|.*\n)+", lambda _: texts, part, flags=re.M)
+    if (first, second) != (1, 1):
+        raise SystemExit(f"NOTES.md: the section '{SECTION}' has {first} and {second} of its tables")
+    return notes[:start] + part + notes[end:]
+
+
+def with_paragraph(readme: str, text: str) -> str:
+    """README.md with another paragraph about engines."""
+    start = readme.index(OPENING)
+    return readme[:start] + text + readme[readme.index(ENDING, start) :]
+
+
+def rows_in(file: Path) -> list[Row]:
+    rows: list[Row] = json.loads(file.read_text()) if file.is_file() else []
+    return rows
+
+
+def report(folder: Path) -> None:
+    """Print what became of the steps and of the outputs that were checked."""
+    for step in rows_in(folder / "steps.json"):
+        at = "" if step["at"] is None else f"{step['at']:.0f}"
+        print(f"{step['state']:8} at {at:>4} s, {step['seconds']:6.1f} s, processor {step['processor_seconds']:6.1f} s,"
+              f" {step['states']} {step['step']} {step['note']}")  # fmt: skip
+    for row in rows_in(folder / "check.json"):
+        print(row)
+
+
+def record(arguments: argparse.Namespace, folder: Path) -> None:
+    root, results = arguments.root, arguments.root / "benchmarks/results/h100"
+    report(folder)
+    engines = merged(rows_in(results / "engine.json"), rows_in(folder / "engine.json"))
+    texts, new = rows_in(results / "generate.json"), rows_in(folder / "generate.json")
+    texts = [r for r in texts if r["scheme"] not in {n["scheme"] for n in new}] + new
+    if new:
+        prompts = json.loads((arguments.texts / "prompts.json").read_text())["prompts"]
+        unjudged = [r for r in texts if r["scheme"] == "none" or r in new]
+        judge(unjudged, named(arguments.files), prompts)
+    write_rows(results / "engine.json", engines)
+    write_rows(results / "generate.json", texts)
+    repeat(root, engines, texts)
+    if root == ROOT:
+        page.PAGE.write_text("\n".join(page.sections()), encoding="utf-8")
+
+
+def repeat(root: Path, engines: Sequence[Row], texts: Sequence[Row]) -> None:
+    """Write the tables and the paragraph into NOTES.md and README.md."""
+    accuracy = json.loads((root / "benchmarks/results/accuracy/smollm2.json").read_text())
+    notes, readme = root / "benchmarks/NOTES.md", root / "README.md"
+    notes.write_text(with_tables(notes.read_text(), engine_tables(engines), text_table(texts, accuracy)))
+    readme.write_text(with_paragraph(readme.read_text(), paragraph(engines, texts)))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="FROM")
+    parser.add_argument("files", nargs="*", metavar="NAME=FILE", help="models of the schemes that wrote texts")
+    parser.add_argument("--texts", type=Path, metavar="FOLDER", help="of benchmarks/generate.py prepare")
+    parser.add_argument("--root", type=Path, default=ROOT, help="of the repository to change")
+    arguments = parser.parse_args(words)
+    if arguments.source.is_dir():
+        record(arguments, arguments.source)
+        return
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(arguments.source) as archive:
+        archive.extractall(folder, filter="data")
+        record(arguments, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

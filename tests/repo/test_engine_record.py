@@ -1,0 +1,102 @@
+"""What engines did on a GPU is recorded once, and repeated as it is in NOTES.md and README.md."""
+
+import importlib
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = "benchmarks/results/h100"
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("engine_record")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of what is recorded."""
+    for name in (
+        "README.md",
+        "benchmarks/NOTES.md",
+        "benchmarks/results/accuracy/smollm2.json",
+        *(f"{RESULTS}/{n}.json" for n in ("engine", "generate")),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def rows(root: Path, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((root / RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def engine_row(scheme: str, label: str, phase: str, batch: int, us: float) -> dict[str, Any]:
+    tokens, past = (2048, 0) if phase == "prefill" else (1, 2048)
+    return {
+        "suite": "engine", "scheme": scheme, "phase": phase, "B": batch, "M": batch * tokens, "us": us,
+        "case": f"{label} {phase} B={batch} S={tokens} past={past}", "gpu": "NVIDIA H100 80GB HBM3", "driver": "580",
+        "commit": "0123456789ab", "date": "2026-11-23", "measured": {},
+    }  # fmt: skip
+
+
+def test_pages_say_what_the_results_say(record: Any, root: Path) -> None:
+    record.repeat(root, record.merged(rows(root, "engine"), []), rows(root, "generate"))
+    for name in ("README.md", "benchmarks/NOTES.md"):
+        assert (root / name).read_text() == (ROOT / name).read_text(), f"{name}: run python benchmarks/engine_record.py"
+
+
+def test_a_hold_is_recorded(record: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = tmp_path / "hold"
+    hold.mkdir()
+    new = [
+        engine_row("mixq-w8a8", "llama-2-7b 4 layers", "decode", 1, 500.0),
+        engine_row("vq-quip4+cq4", "llama-2-7b 4 layers", "decode", 1, 600.0),
+        *(engine_row(s, "llama-2-7b 1 layer", "prefill", 1, us)
+          for s, us in (("tensorrt_fp16", 1800), ("mixq-w8a8", 900))),
+        *(engine_row(s, "llama-2-70b 1 layer", "decode", b, b * us)
+          for s, us in (("tensorrt_fp16", 1600), ("mixq-w4a8", 400)) for b in (1, 16)),
+    ]  # fmt: skip
+    text = {"suite": "generate", "scheme": "vq-quip4+cq4", "case": "x", "ids": [1], "tokens": 1}
+    text |= {"decode_tokens_s": 400.0, "runner": "r", "cache": "static"}
+    texts = [text, {"suite": "perplexity", "scheme": "vq-quip4+cq4", "ppl": 23.1}]
+    steps = [
+        {"step": "a", "state": "done", "at": 1.0, "seconds": 2.0, "processor_seconds": 1.0, "states": {}, "note": ""}
+    ]
+    for name, data in (("engine", new), ("generate", texts), ("steps", steps)):
+        (hold / f"{name}.json").write_text(json.dumps(data))
+    (hold / "prompts.json").write_text(json.dumps({"prompts": []}))
+    with tarfile.open(tmp_path / "all.tgz", "w:gz") as archive:
+        archive.add(hold, ".")
+    monkeypatch.setattr(
+        record, "judge", lambda found, files, prompts: [r.update(equal_tokens=1) for r in found if r in texts]
+    )
+    before = len(rows(root, "engine"))
+
+    record.main([str(tmp_path / "all.tgz"), "none=a.onnx", "--texts", str(hold), "--root", str(root)])
+
+    engines = rows(root, "engine")
+    assert len(engines) == before + len(new) - 1
+    (mine,) = (r for r in engines if r["scheme"] == "mixq-w8a8" and r["phase"] == "decode" and r["B"] == 1)
+    assert mine["us"] == 500.0
+    assert mine["peers"]["vq-quip4+cq4"] == 600.0
+    assert [r["phase"] for r in engines if "2-7b" in r["case"]] == ["decode"] * (before + 1) + ["prefill"] * 2
+    assert {r["scheme"] for r in rows(root, "generate")} == {"none", "mixq-w8a8", "vq-quip4+cq4"}
+    readme, notes = (root / "README.md").read_text(), (root / "benchmarks/NOTES.md").read_text()
+    assert "one layer of Llama-2-7B's shape: w8a8 2.0 times." in readme
+    assert "One layer of Llama-2-70B's shape, for 1 and 16 sequences: w4a8 4.0 and 4.0 times." in readme
+    assert "21.155 in float16, 21.228 in w8a8 and 23.100 in quip4 with cq4." in readme
+    assert "| mixq-w8a8 | 900 (2.00×) |" in notes
+    assert "| vq-quip4+cq4 | 23.100 | 23.265 | 400 | 1 of 1 |" in notes
+
+
+def test_a_changed_section_of_the_notes_is_not_guessed_at(record: Any) -> None:
+    with pytest.raises(SystemExit, match="has 0 and 0 of its tables"):
+        record.with_tables(f"\n{record.SECTION}\n\nnothing\n\n### Next\n", "a", "b")
