@@ -167,6 +167,8 @@ class Prober:
             return None if self._is_known(tensor) else f"it depends on input '{tensor.name}', whose meaning is unknown"
         if node.domain not in (None, "", "ai.onnx") or any(True for _ in node.subgraphs()):
             return f"it depends on node '{node.name}' ({node.op})"
+        if node.op != "Shape" and any(t is self._tokens for t in node.inputs):
+            return f"it depends on which tokens '{self._tokens.name}' holds"
         return next((o for t in needed if (o := self._evaluable[id(t)])), None)
 
     def _takes_zeros(self, node: gs.Node) -> bool:

@@ -221,6 +221,24 @@ def test_masks_that_depend_on_activations_are_refused() -> None:
     assert reason.startswith("it depends on")
 
 
+def test_masks_that_depend_on_the_tokens_are_refused() -> None:
+    """Padding that is found by its id, which no probe happens to hold."""
+    model = built()
+    ids = model.graph.tensors()["input_ids"]
+    five, axes = gs.Constant("five", np.array(5)), gs.Constant("axes", np.array([1, 2]))
+    is_five, real = (gs.Variable(name, bool, ids.shape) for name in ("is_five", "real"))
+    keys = gs.Variable("real_keys", bool, [ids.shape[0], 1, 1, ids.shape[1]])
+    model.graph.nodes += [
+        gs.Node("Equal", "find", {}, [ids, five], [is_five]),
+        gs.Node("Not", "keep", {}, [is_five], [real]),
+        gs.Node("Unsqueeze", "widen", {}, [real, axes], [keys]),
+    ]
+    insert(model, "/model/mask/LessOrEqual_output_0", "And", keys)
+    model.tidy()
+    (reason,) = refused(model)
+    assert reason == "it depends on which tokens 'input_ids' holds"
+
+
 def test_a_layer_that_is_not_understood_keeps_all_as_they_are() -> None:
     """Layer 1 without a softmax that canonicalization knows: its cache is read by a node that stays."""
     model = built()
