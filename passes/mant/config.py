@@ -46,6 +46,8 @@ class MantConfig(BaseModel):
         for name in ("one_pass", "exact"):
             if self.bits == "w4a16" and getattr(self, name):
                 raise ValueError(f"{name} is for w4a8; remove it, or set bits to w4a8")
+        if self.bits == "w4a16" and self.activations == "group":
+            raise ValueError("activations are scaled for w4a8 alone; remove the key, or set bits to w4a8")
         if self.bits == "w4a8" and self.types == "nf4" and not self.one_pass:
             raise ValueError("nf4 has no exact int8 form; set one_pass to true, or bits to w4a16")
         return self

@@ -26,6 +26,7 @@ def test_every_preset_is_valid(name: str) -> None:
     [
         ({"one_pass": True}, "one_pass is for w4a8"),
         ({"exact": True}, "exact is for w4a8"),
+        ({"activations": "group"}, "activations are scaled for w4a8 alone"),
         ({"bits": "w4a8", "types": "nf4"}, "nf4 has no exact int8 form"),
         ({"group": 48}, "group"),
         ({"typs": "mant"}, "types"),
