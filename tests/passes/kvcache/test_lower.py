@@ -258,6 +258,59 @@ def test_other_readers_of_the_mask_are_named() -> None:
     assert reason == "input 'attention_mask' is read by node 'count' (ReduceSum), not only by attention"
 
 
+def reads_size(model: ir.Model, op: str, of_shape: dict[str, int], *operands: list[int]) -> gs.Variable:
+    """Let the model give what ``op`` takes of the shape of a cache; return that output."""
+    past = model.graph.tensors()["past_key_values.0.key"]
+    shape, size = gs.Variable("cache_shape", np.int64), gs.Variable("cache_size", np.int64, [None])
+    constants = [gs.Constant(f"operand{i}", np.array(values, np.int64)) for i, values in enumerate(operands)]
+    model.graph.nodes += [
+        gs.Node("Shape", "shape_node", of_shape, [past], [shape]),
+        gs.Node(op, "size_node", {}, [shape, *constants], [size]),
+    ]
+    model.graph.outputs.append(size)
+    return size
+
+
+@pytest.mark.parametrize(
+    ("op", "of_shape", "operands"),
+    [
+        ("Gather", {}, [[0]]),
+        ("Slice", {}, [[0], [1]]),
+        ("Slice", {}, [[0], [1], [0], [1]]),
+        ("Gather", {"start": 0, "end": 1}, [[0]]),
+        ("Neg", {"end": 1}, []),
+    ],
+)
+def test_the_batch_size_is_read_from_the_tokens(op: str, of_shape: dict[str, int], operands: list[list[int]]) -> None:
+    model = built()
+    size = reads_size(model, op, of_shape, *operands)
+    assert {status for status, _ in outcome(optimized(model))} == {"rewritten"}
+    shape = size.inputs[0].inputs[0].inputs[0]
+    assert (shape.op, shape.inputs[0].name, dict(shape.attrs)) == ("Shape", "input_ids", of_shape)
+
+
+@pytest.mark.parametrize(
+    ("op", "of_shape", "operands"),
+    [
+        ("Gather", {}, [[2]]),
+        ("Gather", {}, [[0, 2]]),
+        ("Slice", {}, [[0], [3]]),
+        ("Slice", {}, [[2], [3]]),
+        ("Slice", {}, [[0], [1], [0], [2]]),
+        ("Gather", {"start": 2}, [[0]]),
+        ("Neg", {"start": 2, "end": 3}, []),
+        ("Neg", {"start": 0}, []),
+        ("Neg", {"end": 3}, []),
+    ],
+)
+def test_other_sizes_of_a_cache_are_nobody_elses(op: str, of_shape: dict[str, int], operands: list[list[int]]) -> None:
+    """Its rows are no longer the tokens of the past."""
+    model = built()
+    reads_size(model, op, of_shape, *operands)
+    (reason,) = refused(model)
+    assert reason == "input 'past_key_values.0.key' is read by node 'shape_node' (Shape), not only by attention"
+
+
 def test_other_readers_of_the_cache_are_named() -> None:
     model = built()
     past = model.graph.tensors()["past_key_values.0.key"]
