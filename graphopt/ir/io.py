@@ -22,6 +22,7 @@ from graphopt.errors import ModelError, OutputError
 from graphopt.ir import carry, wire
 from graphopt.ir.export import opset_imports, to_proto
 from graphopt.ir.files import replacing
+from graphopt.ir.inline import inline_products
 from graphopt.ir.model import MAX_OPSET, MIN_OPSET, Model
 from graphopt.ir.upgrade import OLDEST_OPSET, upgrade
 from graphopt.ir.weights import (
@@ -49,7 +50,8 @@ G_LOGGER.severity = G_LOGGER.CRITICAL
 def load(path: str | os.PathLike[str]) -> Model:
     """Read an ONNX file; tensors of more than ``INLINE_BYTES`` stay on disk.
 
-    Initializers that are also graph inputs (defaults that a caller could override) become plain initializers.
+    Initializers that are also graph inputs (defaults that a caller could override) become plain initializers, and calls
+    of model-local functions that hold products are written out (`graphopt.ir.inline`).
 
     Raises:
         ModelError: the file is missing, not ONNX, truncated, of an unsupported opset, or its external data is missing,
@@ -66,6 +68,7 @@ def load(path: str | os.PathLike[str]) -> Model:
             upgrade(proto)
         except ModelError as e:
             raise ModelError(f"{path}: {e}") from None
+    inline_products(proto)
     functions = list(proto.functions)
     del proto.functions[:]
     try:

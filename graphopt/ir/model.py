@@ -27,7 +27,7 @@ class Model:
         graph: the main graph (subgraphs hang off node attributes). Nodes carry ``metadata: dict[str, str]``.
         shell: the ModelProto without its graph and functions: everything graphsurgeon does not carry
             (metadata, producer, IR version, training info).
-        functions: model-local functions, untouched FunctionProtos.
+        functions: model-local functions whose calls stay, untouched FunctionProtos.
         path: where the model was loaded from, or None for a model built in memory.
         store: where passes put the tensors that they make.
     """
