@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from graphopt.errors import ModelError, nearest
 from graphopt.models.llama_config import LlamaConfig
+from graphopt.models.weights import check_all_read
 
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -42,7 +43,8 @@ class GgufWeights:
         path: the .gguf file.
 
     Raises:
-        ModelError: the file is missing, damaged or truncated, or its architecture is not a Llama-family decoder.
+        ModelError: the file is missing, damaged or truncated, or its architecture is not a Llama-family decoder, by its
+            name or by norms and biases that such a one lacks.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -56,6 +58,7 @@ class GgufWeights:
                 f"{self.path}: architecture '{self._architecture}' is not supported; supported are {known}"
             )
         self.config = self._read_config()
+        check_all_read(self.path, self._tensors, {_gguf_name(name) for name in self.config.weight_shapes()})
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """Return the value of a metadata key (a list for arrays), or ``default`` where the file lacks it."""

@@ -101,6 +101,9 @@ class LlamaConfig:
             heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
             head_dim = int(config.get("head_dim") or hidden // heads)
             rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+            share = config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1
+            if share != 1:
+                raise ModelError(f"config.json: partial_rotary_factor is {share}; only whole heads can be rotated")
             theta = float(config.get("rope_theta") or rope.get("rope_theta") or 1e4)
             biased = bool(config.get("attention_bias", False))
             return cls(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from graphopt.errors import ModelError, nearest
 from graphopt.models.llama_config import LlamaConfig
+from graphopt.models.weights import check_all_read
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -171,7 +172,8 @@ class SafetensorsWeights:
             shards.
 
     Raises:
-        ModelError: a file is missing or damaged, or the index points outside the folder.
+        ModelError: a file is missing or damaged, the index points outside the folder, or there are norms or biases that
+            config.json does not mention.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -183,6 +185,7 @@ class SafetensorsWeights:
         else:
             self._shard_of = dict.fromkeys(SafetensorsFile(self.folder / _SINGLE).names, _SINGLE)
         self._files: dict[str, SafetensorsFile] = {}
+        check_all_read(self.folder, self._shard_of, self.config.weight_shapes())
 
     @property
     def names(self) -> Collection[str]:

@@ -1,9 +1,11 @@
 """Where a builder gets its weights from: one small protocol, and seeded random weights that follow it."""
 
-__all__ = ["RandomWeights", "WeightSource"]
+__all__ = ["RandomWeights", "WeightSource", "check_all_read"]
 
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -31,6 +33,29 @@ class WeightSource(Protocol[ConfigT_co]):
         Raises:
             ModelError: the source has no such tensor, or cannot decode it.
         """
+
+
+_LAYER = re.compile(r"(model\.layers|blk)\.\d+\.")
+
+
+def check_all_read(path: Path, stored: Iterable[str], read: Collection[str]) -> None:
+    """Check that no layer has a norm or a bias that its builder leaves out: the model would be another one.
+
+    Args:
+        path: of the weights, for the message.
+        stored: names of all tensors there, Hugging Face's or llama.cpp's.
+        read: names of those that the builder asks for.
+
+    Raises:
+        ModelError: one has; layers of which nothing is read do not count.
+    """
+    layers = {found[0] for name in read if (found := _LAYER.match(name))}
+    for name in stored:
+        found = _LAYER.match(name)
+        if name not in read and name.endswith((".bias", "norm.weight")) and found and found[0] in layers:
+            raise ModelError(
+                f"{path}: tensor '{name}' is of no decoder that can be built, or its configuration lacks it"
+            )
 
 
 class SizedConfig(Protocol):

@@ -50,6 +50,19 @@ def test_biases_and_tying_are_seen(tiny: LlamaConfig, write_gguf: WriteGguf) -> 
     np.testing.assert_array_equal(read.tensor(name), source.tensor(name))
 
 
+@pytest.mark.parametrize("name", ["attn_q_norm.weight", "attn_k.bias", "ffn_up.bias"])
+def test_norms_and_biases_that_would_be_left_out_are_refused(
+    tiny: LlamaConfig, write_gguf: WriteGguf, name: str
+) -> None:
+    """Which biases there are is read off the first layer, so that the second's alone would go unseen."""
+    ones = np.ones(64, np.float32)
+    path = write_gguf(tiny, RandomWeights(tiny).tensor, edit=lambda w: w.add_tensor(f"blk.1.{name}", ones))
+    with pytest.raises(ModelError, match=rf"tensor 'blk\.1\.{name}' is of no decoder"):
+        GgufWeights(path)
+    later = write_gguf(tiny, RandomWeights(tiny).tensor, edit=lambda w: w.add_tensor(f"blk.2.{name}", ones))
+    assert GgufWeights(later).config.num_hidden_layers == 2
+
+
 def test_rope_frequencies_tensor_becomes_factors(tiny: LlamaConfig, write_gguf: WriteGguf) -> None:
     factors = np.linspace(1, 8, 32, dtype=np.float32)
     path = write_gguf(tiny, RandomWeights(tiny).tensor, edit=lambda w: w.add_tensor("rope_freqs.weight", factors))

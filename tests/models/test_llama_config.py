@@ -100,6 +100,8 @@ def test_weight_shapes_follow_biases_and_tying() -> None:
         ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "'factor' is missing"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}, "partial_rotary_factor is 0.25"),
         ({"num_key_value_heads": 5}, "num_key_value_heads"),
         ({"head_dim": 33}, "head_dim is 33"),
         ({"vocab_size": 0}, "vocab_size is 0"),

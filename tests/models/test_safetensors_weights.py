@@ -126,6 +126,23 @@ def test_quantized_tensors_are_refused_when_asked_for(tmp_path: Path) -> None:
         file.tensor("qweight")
 
 
+@pytest.mark.parametrize("name", ["self_attn.q_norm.weight", "self_attn.q_proj.bias", "mlp.down_proj.bias"])
+def test_norms_and_biases_that_config_json_does_not_mention(
+    tmp_path: Path, tiny: LlamaConfig, write_safetensors: Write, name: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny.to_hf()))
+    for layer, message in ((1, rf"tensor 'model\.layers\.1\.{name}' is of no decoder"), (2, None)):
+        stored = {n: np.zeros(shape, np.float16) for n, shape in tiny.weight_shapes().items()}
+        stored[f"model.layers.{layer}.{name}"] = np.ones(8, np.float16)
+        stored[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+        write_safetensors(tmp_path / "model.safetensors", stored)
+        if message is None:
+            SafetensorsWeights(tmp_path)
+        else:
+            with pytest.raises(ModelError, match=message):
+                SafetensorsWeights(tmp_path)
+
+
 def test_an_index_may_not_leave_the_folder(tmp_path: Path, tiny: LlamaConfig, write_safetensors: Write) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
