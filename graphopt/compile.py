@@ -27,6 +27,13 @@ _INNER = "it lies in a branch of an If or in a loop; export the model without on
 _ATTACH = Stage("attach-bodies", lambda model, report: attach_bodies(model, OPS))
 
 
+def _without_linears(model: Model) -> str:
+    scheme = origin.read(model.shell.metadata_props)
+    if scheme is None:
+        return "found no linear layer to quantize"
+    return f"its linears went through '{scheme}' before; optimize the file that it was made from for another scheme"
+
+
 def canonicalize(
     model: Model,
     report: Report | None = None,
@@ -85,7 +92,7 @@ def optimize(
         for linear in inner:
             report.skipped("lower", "main-graph", linear.name, _INNER)
         if not names and not inner:
-            report.note("lower", "recipe", model.graph.name or "graph", "found no linear layer to quantize")
+            report.note("lower", "recipe", model.graph.name or "graph", _without_linears(model))
         for scheme in SCHEMES.values():
             mine = {name: rule.config for name, rule in assigned.items() if rule.scheme == scheme.name}
             if mine:

@@ -3,6 +3,7 @@
     MatMul(x, W)                          -> Linear(x, W)              W (K, N)
     MatMul(x, Transpose(W))               -> Linear(x, W; trans_w)     W (N, K), as stored
     Gemm(x, W, c?; transB)                -> Linear or LinearBias
+    Einsum(x, W; "bsk,kn->bsn")           -> Linear(x, W; trans_w)     either order of W's axes and of the operands
     Add(Linear(x, W), b), b constant      -> LinearBias(x, W, b)
 
 A weight that is read twice, transposed and not (a tied embedding), stays one tensor: ``trans_w`` says how each linear
@@ -56,6 +57,16 @@ def _weight_refusal(w: gs.Constant) -> str | None:
     return None if name in _FLOATS else f"weight '{w.name}' is {name}, not float32, float16 or bfloat16"
 
 
+def _quantized(w: gs.Tensor) -> Refusal | None:
+    """The refusal of a product whose weight ``w`` another tool has quantized; None of others."""
+    maker = query.producer(_stored(w)[0])
+    if query.is_op(maker, "Transpose"):
+        maker = query.producer(maker.inputs[0])
+    if query.is_op(maker, "DequantizeLinear") and query.is_constant(maker.inputs[0]):
+        return Refusal(f"weight '{maker.inputs[0].name}' is already quantized (DequantizeLinear '{maker.name}')")
+    return None
+
+
 class MatMulRule(Rule):
     """MatMul(x, W) -> Linear."""
 
@@ -81,12 +92,10 @@ class MatMulRule(Rule):
 
     @staticmethod
     def _near_miss(node: gs.Node) -> Refusal | None:
-        left, maker = node.inputs[0], query.producer(node.inputs[1])
+        left = node.inputs[0]
         if isinstance(left, gs.Constant) and len(left.shape) == 2:
             return Refusal(f"the constant '{left.name}' is the left operand")
-        if query.is_op(maker, "DequantizeLinear") and maker is not None and query.is_constant(maker.inputs[0]):
-            return Refusal(f"weight '{maker.inputs[0].name}' is already quantized (DequantizeLinear '{maker.name}')")
-        return None
+        return _quantized(node.inputs[1])
 
     def rewrite(self, model: Model, graph: gs.Graph, match: _Linear) -> str:
         """See `Rule.rewrite`."""
@@ -107,7 +116,9 @@ class GemmRule(Rule):
             return None
         x, w, *rest = node.inputs
         w, transposed = _stored(w)
-        if not isinstance(w, gs.Constant) or query.is_constant(x):
+        if not isinstance(w, gs.Constant):
+            return _quantized(w)
+        if query.is_constant(x):
             return None
         if reason := _weight_refusal(w):
             return Refusal(reason)
@@ -130,6 +141,44 @@ class GemmRule(Rule):
             inputs, spec = [*inputs, match.bias], ops.LINEAR_BIAS
         place(graph, spec, name, inputs, match.node, trans_w=match.trans_w)
         return f"{spec.name} '{name}'"
+
+
+class EinsumRule(Rule):
+    """Einsum of an activation with a constant matrix, over the activation's last axis -> Linear."""
+
+    name = "linear-einsum"
+    anchors = ("Einsum",)
+
+    def match(self, model: Model, graph: gs.Graph, node: gs.Node) -> Any:
+        """See `Rule.match`."""
+        if not query.is_op(node, "Einsum") or len(node.inputs) != 2:
+            return None
+        equation = str(node.attrs["equation"]).replace(" ", "")
+        operands = list(zip(equation.split("->")[0].split(","), node.inputs, strict=True))
+        if isinstance(node.inputs[0], gs.Constant):
+            operands.reverse()
+        (of_x, x), (of_w, w) = operands
+        if not isinstance(w, gs.Constant):
+            return _quantized(w)
+        if query.is_constant(x):
+            return None
+        lead, k = of_x[:-1], of_x[-1:]
+        n = of_w.replace(k, "", 1)
+        axes = lead.replace("...", "") + k + n
+        plain = len(of_w) == 2 and k in of_w and axes.isalpha() and len(set(axes)) == len(axes)
+        if not plain or not lead or not equation.endswith(f"->{lead}{n}"):
+            return Refusal(f"equation '{equation}' is no product of the last axis of '{x.name}' with a matrix")
+        if x.shape is not None and len(x.shape) < 2:
+            return Refusal(f"input '{x.name}' has rank {len(x.shape)}, a linear's has rank 2 or more")
+        if reason := _weight_refusal(w):
+            return Refusal(reason)
+        return _Linear(node, x, w, int(of_w.endswith(k)))
+
+    def rewrite(self, model: Model, graph: gs.Graph, match: _Linear) -> str:
+        """See `Rule.rewrite`."""
+        name = canonical_name(model, match.node)
+        place(graph, ops.LINEAR, name, [match.x, match.w], match.node, trans_w=match.trans_w)
+        return f"Linear '{name}'"
 
 
 class BiasRule(Rule):
@@ -171,6 +220,6 @@ class BiasRule(Rule):
         return f"LinearBias '{name}'"
 
 
-RULES = (MatMulRule(), GemmRule())
+RULES = (MatMulRule(), GemmRule(), EinsumRule())
 #: Looks at Linear nodes, so it runs after all of them exist.
 BIAS_RULES = (BiasRule(),)

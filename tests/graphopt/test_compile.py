@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import yaml
 
 from graphopt import compile, ir
 from graphopt.calibrate import collect
+from graphopt.calibrate.feeds import declared, from_tokens
 from graphopt.core.op import custom_nodes
 from graphopt.core.recipe import Recipe
 from graphopt.errors import RecipeError
@@ -20,7 +22,7 @@ from graphopt.ir import origin
 from graphopt.models import bert, llama
 from graphopt.models.llama_config import LlamaConfig
 from graphopt.models.weights import RandomWeights
-from graphopt.passes import SCHEMES
+from graphopt.passes import CACHES, SCHEMES
 from tests.support.arrays import weight
 from tests.support.decoders import CONFIG
 
@@ -154,8 +156,36 @@ def test_optimizing_twice_changes_nothing_more(decoder: Path, tmp_path: Path) ->
     compile.optimize(model, PRESET)
     ir.save(model, tmp_path / "once.onnx")
     again = ir.load(tmp_path / "once.onnx")
-    compile.optimize(again, PRESET)
+    report = compile.optimize(again, PRESET)
     assert Counter(n.op for n in custom_nodes(again)) == Counter(n.op for n in custom_nodes(model))
+    notes = [f.reason for f in report.findings if f.status == "note"]
+    assert notes == [
+        "its linears went through 'mixq-w8a8' before; optimize the file that it was made from for another scheme"
+    ]
+
+
+def test_optimizing_in_two_steps_computes_what_one_does(tmp_path: Path) -> None:
+    """The second step finds the rotaries and attentions that the first wrote out, under names that they had there."""
+    source = Path(__file__).parents[1] / "fixtures" / "exporters" / "llama_dynamo18_kv.onnx"
+    steps = [
+        Recipe.preset("mixq-w8a8", SCHEMES, ["*mlp*", "*lm_head*"]),
+        Recipe.preset("mant-w4a16", SCHEMES, ["*lm_head*"]),
+        Recipe.preset("none", SCHEMES),
+    ]
+    layers = [{"match": g, "scheme": s} for g, s in (("*lm_head*", "none"), ("*mlp*", "mant"), ("*", "mixq"))]
+    (tmp_path / "once.yaml").write_text(yaml.safe_dump({"version": 1, "layers": layers}))
+    once = ir.load(source)
+    compile.optimize(once, Recipe.load(tmp_path / "once.yaml", SCHEMES, CACHES))
+    ir.save(once, tmp_path / "once.onnx")
+    path = source
+    for number, recipe in enumerate(steps):
+        model = ir.load(path)
+        compile.optimize(model, recipe)
+        path = tmp_path / f"{number}.onnx"
+        ir.save(model, path)
+    ids = np.random.default_rng(1).integers(0, 72, (1, 7))
+    feed = from_tokens(declared(ir.load(source)), ids)
+    np.testing.assert_allclose(logits(path, feed), logits(tmp_path / "once.onnx", feed), rtol=1e-3, atol=1e-3)
 
 
 def test_ir_is_dumped_after_every_stage(decoder: Path, tmp_path: Path) -> None:
@@ -178,7 +208,7 @@ def watch():
         peak = max(peak, anonymous()); time.sleep(0.002)
 from graphopt import compile, ir
 from graphopt.core.recipe import Recipe
-from graphopt.passes import SCHEMES
+from graphopt.passes import CACHES, SCHEMES
 from tests.support.arrays import weight
 from tests.support.decoders import CONFIG
 start = anonymous()

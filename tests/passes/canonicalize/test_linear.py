@@ -40,6 +40,17 @@ def spelled(nodes: str, *, x: str = "float[B, 4] x", y: str = "float[B, 3] y", c
             spelled("t = Transpose(w) y = Gemm<transB=1>(x, t)"),
             "%y = graphopt.Linear(%x, @w: f32[4x3]) trans_w=0",
         ),
+        (spelled('y = Einsum<equation="bk,kn->bn">(x, w)'), "%y = graphopt.Linear(%x, @w: f32[4x3]) trans_w=0"),
+        (
+            spelled('y = Einsum<equation=" ...i , oi -> ...o">(x, v)', constants=V),
+            "%y = graphopt.Linear(%x, @v: f32[3x4]) trans_w=1",
+        ),
+        (
+            spelled(
+                'y = Einsum<equation="oi,bti->bto">(v, x)', constants=V, x="float[B, T, 4] x", y="float[B, T, 3] y"
+            ),
+            "%y = graphopt.Linear(%x, @v: f32[3x4]) trans_w=1",
+        ),
     ],
 )
 def test_spellings(before: str, after: str | None) -> None:
@@ -70,6 +81,16 @@ def _report():
         (spelled("y = MatMul(w, x)", x="float[3, B] x", y="float[4, B] y"), "'w' is the left operand"),
         (spelled("d = DequantizeLinear(q, s) y = MatMul(x, d)",
                  constants=f"{constant('q', 4, 3, kind='int8')}, float s = {{0.5}}"), "'q' is already quantized"),
+        (spelled("d = DequantizeLinear(q, s) y = Gemm<transB=1>(x, d)",
+                 constants=f"{constant('q', 3, 4, kind='int8')}, float s = {{0.5}}"), "'q' is already quantized"),
+        (spelled("d = DequantizeLinear(q, s) t = Transpose<perm=[1, 0]>(d) y = MatMul(x, t)",
+                 constants=f"{constant('q', 3, 4, kind='int8')}, float s = {{0.5}}"), "'q' is already quantized"),
+        (spelled('y = Einsum<equation="bsk,khd->bshd">(x, w)', x="float[B, S, 4] x", y="float[B, S, 2, 3] y",
+                 constants=constant("w", 4, 2, 3)), "equation 'bsk,khd->bshd' is no product of the last axis of 'x'"),
+        (spelled('y = Einsum<equation="kb,kn->bn">(x, w)', x="float[4, B] x"), "'kb,kn->bn' is no product"),
+        (spelled('y = Einsum<equation="bk,kn->nb">(x, w)', y="float[3, B] y"), "'bk,kn->nb' is no product"),
+        (spelled('y = Einsum<equation="bk,kn">(x, w)'), "'bk,kn' is no product"),
+        (spelled('y = Einsum<equation="...k,kn->...n">(x, w)', x="float[4] x", y="float[3] y"), "has rank 1"),
         (spelled("y = Gemm<transA=1>(x, w)", x="float[4, B] x"), "transA is set"),
         (spelled("y = Gemm<alpha=0.5>(x, w)"), "alpha is 0.5, beta is 1.0"),
         (spelled("y = Gemm<beta=0.5>(x, w, c)", constants=f"{W}, {constant('c', 3)}"), "alpha is 1.0, beta is 0.5"),
