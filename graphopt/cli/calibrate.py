@@ -54,7 +54,7 @@ def calibrate(
     from graphopt.calibrate.attention import collect_attention
     from graphopt.calibrate.collect import collect
 
-    output = output or model.with_name(f"{model.name.removesuffix('.onnx')}.stats.npz")
+    output = output or model.parent / f"{model.name.removesuffix('.onnx')}.stats.npz"
     sources.ensure_writable(output)
     start = time.perf_counter()
     loaded = ir.load(model)

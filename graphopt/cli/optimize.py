@@ -80,7 +80,7 @@ def optimize(
 
         rules = rules.excluding(read_slower(from_profile))
     statistics = Statistics.load(stats) if stats else None
-    output = output or model.with_name(f"{model.name.removesuffix('.onnx')}.opt.onnx")
+    output = output or model.parent / f"{model.name.removesuffix('.onnx')}.opt.onnx"
     if not dry_run:
         check_target(output)
     loaded = ir.load(model)

@@ -18,7 +18,7 @@ def replacing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     the temporary ones are gone. Every temporary file must exist when the block ends.
 
     Raises:
-        OutputError: a folder is missing or not writable, a path is a folder, or the disk is full.
+        OutputError: a folder is missing or not writable, a path is a folder or a device, or the disk is full.
     """
     for path in paths:
         check_target(path)
@@ -38,10 +38,12 @@ def check_target(path: Path) -> None:
     """Check that ``path`` can be written, before the work whose result goes there.
 
     Raises:
-        OutputError: its folder is missing or not writable, or it is a folder itself.
+        OutputError: its folder is missing or not writable, or it is a folder or a device itself.
     """
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():  # a new file would take the place of /dev/null
+        raise OutputError(f"cannot write {path}: it is a device or a pipe; give the name of a file")
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -131,6 +131,9 @@ def save(model: Model, path: str | os.PathLike[str], *, external_data: bool | No
 
 def _parse(path: Path) -> onnx.ModelProto:
     try:
+        if path.is_dir():
+            inside = next((p.name for p in sorted(path.glob("*.onnx"))), "model.onnx")
+            raise ModelError(f"{path} is a folder; give an .onnx file in it, such as {path / inside}")
         if not path.is_file():
             raise ModelError(f"{path} does not exist or is not a file; give the path of an .onnx file")
         proto = wire.read(path)

@@ -54,6 +54,16 @@ def test_help_names_every_preset_and_every_format_of_the_cache() -> None:
         assert {preset for entry in catalogue.values() for preset in entry.presets} <= named
 
 
+def test_a_folder_in_place_of_a_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    for verb in ("optimize", "calibrate"):
+        result = CliRunner().invoke(app, [verb, "."])
+        assert (result.exit_code, result.stderr) == (
+            2,
+            "error: . is a folder; give an .onnx file in it, such as m.onnx\n",
+        )
+
+
 def folder(path: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in path.iterdir()}
 

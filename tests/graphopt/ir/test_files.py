@@ -63,3 +63,13 @@ def test_symbolic_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
         partial.write_text("new")
     assert (tmp_path / "elsewhere").read_text() == "keep"
     assert not (tmp_path / "a").is_symlink()
+
+
+def test_devices_and_pipes_keep_their_place(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(OutputError, match="it is a device or a pipe; give the name of a file"), replacing(path):
+            pass
+    assert pipe.is_fifo() and (tmp_path / "link").is_symlink()

@@ -59,7 +59,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert "does not exist or is not a file" in refusal(tmp_path)
+    assert refusal(tmp_path).endswith(f"is a folder; give an .onnx file in it, such as {tmp_path}/model.onnx")
+    (tmp_path / "decoder.onnx").touch()
+    assert refusal(tmp_path).endswith(f"such as {tmp_path}/decoder.onnx")
 
 
 @pytest.mark.parametrize(
