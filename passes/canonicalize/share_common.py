@@ -54,6 +54,8 @@ def _key(node: gs.Node) -> Any:
         if isinstance(value, gs.Graph):
             return None
         attributes.append((name, _tensor_key(value) if isinstance(value, gs.Tensor) else repr(value)))
+    if carried := getattr(node, "carried", None):
+        attributes += [(a.name, a.SerializeToString()) for a in carried.attribute]
     inputs = tuple(_tensor_key(t) for t in node.inputs)
     wanted = tuple(not t.is_empty() for t in node.outputs)
     return node.op, node.domain or "", tuple(attributes), inputs, wanted

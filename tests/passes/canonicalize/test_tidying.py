@@ -1,8 +1,10 @@
 """Clean-up, constant folding and sharing: what is taken out, and what must stay."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from graphopt.core.pipeline import Stage
@@ -160,6 +162,22 @@ def test_share_leaves(before: str) -> None:
     unchanged = Counter(n.op for n in model.graph.nodes)
     SHARE.run(model, Report())
     assert Counter(n.op for n in model.graph.nodes) == unchanged
+
+
+def test_share_tells_attributes_apart_that_the_graph_does_not_hold(to_model: Any) -> None:
+    """Sparse constants, which graphsurgeon has no place for."""
+    made = []
+    for name, value in (("p", 1.0), ("q", 2.0)):
+        values = onnx.helper.make_tensor("values", onnx.TensorProto.FLOAT, [1], [value])
+        indices = onnx.helper.make_tensor("indices", onnx.TensorProto.INT64, [1], [2])
+        sparse = onnx.helper.make_sparse_tensor(values, indices, [4])
+        made.append(onnx.helper.make_node("Constant", [], [name], sparse_value=sparse))
+    ports = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [4]) for n in "xy"]
+    sums = [onnx.helper.make_node("Add", ["x", "p"], ["s"]), onnx.helper.make_node("Mul", ["s", "q"], ["y"])]
+    graph = onnx.helper.make_graph([*made, *sums], "sparse", ports[:1], ports[1:])
+    model = to_model(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]))
+    SHARE.run(model, Report())
+    assert Counter(n.op for n in model.graph.nodes)["Constant"] == 2
 
 
 def test_share_compares_big_constants_by_identity() -> None:
