@@ -53,9 +53,10 @@ def calibrate(
     from graphopt import compile, ir
     from graphopt.calibrate.attention import collect_attention
     from graphopt.calibrate.collect import collect
+    from graphopt.ir.files import check_target
 
     output = output or model.parent / f"{model.name.removesuffix('.onnx')}.stats.npz"
-    sources.ensure_writable(output)
+    check_target(output)
     start = time.perf_counter()
     loaded = ir.load(model)
     with console.status("reading data"):

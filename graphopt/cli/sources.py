@@ -8,11 +8,9 @@ __all__ = [
     "TextFlag",
     "TokenizerFlag",
     "corpus",
-    "ensure_writable",
 ]
 
 import itertools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +20,7 @@ import typer
 from graphopt.calibrate import feeds
 from graphopt.calibrate.corpus import Corpus, Split
 from graphopt.calibrate.feeds import Feed
-from graphopt.errors import CalibrationError, OutputError
+from graphopt.errors import CalibrationError
 from graphopt.ir import Model
 
 TextFlag = Annotated[
@@ -87,14 +85,3 @@ class Source:
         chunks = text.chunks(split, self.samples, self.length)
         description = {"kind": "text", "path": text.source, "split": split, "length": self.length}
         return [feeds.from_tokens(inputs, chunk[None]) for chunk in chunks], description
-
-
-def ensure_writable(output: Path) -> None:
-    """Refuse before the work, not after it, to write where one cannot.
-
-    Raises:
-        OutputError: the folder does not exist or cannot be written.
-    """
-    folder = output.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or output.is_dir():
-        raise OutputError(f"cannot write {output}: its folder does not exist or cannot be written")
