@@ -83,6 +83,11 @@ def optimize(
     """
 
     def lower(model: Model, report: Report) -> None:
+        measured = statistics.source.get("model") if statistics is not None else None
+        if measured is not None and model.path is not None and measured != model.path.name:
+            report.note(
+                "lower", "statistics", model.path.name, f"the statistics were measured on another file, '{measured}'"
+            )
         names = [linear.name for linear in linears(model)]
         assigned = recipe.assign(names)
         for name, rule in assigned.items():

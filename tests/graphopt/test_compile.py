@@ -17,6 +17,7 @@ from graphopt.calibrate import collect
 from graphopt.calibrate.feeds import declared, from_tokens
 from graphopt.core.op import custom_nodes
 from graphopt.core.recipe import Recipe
+from graphopt.core.statistics import Statistics
 from graphopt.errors import RecipeError
 from graphopt.ir import origin
 from graphopt.models import bert, llama
@@ -119,6 +120,15 @@ def test_recipe_none_is_reported_with_its_source(decoder: Path) -> None:
     left = [(f.node, f.reason) for f in report.findings if f.rule == "recipe"]
     assert left == [("/lm_head/MatMul", "preset mixq-w8a8 says scheme none")]
     assert Counter(n.op for n in custom_nodes(model))["MixQLinearOnline"] == 12
+
+
+@pytest.mark.parametrize(("measured", "notes"), [("model.onnx", 0), ("chat.onnx", 1), (None, 0)])
+def test_statistics_of_another_file_are_worth_knowing(decoder: Path, measured: str | None, notes: int) -> None:
+    model = ir.load(decoder)
+    statistics = Statistics({}, {} if measured is None else {"model": measured})
+    report = compile.optimize(model, Recipe.preset("none", SCHEMES), statistics)
+    found = [f.reason for f in report.findings if f.rule == "statistics"]
+    assert found == ["the statistics were measured on another file, 'chat.onnx'"] * notes
 
 
 def test_linears_in_branches_are_named_and_left(tmp_path: Path, rng: np.random.Generator) -> None:
