@@ -8,7 +8,6 @@ __all__ = ["share_common"]
 
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.core.op import DOMAIN
@@ -65,6 +64,6 @@ def _tensor_key(tensor: gs.Tensor) -> Any:
     if tensor.is_empty():
         return None
     if isinstance(tensor, gs.Constant) and weights.nbytes(tensor) <= _COMPARED_BYTES:
-        value = np.ascontiguousarray(weights.read(tensor))
+        value = weights.read(tensor)
         return str(value.dtype), value.shape, value.tobytes()
     return id(tensor)

@@ -154,6 +154,8 @@ def test_share() -> None:
         "agraph (float[B, 4] x) => (float[B, 4] y) <float[4] g = {1.0, 2.0, 3.0, 4.0}> { p, , i = "
         "LayerNormalization(x, g) q, m, j = LayerNormalization(x, g) a = Sub(p, q) b = Add(i, m) c = Add(b, j) "
         "y = Add(a, c) }",
+        "agraph (float[B, 4] x) => (int64 y, int64[1] z) <int64 i = {1}, int64[1] v = {1}> "
+        "{ s = Shape(x) p = Gather(s, i) q = Gather(s, v) y = Neg(p) z = Neg(q) }",
         "agraph (float[B] x) => (float[B] y) { p = RandomNormalLike(x) q = RandomNormalLike(x) y = Sub(p, q) }",
     ],
 )
