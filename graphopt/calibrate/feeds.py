@@ -205,7 +205,7 @@ def _checked(item: Input, array: np.ndarray, source: str) -> np.ndarray:
             f"{source}: input '{item.name}' holds ids from {array.min()} to {array.max()}, but the model's table has "
             f"{item.vocabulary} rows; was the text cut by another model's tokenizer?"
         )
-    return np.ascontiguousarray(array, item.dtype)
+    return np.asarray(array, item.dtype, order="C")
 
 
 def _samples(item: Input, array: np.ndarray, path: Path) -> list[np.ndarray]:

@@ -84,6 +84,14 @@ def test_npz_with_a_rank_more_holds_whole_feeds(tmp_path: Path, rng: np.random.G
     np.testing.assert_array_equal(np.stack([f["x"] for f in got]), x)
 
 
+def test_scalars_stay_scalars(tmp_path: Path) -> None:
+    inputs = [Input("x", FLOAT, (None, 4)), Input("t", FLOAT, ())]
+    path = _npz(tmp_path, x=np.ones((2, 1, 4), np.float32), t=np.array([3, 4], np.float32))
+    assert [(f["t"].shape, f["t"].item()) for f in feeds.from_npz(inputs, path)] == [((), 3), ((), 4)]
+    (feed,) = feeds.random(inputs, samples=1, length=3, seed=0)
+    assert feed["t"].shape == ()
+
+
 def test_npz_with_a_fixed_batch(tmp_path: Path, rng: np.random.Generator) -> None:
     inputs = [Input("x", FLOAT, (2, 32))]
     assert [f["x"].shape for f in feeds.from_npz(inputs, _npz(tmp_path, x=activations(rng, 6, 32)))] == [(2, 32)] * 3
