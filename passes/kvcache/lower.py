@@ -23,7 +23,7 @@ from graphopt.core.emit import Emitter, element_type
 from graphopt.core.op import DOMAIN
 from graphopt.core.report import Report
 from graphopt.core.statistics import Statistics
-from graphopt.ir import kv_cache, query
+from graphopt.ir import kv_cache, origin, query
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.kvcache.find import Layer, find
@@ -101,9 +101,21 @@ def lower(
     model.tidy()
 
 
+def _without_layers(model: Model) -> str:
+    """Why no layer has a cache that grows; attention that was written out with a scheme is not found again."""
+    if (cache := kv_cache.read(model.shell.metadata_props)) is not None:
+        return (
+            f"its cache is updated in place already, in format '{cache.kind}'; optimize the file that it was made from"
+        )
+    nothing = "no attention reads past and new keys, concatenated"
+    if (scheme := origin.read(model.shell.metadata_props)) is None:
+        return nothing
+    return f"{nothing}; it went through '{scheme}' before: optimize the file that it was made from, with both at once"
+
+
 def _plan(model: Model, layers: list[Layer]) -> _Plan:
     if not layers:
-        raise UnprovableError("no attention reads past and new keys, concatenated")
+        raise UnprovableError(_without_layers(model))
     tokens = _tokens(model, layers)
     prober = Prober(model, tokens, layers)
     masks = {id(layer.mask): layer.mask for layer in layers}

@@ -175,6 +175,28 @@ def test_models_without_a_cache_that_grows_say_so(name: str) -> None:
     assert refused(ir.load(EXPORTERS / f"{name}.onnx")) == {"no attention reads past and new keys, concatenated"}
 
 
+@pytest.mark.parametrize(
+    ("preset", "cache", "reason"),
+    [
+        ("none", "static", "its cache is updated in place already, in format 'static'; optimize the file"),
+        (
+            "mixq-w8a8",
+            None,
+            "concatenated; it went through 'mixq-w8a8' before: optimize the file that it was made from",
+        ),
+    ],
+)
+def test_files_that_were_optimized_before_say_so(preset: str, cache: str | None, reason: str, tmp_path: Path) -> None:
+    model, recipe = ir.load(EXPORTERS / "llama_dynamo18_kv.onnx"), Recipe.preset(preset, SCHEMES)
+    compile.optimize(model, recipe if cache is None else recipe.with_cache(cache, {}, CACHES))
+    ir.save(model, tmp_path / "model.onnx")
+    again = compile.optimize(
+        ir.load(tmp_path / "model.onnx"), Recipe.preset("none", SCHEMES).with_cache("static", {}, CACHES)
+    )
+    ((status, said),) = outcome(again)
+    assert status == "skipped" and reason in said
+
+
 def test_sliding_windows_are_refused() -> None:
     model = ir.load(EXPORTERS / "llama_genai_fp32.onnx")
     for node in model.graph.nodes:
