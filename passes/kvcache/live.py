@@ -71,7 +71,9 @@ def trace(model: Model, prober: Prober, tokens: gs.Tensor, layers: Sequence[Laye
         return _is_input(model, tensor) and (tensor.name == _MASK or not sizes.issuperset(free))
 
     def check(tensor: gs.Tensor, reader: _Reader) -> bool:
-        if id(tensor) in found and reader is not None:
+        if id(tensor) in found and reader is None:
+            raise UnprovableError(f"positions '{tensor.name}' are an output of the model")
+        if id(tensor) in found:
             used[id(tensor)] = found[id(tensor)]
             return False
         shape = query.producer(tensor)

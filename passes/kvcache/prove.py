@@ -133,7 +133,9 @@ def _holds_positions(cut: Cut, value: np.ndarray, probe: Probe) -> bool:
     if cut.rank == 1:
         return np.array_equal(value, positions[0])
     expected = cut.shaped(positions)
-    return value.ndim == cut.rank and np.array_equal(np.broadcast_to(value, expected.shape), expected)
+    # Positions of keys are those of queries as long as there is no past.
+    fits = value.ndim == cut.rank and all(n in (1, size) for n, size in zip(value.shape, expected.shape, strict=True))
+    return fits and np.array_equal(np.broadcast_to(value, expected.shape), expected)
 
 
 def tables_rank(prober: Prober, tables: Sequence[gs.Tensor], cut: Sequence[Cut]) -> int:

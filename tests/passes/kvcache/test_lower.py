@@ -333,6 +333,21 @@ def test_other_sizes_of_a_cache_are_nobody_elses(op: str, of_shape: dict[str, in
     assert reason == "input 'past_key_values.0.key' is read by node 'shape_node' (Shape), not only by attention"
 
 
+def test_positions_of_keys_are_not_those_of_queries() -> None:
+    """They look alike until there is a past."""
+    model = ir.load(EXPORTERS / "llama_dynamo18_kv.onnx")
+    model.graph.outputs.append(model.graph.tensors()["bitwise_and"])
+    assert not any("broadcast" in reason for reason in refused(model))
+
+
+def test_positions_that_leave_the_model_are_named() -> None:
+    """Computed from start, they would have another shape."""
+    model = ir.load(EXPORTERS / "llama_torchscript17_kv.onnx")
+    model.graph.outputs.append(model.graph.tensors()["/model/model/Unsqueeze_output_0"])
+    (reason,) = refused(model)
+    assert reason == "positions '/model/model/Unsqueeze_output_0' are an output of the model"
+
+
 def test_other_readers_of_the_cache_are_named() -> None:
     model = built()
     past = model.graph.tensors()["past_key_values.0.key"]
