@@ -112,6 +112,21 @@ def test_weights_of_zeros(config: MixQConfig) -> None:
     assert stored.error == 0
 
 
+def test_clipping_spares_the_channels_that_matter(rng: np.random.Generator) -> None:
+    """A channel with large inputs is clipped only as far as its errors cost less than those of the others."""
+    w, indices = rng.standard_normal((24, 64)).astype(np.float32), numerics.pad_indices(np.zeros(0), 16)
+    w[:, 5] *= 3
+    importance = np.ones(64)
+    importance[5] = 1e4
+    config = MixQConfig(bits="w4a8", group=0, rounding="nearest", clip=True)
+    weighted, plain = (
+        dequantized(quantize_weight(linear(w), indices, config, importance=given), 64, indices) - w
+        for given in (importance, None)
+    )
+    assert np.linalg.norm(weighted[:, 5]) < 0.8 * np.linalg.norm(plain[:, 5])
+    assert (np.square(weighted) @ importance <= np.square(plain) @ importance * (1 + 1e-5)).all()
+
+
 @pytest.mark.parametrize("config", [MixQConfig(), FOUR])
 def test_inputs_that_were_never_anything_but_zero(config: MixQConfig, rng: np.random.Generator) -> None:
     w, indices = random_weight(rng, 4, 70), numerics.pad_indices(np.zeros(0), 16)
