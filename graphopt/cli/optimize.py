@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from graphopt.cli.console import JsonFlag, console, emit, guard
-from graphopt.cli.tables import findings_table, size_table
+from graphopt.cli.tables import findings_table, linear_counts, size_table
 from graphopt.core.cache import CacheFormat
 from graphopt.core.scheme import Scheme
 from graphopt.passes import CACHES, SCHEMES
@@ -92,5 +92,6 @@ def optimize(
         status.update("saving")
         files = [] if dry_run else ir.save(loaded, output)
     after = size_table(loaded)
-    data = {"files": [str(f) for f in files], "before": before, "after": after, **report.to_dict()}
+    sizes = {"before": before, "after": after, "linears": linear_counts(report)}
+    data = {"files": [str(f) for f in files], **sizes, **report.to_dict()}
     emit(data, json, lambda out: findings_table(out, report, before, after, files, dry_run=dry_run))

@@ -1,6 +1,6 @@
 """Tables that several verbs draw."""
 
-__all__ = ["findings_table", "linear_rows", "size_table"]
+__all__ = ["findings_table", "linear_counts", "linear_rows", "size_table"]
 
 import re
 from pathlib import Path
@@ -14,8 +14,15 @@ from graphopt.core.op import DOMAIN
 from graphopt.core.report import Finding, Report
 from graphopt.ir import weights
 from graphopt.ir.model import Model
-from graphopt.passes import OPS
+from graphopt.passes import OPS, SCHEMES
+from graphopt.passes.canonicalize import block_quantized, linear
+from graphopt.passes.canonicalize.leftovers import OF_INTEGERS
 
+#: Rules that refuse a product with a weight before it is a linear.
+_PRODUCT_RULES = {r.name for r in (*linear.RULES, *block_quantized.RULES) if r.name.startswith("linear-")} | {
+    *OF_INTEGERS
+}
+_QUOTED = re.compile(r"'[^']*'")
 #: Nodes of one reason that are shown by name where the reader did not ask for all.
 _NAMED = 3
 
@@ -29,6 +36,18 @@ def size_table(model: Model) -> dict[str, int]:
         "plugin_nodes": plugin,
         "weight_bytes": sum(weights.nbytes(t) for t in constants.values()),
     }
+
+
+def linear_counts(report: Report) -> dict[str, int]:
+    """Return how many linears went through a scheme, and how many products with a weight did not."""
+    stages = {f"lower-{name}" for name in SCHEMES}
+    lowered, left = set(), set()
+    for f in report.findings:
+        if f.stage in stages and f.status == "rewritten":
+            lowered.add(f.node)
+        elif f.status == "skipped" and (f.stage in stages | {"lower"} or f.rule in _PRODUCT_RULES):
+            left.add((f.stage, f.node))
+    return {"lowered": len(lowered), "left": len(left)}
 
 
 def findings_table(
@@ -48,10 +67,13 @@ def findings_table(
     groups: dict[tuple[str, str], list[Finding]] = {}
     for f in report.findings:
         if f.status == "rewritten":
-            groups.setdefault((f.rule, re.sub(r" *'[^']*'", "", f.reason)), []).append(f)
+            groups.setdefault((f.rule, re.sub(rf" *{_QUOTED.pattern}", "", f.reason)), []).append(f)
     for (rule, outcome), found in groups.items():
         rewrites.add_row(rule, outcome + _outliers(found), str(sum(f.detail.get("nodes", 1) for f in found)))
     out.print(rewrites)
+    count = linear_counts(report)
+    verb = "would go" if dry_run else "went"
+    out.print(f"{count['lowered']} of {sum(count.values())} linears {verb} through a scheme", highlight=False)
     _reasons(out, report, title="left as it was, and why", status="skipped", every=dry_run)
     _reasons(out, report, title="worth knowing", status="note", every=dry_run)
     if not dry_run:
@@ -63,13 +85,21 @@ def findings_table(
 
 
 def _reasons(out: Console, report: Report, *, title: str, status: str, every: bool) -> None:
-    """Draw the findings of one status, each reason followed by its nodes."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for f in report.findings:
-        if f.status == status:
-            groups.setdefault((f.rule, f.reason), []).append(f.node)
-    if not groups:
+    """Draw the findings of one status, each reason followed by its nodes.
+
+    Reasons that differ in the names that they quote are one, with the names left out, unless ``every`` node is shown.
+    """
+    found = [f for f in report.findings if f.status == status]
+    if not found:
         return
+    spelled: dict[tuple[str, str], set[str]] = {}
+    for f in found:
+        spelled.setdefault((f.rule, _QUOTED.sub("'...'", f.reason)), set()).add(f.reason)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for f in found:
+        common = _QUOTED.sub("'...'", f.reason)
+        reason = f.reason if every or len(spelled[f.rule, common]) == 1 else common
+        groups.setdefault((f.rule, reason), []).append(f.node)
     out.print(Text(f"\n{title}", style="italic"))
     # Names are what recipes match: each has a line of its own, for copying, and is never cut.
     for (rule, reason), nodes in groups.items():

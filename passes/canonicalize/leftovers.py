@@ -5,7 +5,7 @@ functions of others are kept and not looked into. Products of integers were line
 subgraphs.
 """
 
-__all__ = ["note_leftovers"]
+__all__ = ["OF_INTEGERS", "note_leftovers"]
 
 from graphopt.core.op import DOMAIN
 from graphopt.core.report import Report
@@ -13,7 +13,8 @@ from graphopt.ir import query
 from graphopt.ir.model import Model
 
 STAGE = "leftovers"
-_OF_INTEGERS = ("MatMulInteger", "QLinearMatMul")
+#: Products that other tools quantized.
+OF_INTEGERS = ("MatMulInteger", "QLinearMatMul")
 _QUANTIZED = "it is quantized already; optimize the model that it was made from"
 
 
@@ -22,7 +23,7 @@ def note_leftovers(model: Model, report: Report) -> None:
     functions = {(f.domain, f.name) for f in model.functions}
     for graph in model.all_graphs():
         for node in graph.nodes:
-            if query.is_op(node, *_OF_INTEGERS):
+            if query.is_op(node, *OF_INTEGERS):
                 report.skipped(STAGE, node.op, node.name, _QUANTIZED)
             if node.domain in (None, "", "ai.onnx", DOMAIN):
                 continue

@@ -110,6 +110,27 @@ def test_names_the_first_nodes_of_a_reason(model: Path) -> None:
     assert lines[1:5] == [f"      {f['node']}" for f in notes[:3]] + [f"      and {len(notes) - 3} more"]
 
 
+def test_says_how_many_linears_were_left_and_groups_reasons_that_differ_in_names(tmp_path: Path) -> None:
+    names = [f"q{i}" for i in range(6)]
+    weights = ", ".join(f"int8[4, 4] w{n} = {{{', '.join([n[1:]] * 16)}}}" for n in names)
+    nodes = "".join(f"[d{n}] d{n} = DequantizeLinear(w{n}, s) [{n}] y{n} = MatMul(x, d{n}) " for n in names)
+    floats = ", ".join(map(str, range(16)))
+    onnx.save(onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[B, 4] x) => (float[B, 4] y) '
+        f"<{weights}, float s = {{0.5}}, float[4, 4] w = {{{floats}}}> "
+        f"{{ {nodes} p = Sum({', '.join('y' + n for n in names)}) [plain] m = MatMul(x, w) y = Add(m, p) }}"
+    ), tmp_path / "m.onnx")  # fmt: skip
+    shown = optimize(tmp_path / "m.onnx").stdout
+    assert "\n1 of 7 linears went through a scheme\n" in shown
+    reason = "  linear-matmul: weight '...' is already quantized (DequantizeLinear '...')\n"
+    assert reason + "      q0\n      q1\n      q2\n      and 3 more\n" in shown
+    data = json.loads(optimize(tmp_path / "m.onnx", "--json").stdout)
+    assert data["linears"] == {"lowered": 1, "left": 6}
+    every = optimize(tmp_path / "m.onnx", "--dry-run").stdout
+    assert all(f"weight 'w{n}' is already quantized (DequantizeLinear 'd{n}')\n      {n}\n" in every for n in names)
+    assert "1 of 7 linears would go through a scheme" in every
+
+
 def test_dumps_every_stage(model: Path, tmp_path: Path) -> None:
     assert optimize(model, "--dump-ir", tmp_path / "ir").exit_code == 0
     dumps = sorted(p.name for p in (tmp_path / "ir").iterdir())
