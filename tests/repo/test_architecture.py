@@ -21,6 +21,7 @@ WHOLE_FOLDER = {
     "graphopt/engine/test_custom_ops.py": "engines with every custom op",
     "graphopt/deploy/tensorrt_llm/test_package.py": "what package/ becomes, in PyTorch",
     "models/test_llama_rtx.py": "an engine of the decoder",
+    "passes/canonicalize/test_changed_exports.py": "the same with something changed at random",
     "passes/canonicalize/test_exporters.py": "every exporter's file through all passes",
     "passes/canonicalize/test_tidying.py": "the stages that are no rules, which work together",
     "trt_plugins/test_host_attention.py": "attention plugins as TensorRT drives them",
