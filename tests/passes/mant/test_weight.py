@@ -76,3 +76,11 @@ def test_weights_beyond_float16_scales_are_refused(rng: np.random.Generator) -> 
     w[3, 7] = 4e4
     with pytest.raises(ModelError, match="'w' of 'lin' holds 4e\\+04"):
         quantize_weight(linear(w), MantConfig(), Calibration())
+
+
+def test_weights_of_zeros() -> None:
+    moment = SecondMoment(np.eye(70, dtype=np.float32), np.ones(70, bool), 0.01)
+    for calibration in (Calibration(), Calibration(moment=moment)):
+        stored = quantize_weight(linear(np.zeros((4, 70), np.float32)), MantConfig(), calibration)
+        assert stored.error == (stored.output_error or 0.0) == 0.0
+        assert not dequantized(stored, MantConfig(), 70).any()
