@@ -8,6 +8,7 @@ failed save leaves what was there before.
 
 __all__ = ["load", "save", "to_proto"]
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ SINGLE_FILE_BYTES = 64 << 20
 #: protobuf messages end at 2 GiB; the graph around the weights needs some of it.
 _MAX_PROTO_BYTES = (2 << 30) - (16 << 20)
 _COPY_CHUNK = 16 << 20
+#: The long spelling of the standard domain.
+_STANDARD = "ai.onnx"
 #: Where the bytes of a tensor lie: (location, offset, length).
 _Place = tuple[str, int, int]
 
@@ -68,6 +71,7 @@ def load(path: str | os.PathLike[str]) -> Model:
             upgrade(proto)
         except ModelError as e:
             raise ModelError(f"{path}: {e}") from None
+    _shorten_domains(proto)
     inline_products(proto)
     functions = list(proto.functions)
     del proto.functions[:]
@@ -148,7 +152,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 def _check_opset(proto: onnx.ModelProto, path: Path) -> int:
     """Return the standard opset, which is one that can be read."""
-    versions = [o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")]
+    versions = [o.version for o in proto.opset_import if o.domain in ("", _STANDARD)]
     if not versions:
         raise ModelError(
             f"{path} imports no standard ONNX opset; export it again with opset {MIN_OPSET} to {MAX_OPSET}"
@@ -158,6 +162,22 @@ def _check_opset(proto: onnx.ModelProto, path: Path) -> int:
         hint = "convert it with onnx.version_converter" if old else "install a newer onnx package"
         raise ModelError(f"{path} uses opset {versions[0]}, supported are {OLDEST_OPSET} to {MAX_OPSET}; {hint}")
     return versions[0]
+
+
+def _shorten_domains(proto: onnx.ModelProto) -> None:
+    """Spell the standard domain "" where the file spells it "ai.onnx": runtimes take both, shape inference does not."""
+    for holder in (proto, *proto.functions):
+        if all(o.domain != _STANDARD for o in holder.opset_import):
+            continue
+        versions: dict[str, int] = {}
+        for imported in holder.opset_import:
+            versions.setdefault("" if imported.domain == _STANDARD else imported.domain, imported.version)
+        del holder.opset_import[:]
+        holder.opset_import.extend(onnx.helper.make_opsetid(*item) for item in versions.items())
+    scopes = [g.node for g in carry.graphs(proto.graph)] + [f.node for f in proto.functions]
+    for node in itertools.chain.from_iterable(scopes):
+        if node.domain == _STANDARD:
+            node.domain = ""
 
 
 def _check_tensor(tensor: onnx.TensorProto, model_path: Path) -> None:

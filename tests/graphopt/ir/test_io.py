@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import ir
 from graphopt.ir import text, weights
+from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.weights import DiskValues
 from tests.support.arrays import activations, of_type, weight
 from tests.support.runtime import run_ort
@@ -401,6 +402,22 @@ def test_sparse_initializer_survives_and_reads_dense(to_model: ToModel, tmp_path
         result = saved_again(model, tmp_path)
         assert list(result.graph.sparse_initializer) == list(proto.graph.sparse_initializer)
         assert not result.graph.initializer
+
+
+@pytest.mark.parametrize("imports", [[("ai.onnx", 18)], [("", 18), ("ai.onnx", 18)], [("", 18)]])
+def test_the_standard_domain_may_be_spelled_out(
+    imports: list[tuple[str, int]], to_model: ToModel, tmp_path: Path
+) -> None:
+    proto = graph_of([helper.make_node("Relu", ["x"], ["m"]), helper.make_node("Neg", ["m"], ["y"])], {"x": [2]}, ["y"])
+    proto.graph.node[0].domain = "ai.onnx"
+    del proto.opset_import[:]
+    proto.opset_import.extend([helper.make_opsetid("ml", 3), *(helper.make_opsetid(*i) for i in imports)])
+    model = to_model(proto)
+    infer_shapes(model)
+    assert list(model.graph.nodes[0].outputs[0].shape) == [2]
+    result = saved_again(model, tmp_path)
+    assert [(o.domain, o.version) for o in result.opset_import] == [("ml", 3), ("", 18)]
+    assert result.graph.node[0].domain == ""
 
 
 def test_node_names_may_repeat_or_be_missing(
