@@ -7,18 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.core.canonical import LinearView
+from graphopt.core.chunks import in_chunks
 from graphopt.errors import ModelError
 from graphopt.numerics.packing import pack_int4, packed_bytes
 from graphopt.numerics.second_order import SecondMoment
 from graphopt.passes.mant.config import MantConfig
 from graphopt.passes.mant.rounding import Codec, flattened, gptq, grouped
-from graphopt.passes.mant.search import choose
+from graphopt.passes.mant.search import Choice, choose
 from graphopt.passes.mant.types import INT4_TYPE, MANT, NF4, TypeTable
 
-#: Weights that are quantized at a time: what the search holds for each is 64 bytes and more.
+#: Weights that a thread quantizes at a time: what the search holds for each is 64 bytes and more.
 _CHUNK = 1 << 18
 #: The same with GPTQ, whose cost for a column of few rows is that of its calls.
-_GPTQ_CHUNK = 1 << 24
+_GPTQ_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -75,26 +76,31 @@ def quantize_weight(linear: LinearView, config: MantConfig, calibration: Calibra
     importance = None
     if calibration.importance is not None:
         importance = grouped(calibration.importance[None].astype(np.float32), group)[0]
-    # Sums of squares: weight, its error, output, its error.
-    sums = np.zeros(4)
-    step = max(1, (_CHUNK if moment is None else _GPTQ_CHUNK) // (groups * group))
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
+
+    def quantized(rows: slice) -> tuple[np.ndarray, Choice, np.ndarray]:
+        """Packed codes, types and scales, and sums of squares: weight, its error, output, its error."""
         w = np.ascontiguousarray(linear.rows(rows.start, rows.stop)).astype(np.float32)
         _check(linear, w, table)
         in_groups = grouped(w, group)
         choice = choose(in_groups, table, clip=config.clip, importance=importance, blocks=calibration.blocks)
         codec = Codec(table, choice)
+        outputs = [0.0, 0.0]
         if moment is None:
             rounded = codec.encode(in_groups)
         else:
             flat, output_error = gptq(w, codec, group, moment)
             rounded = grouped(flat, group)
-            sums[2:] += moment.squared_error(w).sum(), output_error.sum()
-        codes[rows] = pack_int4(flattened(rounded, k).view(np.int8))
-        ids[:, rows], scales[:, rows] = choice.ids.T, choice.scales.T
+            outputs = [moment.squared_error(w).sum(), output_error.sum()]
         difference = w - flattened(codec.decode(rounded), k)
-        sums[:2] += [np.einsum("nk,nk->", a, a, dtype=np.float64) for a in (w, difference)]
+        weights = [np.einsum("nk,nk->", a, a, dtype=np.float64) for a in (w, difference)]
+        return pack_int4(flattened(rounded, k).view(np.int8)), choice, np.array([*weights, *outputs])
+
+    sums = np.zeros(4)
+    step = max(1, (_CHUNK if moment is None else _GPTQ_CHUNK) // (groups * group))
+    for rows, (packed, choice, squares) in in_chunks(n, step, quantized):
+        codes[rows] = packed
+        ids[:, rows], scales[:, rows] = choice.ids.T, choice.scales.T
+        sums += squares
     return QuantizedWeight(codes, ids, scales, _ratio(*sums[:2]), None if moment is None else _ratio(*sums[2:]))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.core.canonical import LinearView
+from graphopt.core.chunks import in_chunks
 from graphopt.errors import ModelError
 from graphopt.ir import weights
 from graphopt.numerics.packing import pack_int4, packed_bytes
@@ -14,8 +15,8 @@ from graphopt.passes.mixq import numerics, rounding
 from graphopt.passes.mixq.config import MixQConfig
 from graphopt.passes.mixq.rounding import SecondMoment
 
-#: Bytes of float32 weight rows that are quantized at a time.
-_CHUNK_BYTES = 64 << 20
+#: Bytes of float32 weight rows that a thread quantizes at a time.
+_CHUNK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,15 @@ def quantize_weight(
     scale, outliers = np.empty(n, np.float32), np.empty((n, indices.size), dtype)
     groups = np.empty((-(-k // config.group) if config.group else 1, n), np.int8)
     inner = ~numerics.outlier_mask(indices, k)
-    errors = _Errors()
-    step = max(1, _CHUNK_BYTES // (4 * k))
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
+
+    def quantized(rows: slice) -> tuple[np.ndarray, rounding.Grid, np.ndarray, _Errors]:
         w = np.ascontiguousarray(linear.rows(rows.start, rows.stop))
         exact = w.astype(np.float32)
         if not np.isfinite(exact).all():
             raise ModelError(
                 f"weight '{linear.weight.name}' of '{linear.name}' holds NaN or Inf; repair the model first"
             )
+        errors = _Errors()
         bulk = exact * inner
         grid = rounding.fit(bulk, config.weight_bits, config.group, clip=config.clip, importance=importance)
         if moment is None:
@@ -97,10 +97,14 @@ def quantize_weight(
         else:
             rounded, output_error = rounding.gptq(bulk, grid, moment)
             errors.add_output(moment.squared_error(exact), output_error)
-        codes[rows] = pack_int4(rounded) if four else rounded
-        scale[rows], groups[:, rows] = grid.scale, grid.groups
-        outliers[rows] = numerics.gather_outliers(w, indices)
         errors.add_weight(exact, bulk - grid.values(rounded))
+        return pack_int4(rounded) if four else rounded, grid, numerics.gather_outliers(w, indices), errors
+
+    errors = _Errors()
+    for rows, (found, grid, outside, of_rows) in in_chunks(n, max(1, _CHUNK_BYTES // (4 * k)), quantized):
+        codes[rows], outliers[rows] = found, outside
+        scale[rows], groups[:, rows] = grid.scale, grid.groups
+        errors.add(of_rows)
     return QuantizedWeight(
         codes=codes,
         groups=groups if four else None,
@@ -127,6 +131,13 @@ class _Errors:
         """Add the mean square of some outputs and of their errors; both (rows,) float64."""
         self._output += float(squares.sum())
         self._output_error += float(squared_errors.sum())
+
+    def add(self, other: "_Errors") -> None:
+        """Add the sums of other rows."""
+        self._weight += other._weight
+        self._weight_error += other._weight_error
+        self._output += other._output
+        self._output_error += other._output_error
 
     def of_weight(self) -> float:
         return float(np.sqrt(self._weight_error / self._weight)) if self._weight else 0.0

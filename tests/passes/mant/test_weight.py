@@ -84,3 +84,14 @@ def test_weights_of_zeros() -> None:
         stored = quantize_weight(linear(np.zeros((4, 70), np.float32)), MantConfig(), calibration)
         assert stored.error == (stored.output_error or 0.0) == 0.0
         assert not dequantized(stored, MantConfig(), 70).any()
+
+
+def test_threads_change_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = rng.standard_t(5, (40, 130)).astype(np.float32)
+    monkeypatch.setattr(weight, "_CHUNK", 3 * 192)
+    found = []
+    for threads in ("1", "5"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(quantize_weight(linear(w), MantConfig(), Calibration()))
+    for name in ("codes", "ids", "scales", "error"):
+        np.testing.assert_array_equal(getattr(found[1], name), getattr(found[0], name))

@@ -144,3 +144,14 @@ def test_all_channels_may_be_outliers(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(stored.outliers, w)
     assert not stored.codes.any()
     assert stored.error == stored.output_error == 0
+
+
+def test_threads_change_nothing(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, indices = random_weight(rng, 50, 96), numerics.pad_indices(np.array([7]), 16)
+    monkeypatch.setattr(weight, "_CHUNK_BYTES", 4 * 96 * 7)
+    found = []
+    for threads in ("1", "5"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        found.append(quantize_weight(linear(w), indices, FOUR))
+    for name in ("codes", "groups", "scale", "outliers", "error"):
+        np.testing.assert_array_equal(getattr(found[1], name), getattr(found[0], name))
