@@ -85,7 +85,54 @@ def _affine(x: np.ndarray, shift: float) -> np.ndarray:
 
 
 def _nearest_half(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the codes of the nearest points of D8 + 1/2, and half of |y - point|² - |y|².
+    """Return the codes of the nearest points of D8 + 1/2 that the code has, and half of |y - point|² - |y|².
+
+    The nearest point of all D8 + 1/2 is one of the code's if it is short, and then no search is needed.
+    """
+    points = _nearest_of_lattice(y)
+    squares = np.square(points).sum(axis=1)
+    short = squares <= _FULL
+    codes, value = np.empty(len(y), np.int64), np.float32(0.5) * squares - np.einsum("mv,mv->m", y, points)
+    codes[short] = _code_of(points[short])
+    codes[~short], value[~short] = _search(y[~short])
+    return codes, value
+
+
+def _nearest_of_lattice(y: np.ndarray) -> np.ndarray:
+    """Return the nearest points of D8 + 1/2, half-integers with an even sum, to y (M, 8), as (M, 8) float32.
+
+    Each coordinate is rounded by itself; if the sum is odd then, the one that was rounded by most goes to the other
+    side (Conway and Sloane, 1982).
+    """
+    points = np.floor(y) + np.float32(0.5)
+    odd = np.flatnonzero(points.sum(axis=1) % 2 != 0)
+    off = (y - points)[odd]
+    most = np.abs(off).argmax(axis=1)
+    points[odd, most] += np.where(off[np.arange(len(odd)), most] >= 0, np.float32(1), np.float32(-1))
+    return points
+
+
+@functools.cache
+def _row_of_sizes() -> np.ndarray:
+    """Return the row of the table, by absolute values a as Σ (a_i - 1/2) 3^i: (3^8,) int64, -1 where it has none."""
+    rows = np.full(3**VECTOR, -1)
+    rows[(np.abs(table()) - 0.5).astype(np.int64) @ 3 ** np.arange(VECTOR)] = np.arange(_ROWS)
+    return rows
+
+
+def _code_of(points: np.ndarray) -> np.ndarray:
+    """Return the codes, without the bit of the shift, of short points (M, 8) of D8 + 1/2."""
+    sizes = (np.abs(points) - np.float32(0.5)).astype(np.int64)
+    return _row_of_sizes()[sizes @ 3 ** np.arange(VECTOR)] | _sign_bits(points < 0)
+
+
+def _sign_bits(minus: np.ndarray) -> np.ndarray:
+    """Bit 8 + i says whether coordinate i differs from the table, whose coordinate 7 alone may be negative."""
+    return (minus[:, :-1].astype(np.int64) << np.arange(8, 8 + VECTOR - 1)).sum(axis=1)
+
+
+def _search(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same as `_nearest_half` by all rows of the table.
 
     For a row a of absolute values the best signs are those of y, if their number of minus signs fits the row; else the
     coordinate with the smallest |y_i| a_i takes the other sign, which costs 2 |y_i| a_i.
@@ -117,9 +164,7 @@ def _nearest_half(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     minus = y < 0
     wrong = np.flatnonzero((pick >= even_rows) != odd)
     minus[wrong, (size[wrong] * rows[pick[wrong]]).argmin(axis=1)] ^= True
-    # Bit i says whether coordinate i differs from the table, whose coordinate 7 alone may be negative.
-    signs = (minus[:, :-1].astype(np.int64) << np.arange(VECTOR - 1)).sum(axis=1)
-    return order[pick] | (signs << 8), -value
+    return order[pick] | _sign_bits(minus), -value
 
 
 class LatticeEncoder:

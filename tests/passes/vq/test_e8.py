@@ -34,6 +34,24 @@ def test_nearest_points_are_nearest(seed: int, size: float) -> None:
     np.testing.assert_allclose(found, best, rtol=1e-4, atol=1e-4)
 
 
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([0.3, 1.0, 1.5]))
+def test_short_points_are_those_of_the_search(seed: int, size: float) -> None:
+    y = (np.random.default_rng(seed).standard_normal((200, 8)) * size).astype(np.float32)
+    codes, values = e8._nearest_half(y)
+    searched, searched_values = e8._search(y)
+    np.testing.assert_array_equal(codes, searched)
+    np.testing.assert_allclose(values, searched_values, rtol=1e-4, atol=1e-5)
+
+
+def test_ties_and_zeros_are_nearest_too() -> None:
+    """Halfway between points, codes may differ but not the distance."""
+    x = np.random.default_rng(10).integers(-4, 5, (500, 8)).astype(np.float32) * np.float32(0.25)
+    x[:3] = 0
+    found = np.square(x - decode_points(nearest_points(x))).sum(axis=1)
+    best = (np.square(POINTS).sum(axis=1) - 2 * x.astype(np.float64) @ POINTS.T).min(axis=1) + np.square(x).sum(axis=1)
+    np.testing.assert_allclose(found, best, atol=1e-5)
+
+
 def gaussian_error(residuals: int, rms: float, ratio: float, monkeypatch: pytest.MonkeyPatch) -> float:
     monkeypatch.setattr(e8, "RATIOS", (1.0, ratio))
     x = np.random.default_rng(9).standard_normal((4000, 8)).astype(np.float32) * np.float32(rms)
