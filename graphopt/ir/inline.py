@@ -2,8 +2,8 @@
 
 Exporters that keep modules or operators as functions (torch's, on request or of 2022 to 2024; onnxscript) leave nothing
 in the main graph that a pass could see. Functions without products stay calls, and ours, which are definitions of
-plugins, always. A node of the body of ``layer.0`` is called ``layer.0/fc1``: recipes and statistics call linears by their
-names, which onnx.inliner would make ``fc1__1`` of, whatever the module.
+plugins, always. A node of the body of ``layer.0`` is called ``layer.0/fc1``: recipes and statistics call linears by
+their names, and onnx.inliner would call it ``fc1__1``, whatever the module.
 """
 
 __all__ = ["inline_products"]
