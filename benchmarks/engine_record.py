@@ -152,26 +152,21 @@ def with_paragraph(readme: str, text: str) -> str:
     return readme[:start] + text + readme[readme.index(ENDING, start) :]
 
 
-def rows_in(file: Path) -> list[Row]:
-    rows: list[Row] = json.loads(file.read_text()) if file.is_file() else []
-    return rows
-
-
 def report(folder: Path) -> None:
     """Print what became of the steps and of the outputs that were checked."""
-    for step in rows_in(folder / "steps.json"):
+    for step in page.rows_of(folder / "steps.json"):
         at = "" if step["at"] is None else f"{step['at']:.0f}"
         print(f"{step['state']:8} at {at:>4} s, {step['seconds']:6.1f} s, processor {step['processor_seconds']:6.1f} s,"
               f" {step['states']} {step['step']} {step['note']}")  # fmt: skip
-    for row in rows_in(folder / "check.json"):
+    for row in page.rows_of(folder / "check.json"):
         print(row)
 
 
 def record(arguments: argparse.Namespace, folder: Path) -> None:
     root, results = arguments.root, arguments.root / "benchmarks/results/h100"
     report(folder)
-    engines = merged(rows_in(results / "engine.json"), rows_in(folder / "engine.json"))
-    texts, new = rows_in(results / "generate.json"), rows_in(folder / "generate.json")
+    engines = merged(page.rows_of(results / "engine.json"), page.rows_of(folder / "engine.json"))
+    texts, new = page.rows_of(results / "generate.json"), page.rows_of(folder / "generate.json")
     texts = [r for r in texts if r["scheme"] not in {n["scheme"] for n in new}] + new
     if new:
         prompts = json.loads((arguments.texts / "prompts.json").read_text())["prompts"]

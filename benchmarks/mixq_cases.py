@@ -26,7 +26,7 @@ numerics = _evaluators()
 EPSILON = 1e-5
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _ACTIVATIONS = {"Silu": layers.silu, "Gelu": layers.gelu, "GeluTanh": layers.gelu_tanh}
-_GLUS = {"MixQSwiGLU": "Silu", "MixQGeGLU": "Gelu", "MixQGeGLUTanh": "GeluTanh"}
+_GLUS = {f"MixQ{glu}": activation for activation, glu in layers.GLUS.items()}
 #: Share of the outlier slots in use; the rest is padding.
 _FILLED = 0.8
 

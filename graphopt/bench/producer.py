@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graphopt.bench.capi import torch_with_cuda
+from graphopt.numerics.layers import GLUS
 
 EPSILON = 1e-5
 
@@ -64,6 +65,6 @@ class ProducerOperands:
         }
         if "GLU" in kind:
             gate, up = x.chunk(2, dim=1)
-            return activations[{"SwiGLU": "Silu", "GeGLU": "Gelu", "GeGLUTanh": "GeluTanh"}[kind]](gate) * up
+            return next(activations[name] for name, glu in GLUS.items() if glu == kind)(gate) * up
         y = activations[kind.removeprefix("Gated")](x)
         return y * self.more["other"].double() if "Gated" in kind else y

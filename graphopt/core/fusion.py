@@ -9,9 +9,10 @@ from typing import Any, TypeGuard
 import onnx_graphsurgeon as gs
 
 from graphopt.core.op import DOMAIN
-from graphopt.core.producers import GLUS, PRODUCERS
+from graphopt.core.producers import PRODUCERS
 from graphopt.ir import query
 from graphopt.ir.model import Model
+from graphopt.numerics.layers import GLUS
 
 
 @dataclass(frozen=True)

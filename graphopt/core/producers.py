@@ -6,7 +6,7 @@ A scheme's fused op is a producer and a tail of its own (quantize, transform), w
 evaluators of all of them come from here; they mean what graphopt.numerics.layers says.
 """
 
-__all__ = ["ACTIVATIONS", "GLUS", "PRODUCERS", "Activation", "Producer"]
+__all__ = ["ACTIVATIONS", "PRODUCERS", "Activation", "Producer"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -98,8 +98,6 @@ ACTIVATIONS = {
     "Gelu": Activation(_gelu, layers.gelu, "x/2 * (1 + erf(x / sqrt(2))) (Hendrycks and Gimpel, 2016)"),
     "GeluTanh": Activation(_gelu_tanh, layers.gelu_tanh, "x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) (ibid.)"),
 }
-#: What a gated activation is called where one input holds gate and up, by the activation's name.
-GLUS = {"Silu": "SwiGLU", "Gelu": "GeGLU", "GeluTanh": "GeGLUTanh"}
 
 
 def _write_norm(b: BodyBuilder, *, center: bool, add: bool) -> tuple[str, str]:
@@ -179,7 +177,7 @@ def _glu(name: str) -> Producer:
         return b.op("Mul", activation.write(b, gate), up), "gate_up"
 
     return Producer(
-        name=GLUS[name],
+        name=layers.GLUS[name],
         family="GatedAct",
         formula=f"y = T({name.lower()}(gate) * up), gate and up being the halves of gate_up",
         inputs=(Param("gate_up", "(..., 2K) T: the gate, then up"),),

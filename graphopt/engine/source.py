@@ -14,6 +14,7 @@ from graphopt import ir
 from graphopt.engine.digest import sha256
 from graphopt.engine.manifest import ExternalData, Source
 from graphopt.engine.plugins import NAMESPACE
+from graphopt.ir.walk import all_nodes, subgraphs
 
 _PLUGIN_NAMESPACE = "plugin_namespace"
 #: How the keys of what graphopt says about a model start.
@@ -69,7 +70,7 @@ def count_custom_ops(model: onnx.ModelProto) -> CustomOps:
     plain: set[str] = set()
 
     def count(nodes: Iterable[onnx.NodeProto]) -> None:
-        for node in _nodes(nodes):
+        for node in all_nodes(nodes):
             if node.domain == NAMESPACE and any(a.name == _PLUGIN_NAMESPACE for a in node.attribute):
                 found.counts[node.op_type] += 1
                 found.example.setdefault(node.op_type, node.name)
@@ -82,26 +83,11 @@ def count_custom_ops(model: onnx.ModelProto) -> CustomOps:
     return replace(found, plain=frozenset(plain))
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield ``nodes`` and those of their subgraphs."""
-    for node in nodes:
-        yield node
-        for graph in _subgraphs(node):
-            yield from _nodes(graph.node)
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from model.graph.initializer
     for nodes in (model.graph.node, *(f.node for f in model.functions)):
-        for node in _nodes(nodes):
-            for graph in _subgraphs(node):
+        for node in all_nodes(nodes):
+            for graph in subgraphs(node):
                 yield from graph.initializer
             for attribute in node.attribute:
                 if attribute.HasField("t"):

@@ -25,6 +25,7 @@ from onnx.defs import SchemaError, get_schema
 
 from graphopt.engine.plugins import NAMESPACE
 from graphopt.errors import EngineError
+from graphopt.ir.walk import all_nodes
 
 OPSET, IR_VERSION = 17, 8
 #: An end of Slice beyond every shape; TensorRT 8 computes shapes in INT32.
@@ -202,7 +203,7 @@ def _lower_opset(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
-    for node in _all_nodes(proto.graph):
+    for node in all_nodes(proto.graph.node):
         if node.domain in ("", "ai.onnx"):
             _lower_node(node, standard.version, constants)
     standard.version = OPSET
@@ -260,11 +261,3 @@ def _lower_node(node: onnx.NodeProto, opset: int, constants: dict[str, onnx.Tens
         )
     del node.attribute[:]
     node.attribute.extend(kept)
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_nodes(attribute.g)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 import onnx
 
 from graphopt.ir.carry import graphs
+from graphopt.ir.walk import all_nodes
 
 _PRODUCTS = ("MatMul", "Gemm", "Einsum")
 _OURS = "graphopt"
@@ -31,8 +32,8 @@ def inline_products(proto: onnx.ModelProto) -> None:
         nodes = list(inliner.expand(graph.node, ()))
         del graph.node[:]
         graph.node.extend(nodes)
-    called = {_key(n) for n in _all_nodes(proto.graph.node)}
-    called |= {_key(n) for f in proto.functions if _key_of(f) not in wanted for n in _all_nodes(f.node)}
+    called = {_key(n) for n in all_nodes(proto.graph.node)}
+    called |= {_key(n) for f in proto.functions if _key_of(f) not in wanted for n in all_nodes(f.node)}
     kept = [f for f in proto.functions if _key_of(f) not in wanted or _key_of(f) in called]
     del proto.functions[:]
     proto.functions.extend(kept)
@@ -58,23 +59,14 @@ def _fits(function: onnx.FunctionProto, proto: onnx.ModelProto) -> bool:
 def _holds_product(key: _Key, known: dict[_Key, onnx.FunctionProto], within: tuple[_Key, ...]) -> bool:
     if key not in known or key in within:
         return False
-    nodes = list(_all_nodes(known[key].node))
+    nodes = list(all_nodes(known[key].node))
     return any(n.op_type in _PRODUCTS and not n.domain for n in nodes) or any(
         _holds_product(_key(n), known, (*within, key)) for n in nodes
     )
 
 
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Yield ``nodes`` and those of the graphs in their attributes."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _all_nodes(attribute.g.node)
-
-
 def _names(proto: onnx.ModelProto) -> set[str]:
-    names = {name for n in _all_nodes(proto.graph.node) for name in (n.name, *n.output)}
+    names = {name for n in all_nodes(proto.graph.node) for name in (n.name, *n.output)}
     return names | {t.name for g in graphs(proto.graph) for t in (*g.input, *g.initializer)}
 
 

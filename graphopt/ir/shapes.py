@@ -48,9 +48,8 @@ def _known_to_onnx(model: Model) -> onnx.ModelProto:
     """Return the model with operators that onnx does not know as ones of the same types and shapes."""
     proto = to_proto(model)
     nodes = [stand_in for node in proto.graph.node for stand_in in _stand_ins(node)]
-    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del proto.graph.node[:]
-    proto.graph.node.extend(copies)
+    proto.graph.node.extend(nodes)
     return proto
 
 

@@ -4,12 +4,15 @@ Evaluators of the canonical ops and of the schemes' fused producers are written 
 same wherever it appears. Products of matrices round where a tensor core does: float32 sums, then T.
 """
 
-__all__ = ["attention", "gated", "gelu", "gelu_tanh", "layer_norm", "linear", "rms_norm", "rotary", "silu"]
+__all__ = ["GLUS", "attention", "gated", "gelu", "gelu_tanh", "layer_norm", "linear", "rms_norm", "rotary", "silu"]
 
 import math
 from collections.abc import Callable
 
 import numpy as np
+
+#: What a gated activation is called where one input holds gate and up, by the activation's name.
+GLUS = {"Silu": "SwiGLU", "Gelu": "GeGLU", "GeluTanh": "GeGLUTanh"}
 
 
 def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:

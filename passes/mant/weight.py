@@ -9,6 +9,7 @@ import numpy as np
 from graphopt.core.canonical import LinearView
 from graphopt.core.chunks import in_chunks
 from graphopt.errors import ModelError
+from graphopt.numerics.normalized_error import NormalizedError
 from graphopt.numerics.packing import pack_int4, packed_bytes
 from graphopt.numerics.second_order import SecondMoment
 from graphopt.passes.mant.config import MantConfig
@@ -77,31 +78,29 @@ def quantize_weight(linear: LinearView, config: MantConfig, calibration: Calibra
     if calibration.importance is not None:
         importance = grouped(calibration.importance[None].astype(np.float32), group)[0]
 
-    def quantized(rows: slice) -> tuple[np.ndarray, Choice, np.ndarray]:
-        """Packed codes, types and scales, and sums of squares: weight, its error, output, its error."""
+    def quantized(rows: slice) -> tuple[np.ndarray, Choice, NormalizedError]:
         w = np.ascontiguousarray(linear.rows(rows.start, rows.stop)).astype(np.float32)
         _check(linear, w, table)
         in_groups = grouped(w, group)
         choice = choose(in_groups, table, clip=config.clip, importance=importance, blocks=calibration.blocks)
         codec = Codec(table, choice)
-        outputs = [0.0, 0.0]
+        error = NormalizedError()
         if moment is None:
             rounded = codec.encode(in_groups)
         else:
             flat, output_error = gptq(w, codec, group, moment)
             rounded = grouped(flat, group)
-            outputs = [moment.squared_error(w).sum(), output_error.sum()]
-        difference = w - flattened(codec.decode(rounded), k)
-        weights = [np.einsum("nk,nk->", a, a, dtype=np.float64) for a in (w, difference)]
-        return pack_int4(flattened(rounded, k).view(np.int8)), choice, np.array([*weights, *outputs])
+            error.add_output(moment.squared_error(w), output_error)
+        error.add_weight(w, w - flattened(codec.decode(rounded), k))
+        return pack_int4(flattened(rounded, k).view(np.int8)), choice, error
 
-    sums = np.zeros(4)
+    total = NormalizedError()
     step = max(1, (_CHUNK if moment is None else _GPTQ_CHUNK) // (groups * group))
-    for rows, (packed, choice, squares) in in_chunks(n, step, quantized):
+    for rows, (packed, choice, error) in in_chunks(n, step, quantized):
         codes[rows] = packed
         ids[:, rows], scales[:, rows] = choice.ids.T, choice.scales.T
-        sums += squares
-    return QuantizedWeight(codes, ids, scales, _ratio(*sums[:2]), None if moment is None else _ratio(*sums[2:]))
+        total.add(error)
+    return QuantizedWeight(codes, ids, scales, total.of_weight(), None if moment is None else total.of_output())
 
 
 def _check(linear: LinearView, w: np.ndarray, table: TypeTable) -> None:
@@ -114,7 +113,3 @@ def _check(linear: LinearView, w: np.ndarray, table: TypeTable) -> None:
         raise ModelError(
             f"{where} {largest:.3g}, beyond the {limit:.3g} that float16 scales reach; exclude this linear"
         )
-
-
-def _ratio(squares: float, squared_errors: float) -> float:
-    return float(np.sqrt(max(squared_errors, 0.0) / squares)) if squares > 0 else 0.0

@@ -10,6 +10,7 @@ from graphopt.core.canonical import LinearView
 from graphopt.core.chunks import in_chunks
 from graphopt.errors import ModelError
 from graphopt.ir import weights
+from graphopt.numerics.normalized_error import NormalizedError
 from graphopt.numerics.packing import pack_int4, packed_bytes
 from graphopt.passes.mixq import numerics, rounding
 from graphopt.passes.mixq.config import MixQConfig
@@ -82,14 +83,14 @@ def quantize_weight(
     groups = np.empty((-(-k // config.group) if config.group else 1, n), np.int8)
     inner = ~numerics.outlier_mask(indices, k)
 
-    def quantized(rows: slice) -> tuple[np.ndarray, rounding.Grid, np.ndarray, _Errors]:
+    def quantized(rows: slice) -> tuple[np.ndarray, rounding.Grid, np.ndarray, NormalizedError]:
         w = np.ascontiguousarray(linear.rows(rows.start, rows.stop))
         exact = w.astype(np.float32)
         if not np.isfinite(exact).all():
             raise ModelError(
                 f"weight '{linear.weight.name}' of '{linear.name}' holds NaN or Inf; repair the model first"
             )
-        errors = _Errors()
+        errors = NormalizedError()
         bulk = exact * inner
         grid = rounding.fit(bulk, config.weight_bits, config.group, clip=config.clip, importance=importance)
         if moment is None:
@@ -100,7 +101,7 @@ def quantize_weight(
         errors.add_weight(exact, bulk - grid.values(rounded))
         return pack_int4(rounded) if four else rounded, grid, numerics.gather_outliers(w, indices), errors
 
-    errors = _Errors()
+    errors = NormalizedError()
     for rows, (found, grid, outside, of_rows) in in_chunks(n, max(1, _CHUNK_BYTES // (4 * k)), quantized):
         codes[rows], outliers[rows] = found, outside
         scale[rows], groups[:, rows] = grid.scale, grid.groups
@@ -114,33 +115,3 @@ def quantize_weight(
         error=errors.of_weight(),
         output_error=None if moment is None else errors.of_output(),
     )
-
-
-class _Errors:
-    """Sums of squares over the rows of a weight, and their ratios."""
-
-    def __init__(self) -> None:
-        self._weight = self._weight_error = self._output = self._output_error = 0.0
-
-    def add_weight(self, exact: np.ndarray, difference: np.ndarray) -> None:
-        """Add rows of the weight and of the difference that quantization makes; both (rows, K) float32."""
-        self._weight += float(np.einsum("nk,nk->", exact, exact, dtype=np.float64))
-        self._weight_error += float(np.einsum("nk,nk->", difference, difference, dtype=np.float64))
-
-    def add_output(self, squares: np.ndarray, squared_errors: np.ndarray) -> None:
-        """Add the mean square of some outputs and of their errors; both (rows,) float64."""
-        self._output += float(squares.sum())
-        self._output_error += float(squared_errors.sum())
-
-    def add(self, other: "_Errors") -> None:
-        """Add the sums of other rows."""
-        self._weight += other._weight
-        self._weight_error += other._weight_error
-        self._output += other._output
-        self._output_error += other._output_error
-
-    def of_weight(self) -> float:
-        return float(np.sqrt(self._weight_error / self._weight)) if self._weight else 0.0
-
-    def of_output(self) -> float:
-        return float(np.sqrt(max(self._output_error, 0.0) / self._output)) if self._output > 0 else 0.0

@@ -10,7 +10,8 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.core.producers import GLUS, PRODUCERS, Producer
+from graphopt.core.producers import PRODUCERS, Producer
+from graphopt.numerics.layers import GLUS
 from graphopt.passes.vq import hadamard
 
 _SIGNS = Param("signs", "(K',) int8: 1 or -1; K' at least K, a multiple of block")

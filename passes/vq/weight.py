@@ -8,6 +8,7 @@ import numpy as np
 
 from graphopt.core.canonical import LinearView
 from graphopt.errors import ModelError
+from graphopt.numerics.normalized_error import NormalizedError
 from graphopt.passes.vq import e8, hadamard, numerics
 from graphopt.passes.vq.codebooks import BookEncoder, Training, code, train
 from graphopt.passes.vq.config import VQConfig
@@ -71,7 +72,7 @@ def quantize_weight(
     scale = np.empty(rows, np.float32)
     tiles = -(-rows // tile_rows), -(-columns // tile_columns)
     books = np.zeros((*tiles, config.residuals, how.entries, config.vector), np.float32) if signs is None else None
-    errors = _Errors()
+    errors = NormalizedError()
     encoder: Encoder | None = None
     if books is None:
         encoder = e8.LatticeEncoder(config.residuals)
@@ -90,7 +91,9 @@ def quantize_weight(
         else:
             codes[at], values = code(strip.rows, moment, encoder, config.rounds)
         scale[at] = strip.fitted(values, moment)
-        errors.add(strip.exact, strip.exact - values * scale[at, None], moment)
+        difference = strip.exact - values * scale[at, None]
+        errors.add_weight(strip.exact, difference)
+        errors.add_output(moment.squared_error(strip.exact), moment.squared_error(difference))
     if books is not None:
         _relabel(codes, books, tile_rows, tile_columns)
     return QuantizedWeight(
@@ -155,22 +158,3 @@ def _relabel(codes: np.ndarray, books: np.ndarray, tile_rows: int, tile_columns:
         label = np.empty(len(order), codes.dtype)
         label[order] = np.arange(len(order))
         part[...] = label[part]
-
-
-class _Errors:
-    """Sums of squares over the rows of a weight, and their ratios."""
-
-    def __init__(self) -> None:
-        self._sums = np.zeros(4)
-
-    def add(self, exact: np.ndarray, difference: np.ndarray, moment: Moment) -> None:
-        """Add rows of the weight and of what quantization changes in them; both (R, K') float32."""
-        squares = (float(np.square(a, dtype=np.float64).sum()) for a in (difference, exact))
-        outputs = (float(moment.squared_error(a).sum()) for a in (difference, exact))
-        self._sums += [*squares, *outputs]
-
-    def of_weight(self) -> float:
-        return float(np.sqrt(self._sums[0] / self._sums[1])) if self._sums[1] > 0 else 0.0
-
-    def of_output(self) -> float:
-        return float(np.sqrt(max(self._sums[2], 0.0) / self._sums[3])) if self._sums[3] > 0 else 0.0
