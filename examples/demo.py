@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 console = Console()
@@ -54,8 +55,9 @@ def main() -> None:
         "--scheme", "mixq-w8a8", "--results", results,
     )  # fmt: skip
     engine = graphopt("build", "build", optimized, "-o", plan)
-    data = [p.with_name(f"{p.name}.data") for p in (original, optimized)]
-    show(change, accuracy, engine, [original, data[0], optimized, data[1], out / "stats.npz", results, plan])
+    names = ("model.onnx", "model.onnx.data", "config.json", "tokenizer.json", "stats.npz", "model.opt.onnx",
+             "model.opt.onnx.data", "accuracy.json", "model.opt.plan", "model.opt.plan.json")  # fmt: skip
+    show(change, accuracy, engine, [out / name for name in names])
 
 
 def show(change: dict[str, Any], accuracy: dict[str, Any], engine: dict[str, Any], files: list[Path]) -> None:
@@ -76,7 +78,7 @@ def show(change: dict[str, Any], accuracy: dict[str, Any], engine: dict[str, Any
         times.add_row(stage, f"{spent:.1f}")
     console.print(times)
     for path in files:
-        console.print(f"{path}  ({path.stat().st_size / 1e6:,.1f} MB)", soft_wrap=True, highlight=False)
+        console.print(f"{path}  ({decimal(path.stat().st_size)})", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":
