@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "attention/args.cuh"
+#include "attention/stamps.cuh"
 #include "attention/work.cuh"
 #include "common/reduce.cuh"
 
@@ -156,9 +157,14 @@ __device__ __forceinline__ bool count_part(int32_t* counter, Parts const& parts,
 template <class T>
 __device__ __forceinline__ void meet_blocks(AttentionArgs<T> const& args, PartialMemory const& memory, int32_t segment,
                                             Parts const& parts, SegmentRows const& rows, int32_t* shared_flag,
-                                            float* shared) {
-  if (parts.whole() || !count_part(args.counters + segment, parts, shared_flag)) return;
+                                            float* shared, Stamps& stamps) {
+  stamps.pass(Phase::kPart);
+  if (parts.whole()) return;
+  bool const last = count_part(args.counters + segment, parts, shared_flag);
+  stamps.pass(Phase::kCounted);
+  if (!last) return;
   combine_blocks(args, memory, parts, rows, shared);
+  stamps.pass(Phase::kMerged);
 }
 
 }  // namespace graphopt::attention
