@@ -13,6 +13,12 @@
 
 namespace graphopt::attention {
 
+/// a / b of numbers that are not negative: 64 bits take hundreds of cycles, and tiles are seldom that many.
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
+
 /// A tile of the list.
 struct Cursor {
   int32_t outer;
@@ -35,23 +41,31 @@ class TileList {
     per_outer_ = __reduce_add_sync(0xffffffffu, sum);
     total_ = int64_t{per_outer_} * outers;
     blocks_ = static_cast<int32_t>(min(int64_t{gridDim.x}, total_));
+    share_ = static_cast<int32_t>(quotient(total_, blocks_));
+    rest_ = static_cast<uint32_t>(total_ - int64_t{share_} * blocks_);
   }
 
   __device__ __forceinline__ int32_t blocks() const { return blocks_; }
 
-  /// The first tile of a block; that of block blocks() is the end of the list.
-  __device__ __forceinline__ int64_t first(int32_t block) const { return total_ * block / blocks_; }
+  /// The first tile of a block, total block / blocks; that of block blocks() is the end of the list.
+  __device__ __forceinline__ int64_t first(int32_t block) const {
+    return int64_t{share_} * block + rest_ * static_cast<uint32_t>(block) / static_cast<uint32_t>(blocks_);
+  }
 
-  /// The block that has a tile.
+  /// The block that has a tile: blocks are so few that a float tells which one, or its neighbour.
   __device__ __forceinline__ int32_t block_of(int64_t position) const {
-    return static_cast<int32_t>(((position + 1) * blocks_ - 1) / total_);
+    float const part = __fdividef(static_cast<float>(position), static_cast<float>(total_));
+    int32_t block = min(static_cast<int32_t>(part * static_cast<float>(blocks_)), blocks_ - 1);
+    while (first(block) > position) --block;
+    while (first(block + 1) <= position) ++block;
+    return block;
   }
 
   /// Called by whole warps.
   __device__ __forceinline__ Cursor at(int64_t position) const {
     Cursor c;
-    c.outer = static_cast<int32_t>(position / per_outer_);
-    int32_t rest = static_cast<int32_t>(position % per_outer_);
+    c.outer = static_cast<int32_t>(quotient(position, per_outer_));
+    int32_t rest = static_cast<int32_t>(position - int64_t{c.outer} * per_outer_);
     for (int32_t base = 0;; base += 32) {
       int32_t const own = base + lane() < batch_ ? tiles_of(base + lane()) : 0;
       int32_t upto = own;
@@ -101,6 +115,8 @@ class TileList {
   int32_t batch_, seq_, capacity_;
   int32_t per_outer_;
   int32_t blocks_;
+  int32_t share_;   // tiles of every block,
+  uint32_t rest_;   // and tiles that are left
   int64_t total_;
 };
 
