@@ -1,5 +1,6 @@
 // How decode spreads over the device: the tiles of all sequences stand in one list, and every block takes an equal
-// stretch of it. Lengths are known on the device only, so the list is never written down.
+// stretch of it, at segments' ends where that costs nothing. Lengths are known on the device only, so the list is never
+// written down.
 //
 //   for every outer (row tile, key/value head): for every sequence: for every kTileTokens cached tokens
 //
@@ -10,6 +11,7 @@
 #include <cstdint>
 
 #include "attention/args.cuh"
+#include "attention/policy.h"
 
 namespace graphopt::attention {
 
@@ -36,11 +38,20 @@ class TileList {
   template <class T>
   __device__ __forceinline__ TileList(AttentionArgs<T> const& args, int32_t outers)
       : start_(args.start), batch_(args.batch), seq_(args.seq), capacity_(args.capacity) {
-    int32_t sum = 0;
-    for (int32_t b = lane(); b < batch_; b += 32) sum += tiles_of(b);
+    int32_t sum = 0, most = 0;
+    for (int32_t b = lane(); b < batch_; b += 32) {
+      int32_t const tiles = tiles_of(b);
+      sum += tiles;
+      most = max(most, tiles);
+    }
     per_outer_ = __reduce_add_sync(0xffffffffu, sum);
+    most = __reduce_max_sync(0xffffffffu, most);
     total_ = int64_t{per_outer_} * outers;
     blocks_ = static_cast<int32_t>(min(int64_t{gridDim.x}, total_));
+    if (int64_t{most} * batch_ == per_outer_ && total_ <= INT32_MAX) {
+      blocks_ = static_cast<int32_t>(even_blocks(static_cast<uint32_t>(blocks_), static_cast<uint32_t>(batch_ * outers),
+                                                 static_cast<uint32_t>(most)));
+    }
     share_ = static_cast<int32_t>(quotient(total_, blocks_));
     rest_ = static_cast<uint32_t>(total_ - int64_t{share_} * blocks_);
   }
