@@ -38,7 +38,7 @@ class DecodeKernel {
   static constexpr int kD = Traits::kD;
   static constexpr int kHalves = Traits::kHalves;
   static constexpr int kSteps = kD / 16;  // mma along D
-  static_assert(combine_floats(Shape::kThreads, kDecodeRows) <= Shape::kMergeFloats, "parts meet where warps do");
+  static_assert(combine_floats(Shape::kThreads) <= Shape::kMergeFloats, "parts meet where warps do");
 
  public:
   __device__ __forceinline__ DecodeKernel(AttentionArgs<T> const& args, char* shared)

@@ -45,7 +45,7 @@ class MantDecodeKernel {
   static_assert(kGroups <= 2, "a token's words are read at once");
   static constexpr int kAhead = 2 * (Shape::kStages - 1);  // cp.async groups of later pages
   static_assert(4 * kMantRows * kD <= Shape::kStageBytes, "warps meet in stages");
-  static_assert(4 * combine_floats(Shape::kThreads, kMantRows) <= Shape::kStageBytes, "parts do too");
+  static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kStageBytes, "parts do too");
 
  public:
   __device__ __forceinline__ MantDecodeKernel(MantArgs<T> const& all, char* shared)

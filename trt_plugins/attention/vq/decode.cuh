@@ -55,7 +55,7 @@ class VqDecodeKernel {
   static constexpr int kGroups = Shape::kGroups;
   static constexpr int kPlanes = Shape::kPlanes;
   static constexpr int kPerLane = Shape::kPerLane;
-  static_assert(4 * combine_floats(Shape::kThreads, 1) <= Shape::kScoreBytes, "parts meet where warps do");
+  static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kScoreBytes, "parts meet where warps do");
 
  public:
   __device__ __forceinline__ VqDecodeKernel(VqArgs<T> const& args, char* shared)

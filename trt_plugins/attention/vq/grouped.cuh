@@ -47,7 +47,7 @@ class GroupedVqKernel {
   static constexpr int kParts = kVector == 2 ? kValueWords : kPairs;
   static constexpr int kColumns = kGroups * kVector;      // D
   static_assert(4 * (Shape::kWarps * kRows * (kColumns + 2)) <= Shape::kScoreBytes, "warps meet in the scores' table");
-  static_assert(4 * combine_floats(Shape::kThreads, kRows) <= Shape::kScoreBytes, "parts do too");
+  static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kScoreBytes, "parts do too");
 
  public:
   __device__ __forceinline__ GroupedVqKernel(VqArgs<T> const& args, char* shared)
