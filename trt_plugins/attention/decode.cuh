@@ -271,7 +271,7 @@ class DecodeKernel {
                                     [&](int w, int row, int column) { return merged_[merged_index(w, row, column)]; });
       __syncthreads();
     }
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, merged_, stamps_);
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, merged_, stamps_);
   }
 
   /// Column of an output in the merge memory; rows stand in the same banks, so columns are exchanged by row.

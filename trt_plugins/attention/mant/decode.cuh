@@ -400,8 +400,8 @@ class MantDecodeKernel {
     write_block<Shape::kWarps, kMantRows>(args_, memory, parts, rows_, 0, rows_.count, sums_,
                                           [&](int w, int row, int column) { return *output(w, row, column); });
     __syncthreads();
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, reinterpret_cast<float*>(merged),
-                stamps_);
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_,
+                                 reinterpret_cast<float*>(merged), stamps_);
   }
 
   MantArgs<T> const& all_;

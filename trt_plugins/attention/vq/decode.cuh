@@ -190,7 +190,7 @@ class VqDecodeKernel {
     PartialMemory const memory{args_.partial, 1, args_.head_size};
     write_block<Shape::kWarps, 1>(args_, memory, parts, rows_, 0, 1, sums,
                                   [&](int w, int, int column) { return outputs[w * kColumns + column]; });
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs, stamps_);
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs, stamps_);
   }
 
  private:

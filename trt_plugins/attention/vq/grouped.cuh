@@ -216,7 +216,7 @@ class GroupedVqKernel {
     write_block<Shape::kWarps, kRows>(
         args_, memory, parts, rows_, 0, rows_.count, sums,
         [&](int w, int row, int column) { return outputs[(w * kRows + row) * kColumns + column]; });
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs, stamps_);
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs, stamps_);
   }
 
  private:
