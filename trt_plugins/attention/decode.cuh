@@ -66,6 +66,7 @@ class DecodeKernel {
       fetch();
     }
     wait_for_predecessor();  // append has written the queries, the new rows and the counters
+    release_successor();
     stamps_.pass(Phase::kPredecessor);
     stretch.walk(list_, first, [&](Cursor const& at, int32_t tiles, Parts const& parts) {
       begin_segment(at);

@@ -80,7 +80,10 @@ class VqDecodeKernel {
     }
   }
 
-  __device__ __forceinline__ void run() { walk_codes(list_, *this); }
+  __device__ __forceinline__ void run() {
+    release_successor();  // it waits for the end of this kernel, and need not be launched only then
+    walk_codes(list_, *this);
+  }
   __device__ __forceinline__ Stamps& stamps() { return stamps_; }
 
   __device__ __forceinline__ void begin_segment(Cursor const& at) {
