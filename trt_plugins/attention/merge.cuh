@@ -145,8 +145,8 @@ __device__ __forceinline__ void combine_blocks(AttentionArgs<T> const& args, Par
   __syncthreads();  // the memory may be written again
 }
 
-/// Count this block's part, which all its threads have written, as done. Returns whether it was the last one. One thread's
-/// release covers what others wrote before the barrier, its acquire what they read after the next one.
+/// Count this block's part, which all its threads have written, as done. Returns whether it was the last one. The
+/// release of one thread covers what others wrote before the barrier, its acquire what they read after the next one.
 __device__ __forceinline__ bool count_part(int32_t* counter, Parts const& parts, int32_t* shared_flag) {
   __syncthreads();
   if (threadIdx.x == 0) *shared_flag = atomic_add_acq_rel(counter, 1) == parts.last - parts.first ? 1 : 0;

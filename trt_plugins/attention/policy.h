@@ -67,8 +67,8 @@ constexpr int resident_blocks(DeviceLimits const& device, size_t shared_bytes, i
 constexpr int kMaxDecodeBlocks = 512;
 
 /// Of `blocks`, those that take part in decode where every segment has `tiles` tiles (work.cuh): so many that each has
-/// whole segments, or one of equal parts of one, as long as nobody's share grows by more than 1/32. That saves tables of
-/// segments and meetings of parts: 132 multiprocessors cut sizes that are powers of two at odd places.
+/// whole segments, or one of equal parts of one, as long as nobody's share grows by more than 1/32. That saves tables
+/// of segments and meetings of parts: 132 multiprocessors cut sizes that are powers of two at odd places.
 ///
 /// Args:
 ///   blocks: no more than all tiles, which are fewer than 2^31.

@@ -26,7 +26,7 @@ enum class Phase : int {
 /// number, in place of a phase that does not exist, is the multiprocessor.
 class Stamps {
  public:
-  static constexpr int64_t kOffsetFloats = int64_t{2} << 20;  // from where parts begin; decode uses none of what is there
+  static constexpr int64_t kOffsetFloats = int64_t{2} << 20;  // from where parts begin; decode leaves it alone
   static constexpr int kRecordWords = 16 * 4, kAppendRecord = 512, kRecords = 1024;
 
 #ifdef GRAPHOPT_STAMPS

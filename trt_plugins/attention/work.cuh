@@ -175,8 +175,8 @@ class Stretch {
   int32_t left_;
 };
 
-/// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2], and two
-/// floats a row that keep the next slot aligned to 16 bytes where D is a multiple of 4.
+/// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2], and
+/// two floats a row that keep the next slot aligned to 16 bytes where D is a multiple of 4.
 struct PartialMemory {
   float* base;
   int32_t rows;
