@@ -106,7 +106,7 @@ __device__ __forceinline__ void combine_blocks(AttentionArgs<T> const& args, Par
   auto const y = [&](int32_t item) {
     return args.y + row_offset(args, rows.b, rows.h, rows.first + item / columns) + item % columns * 4;
   };
-  float4* const outputs = reinterpret_cast<float4*>(shared);                // [kThreads]
+  float4* const outputs = reinterpret_cast<float4*>(shared);              // [kThreads]
   float2* const sums = reinterpret_cast<float2*>(shared + 4 * kThreads);  // [kThreads]
   int32_t const slice = thread / quads;
   for (int32_t item = thread - slice * quads; slice < slices && item < quads; item += kThreads) {
