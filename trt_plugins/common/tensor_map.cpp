@@ -31,12 +31,12 @@ CUtensorMapDataType map_type(DType type) {
 }  // namespace
 
 Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols,
-                         int32_t box_rows, int32_t row_bytes) {
+                         int32_t box_rows, int32_t row_bytes, int64_t stride) {
   static PFN_cuTensorMapEncodeTiled_v12000 const encode = find_encoder();
   if (encode == nullptr) return cuda_status(cudaErrorNotSupported);
   size_t const size = element_size(type);
   cuuint64_t const dims[2] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
-  cuuint64_t const pitch[1] = {static_cast<cuuint64_t>(cols) * size};
+  cuuint64_t const pitch[1] = {static_cast<cuuint64_t>(stride > 0 ? stride : cols) * size};
   cuuint32_t const box[2] = {static_cast<cuuint32_t>(row_bytes / size), static_cast<cuuint32_t>(box_rows)};
   cuuint32_t const steps[2] = {1, 1};
   auto const swizzle = row_bytes == kTensorMapRowBytes ? CU_TENSOR_MAP_SWIZZLE_128B

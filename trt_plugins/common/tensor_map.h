@@ -21,7 +21,8 @@ constexpr int32_t kTensorMapRowBytes = 128;  // of a box: one swizzle row
 ///   rows, cols: of the matrix, in elements; a box reads zeros, and writes nothing, outside it.
 ///   box_rows: 1 to 256.
 ///   row_bytes: 128, 64 or 32.
+///   stride: elements from one row to the next; 0: cols.
 Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols, int32_t box_rows,
-                         int32_t row_bytes = kTensorMapRowBytes);
+                         int32_t row_bytes = kTensorMapRowBytes, int64_t stride = 0);
 
 }  // namespace graphopt
