@@ -4,9 +4,15 @@
 #include <algorithm>
 
 #include "mant/linear/launch.cuh"
+#include "mant/linear/sm90_beside.cuh"
 #include "mant/linear/sm90_expand.cuh"
 
 namespace graphopt::mant {
+
+template <class X, class T, class Decoder>
+Status launch_product_beside(GemmParams const& p, typename ExpandBeside<Decoder>::Args const& next, int multiprocessors,
+                             cudaStream_t stream);
+
 namespace {
 
 template <class Decoder>
@@ -18,6 +24,35 @@ Status write_slab(LinearArgs const& args, FoldedTables const& tables, int64_t fi
                    static_cast<int>(rows), static_cast<typename Decoder::X*>(slab));
 }
 
+/// The product of rows `first` to `first` + `rows`, which are in `slab`.
+GemmParams rows_of(GemmParams product, int64_t first, int64_t rows, void const* slab) {
+  int64_t const bytes = first * static_cast<int64_t>(element_size(product.dtype));
+  product.n = rows;
+  product.w = slab;
+  if (product.sw != nullptr) product.sw += first;
+  product.bias = static_cast<char const*>(product.bias) + bytes;
+  product.y = static_cast<char*>(product.y) + bytes;
+  return product;
+}
+
+template <class X, class T, class Decoder>
+Status launch_slabs_beside(LinearParams const& p, void const* x, FoldedTables const& tables, void* slabs,
+                           int64_t slab_rows, int multiprocessors, cudaStream_t stream) {
+  LinearArgs const args = linear_args(p);
+  GemmParams const product = expanded_product(p, x, tables, slabs);
+  auto* const both = static_cast<typename Decoder::X*>(slabs);
+  GRAPHOPT_TRY(write_slab<Decoder>(args, tables, 0, std::min(slab_rows, p.n), both, stream));
+  int turn = 0;
+  for (int64_t first = 0; first < p.n; first += slab_rows, turn ^= 1) {
+    int64_t const next = first + slab_rows;
+    int64_t const rows = std::clamp<int64_t>(p.n - next, 0, slab_rows);
+    GRAPHOPT_TRY((launch_product_beside<X, T, Decoder>(
+        rows_of(product, first, std::min(slab_rows, p.n - first), both + turn * slab_rows * p.k),
+        {args, tables, next, static_cast<int32_t>(rows), both + (turn ^ 1) * slab_rows * p.k}, multiprocessors, stream)));
+  }
+  return Status::kOk;
+}
+
 }  // namespace
 
 GemmParams expanded_product(LinearParams const& p, void const* x, FoldedTables const& tables, void* slab) {
@@ -26,25 +61,37 @@ GemmParams expanded_product(LinearParams const& p, void const* x, FoldedTables c
           bytes ? tables.row_scale : nullptr, p.bias, p.y, p.n};
 }
 
+Status launch_expand(LinearParams const& p, FoldedTables const& tables, int64_t first, int64_t rows, void* slab,
+                     cudaStream_t stream) {
+  DType const type = expanded_type(p.decode, p.dtype);
+  auto const write = type == DType::kInt8      ? write_slab<ExpandBytes>
+                     : type == DType::kFloat16 ? write_slab<ExpandFloat<__half>>
+                                               : write_slab<ExpandFloat<__nv_bfloat16>>;
+  return write(linear_args(p), tables, first, rows, slab, stream);
+}
+
 Status launch_expanded(LinearParams const& p, void const* x, FoldedTables const& tables, void* slab, int64_t slab_rows,
                        int multiprocessors, cudaStream_t stream) {
-  LinearArgs const args = linear_args(p);
-  GemmParams product = expanded_product(p, x, tables, slab);
-  auto const write = product.operands == DType::kInt8      ? write_slab<ExpandBytes>
-                     : product.operands == DType::kFloat16 ? write_slab<ExpandFloat<__half>>
-                                                           : write_slab<ExpandFloat<__nv_bfloat16>>;
-  auto const* bias = static_cast<char const*>(p.bias);
-  auto* y = static_cast<char*>(p.y);
-  auto const size = static_cast<int64_t>(element_size(p.dtype));
+  GemmParams const product = expanded_product(p, x, tables, slab);
   for (int64_t first = 0; first < p.n; first += slab_rows) {
-    product.n = std::min(slab_rows, p.n - first);
-    product.sw = tables.row_scale == nullptr ? nullptr : tables.row_scale + first;
-    product.bias = bias + first * size;
-    product.y = y + first * size;
-    GRAPHOPT_TRY(write(args, tables, first, product.n, slab, stream));
-    GRAPHOPT_TRY(launch_gemm(product, multiprocessors, stream));
+    int64_t const rows = std::min(slab_rows, p.n - first);
+    GRAPHOPT_TRY(launch_expand(p, tables, first, rows, slab, stream));
+    GRAPHOPT_TRY(launch_gemm(rows_of(product, first, rows, slab), multiprocessors, stream));
   }
   return Status::kOk;
+}
+
+Status launch_expanded_beside(LinearParams const& p, void const* x, FoldedTables const& tables, void* slabs,
+                              int64_t slab_rows, int multiprocessors, cudaStream_t stream) {
+  bool const half = p.dtype == DType::kFloat16;
+  auto const launch =
+      p.decode == Decode::kBytes   ? (half ? launch_slabs_beside<int8_t, __half, ExpandBytes>
+                                           : launch_slabs_beside<int8_t, __nv_bfloat16, ExpandBytes>)
+      : p.decode == Decode::kSplit ? (half ? launch_slabs_beside<__half, __half, ExpandFloat<__half>>
+                                           : launch_slabs_beside<__half, __nv_bfloat16, ExpandFloat<__half>>)
+      : half                       ? launch_slabs_beside<__half, __half, ExpandFloat<__half>>
+             : launch_slabs_beside<__nv_bfloat16, __nv_bfloat16, ExpandFloat<__nv_bfloat16>>;
+  return launch(p, x, tables, slabs, slab_rows, multiprocessors, stream);
 }
 
 }  // namespace graphopt::mant
