@@ -92,7 +92,7 @@ GRAPHOPT_EXPORT char const* mx_status(int status) { return status_string(static_
 
 /// Rows of a slab that the library would take, 0 for none, on a device of `multiprocessors`.
 GRAPHOPT_EXPORT int64_t mx_slab_rows(int decode, int64_t m, int64_t n, int64_t k, int multiprocessors) {
-  return pick_slab_rows(static_cast<Decode>(decode), m, n, k, multiprocessors);
+  return pick_slab_rows(expanded_size(static_cast<Decode>(decode)), m, n, k, multiprocessors);
 }
 
 /// Args:

@@ -219,3 +219,38 @@ def test_what_rows_in_registers_cannot_take(program: Path) -> None:
         "hadamard 0 4 65536 65536 65536 2 1 227",  # a block larger than a thread block
     ]
     assert [plan[0] for plan in _ask(program, lines)] == [1, 0, 0, 0, 0, 0]
+
+
+def test_slabs_of_written_weights_fit_their_workspace(program: Path, rng: np.random.Generator) -> None:
+    """Rows are those of whole tiles, no more than the workspace holds, and never estimated to be slower."""
+    sizes = [
+        (int(size), int(m), 8 * int(n), 16 * int(k), int(s))
+        for size, m, n, k, s in zip(
+            rng.choice([1, 2], 2000),
+            np.exp(rng.uniform(np.log(97), 11, 2000)),
+            np.exp(rng.uniform(0, 10, 2000)),
+            np.exp(rng.uniform(0, 10, 2000)),
+            rng.choice([78, 114, 132], 2000),
+            strict=True,
+        )
+    ]
+    chosen = _ask(program, [f"slab {size} {m} {n} {k} {s}" for size, m, n, k, s in sizes])
+    for (size, _, n, k, _), (rows, most, expanded, folded) in zip(sizes, chosen, strict=True):
+        assert 0 <= rows <= most <= n
+        assert rows % 256 == 0 or rows == n
+        assert most * k * size <= 64 << 20
+        assert rows == 0 or expanded <= folded
+    assert {rows > 0 for rows, *_ in chosen} == {True, False}
+
+
+@pytest.mark.parametrize("m", [2048, 4096])
+@pytest.mark.parametrize("size", [1, 2])
+def test_many_tokens_by_square_weights_are_written_out(program: Path, size: int, m: int) -> None:
+    for n in (4096, 8192):
+        rows, *_ = _ask(program, [f"slab {size} {m} {n} {n} {H100_MULTIPROCESSORS}"])[0]
+        assert rows > 0
+
+
+def test_weights_too_long_for_the_workspace_are_not_written_out(program: Path) -> None:
+    (answer,) = _ask(program, [f"slab 2 4096 8192 {1 << 18} {H100_MULTIPROCESSORS}"])
+    assert answer[:2] == (0, 0)

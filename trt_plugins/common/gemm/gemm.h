@@ -37,25 +37,9 @@ bool supports_gemm(GemmParams const& p);
 /// Enqueue y, which `p` must be supported for, on a Hopper GPU.
 Status launch_gemm(GemmParams const& p, int multiprocessors, cudaStream_t stream);
 
-constexpr double kGemmLaunchTime = 3.0;  // microseconds, between kernels that start early
-
-/// Stages of 128 bytes of K.
-constexpr int64_t gemm_stages(int64_t k, DType operands) {
-  return tiles_along(k * static_cast<int64_t>(element_size(operands)), 128);
-}
-
-/// Whether the smaller tile, 128x128, is estimated to be faster than 128x256 in clusters of two.
-constexpr bool gemm_small_tile(int64_t m, int64_t n, int64_t k, DType operands, int multiprocessors) {
-  auto const& costs = operands == DType::kInt8 ? kInt8Costs : kHalfCosts;
-  int64_t const stages = gemm_stages(k, operands);
-  return tile_time(costs[0], m, n, stages, multiprocessors) < tile_time(costs[1], m, n, stages, multiprocessors);
-}
-
-/// Estimated microseconds of launch_gemm.
+/// Estimated microseconds of launch_gemm. Host code that shall not need CUDA calls gemm_time of sm90_time.h.
 constexpr double gemm_time(int64_t m, int64_t n, int64_t k, DType operands, int multiprocessors) {
-  auto const& costs = operands == DType::kInt8 ? kInt8Costs : kHalfCosts;
-  TileCost const& tile = costs[gemm_small_tile(m, n, k, operands, multiprocessors) ? 0 : 1];
-  return kGemmLaunchTime + tile_time(tile, m, n, gemm_stages(k, operands), multiprocessors);
+  return gemm_time(m, n, k, static_cast<int>(element_size(operands)), multiprocessors);
 }
 
 }  // namespace graphopt

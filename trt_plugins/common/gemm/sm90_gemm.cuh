@@ -22,7 +22,7 @@ Status encode_gemm(GemmParams const& p, int multiprocessors, GemmArgs<typename T
   args.bias = static_cast<typename Traits::T const*>(p.bias);
   args.m = static_cast<int32_t>(p.m);
   args.n = static_cast<int32_t>(p.n);
-  args.order.main_tiles = static_cast<int32_t>(gemm_stages(p.k, p.operands));
+  args.order.main_tiles = static_cast<int32_t>(gemm_stages(p.k, sizeof(typename Traits::X)));
   args.grid = gemm_grid<Tile>(p.m, p.n, multiprocessors);
   return Status::kOk;
 }
@@ -37,7 +37,7 @@ Status launch_gemm_tile(GemmParams const& p, int multiprocessors, cudaStream_t s
 
 template <class X, class T>
 Status launch_gemm_typed(GemmParams const& p, int multiprocessors, cudaStream_t stream) {
-  auto const launch = gemm_small_tile(p.m, p.n, p.k, p.operands, multiprocessors)
+  auto const launch = gemm_small_tile(p.m, p.n, p.k, sizeof(X), multiprocessors)
                           ? launch_gemm_tile<X, T, GemmTile<128, 128, 1>>
                           : launch_gemm_tile<X, T, GemmTile<128, 256, 2>>;
   return launch(p, multiprocessors, stream);

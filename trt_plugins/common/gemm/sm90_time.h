@@ -40,4 +40,23 @@ constexpr double tile_time(TileCost const& cost, int64_t m, int64_t n, int64_t s
   return static_cast<double>(tiles / at_once) * wave(at_once) + (rest > 0 ? wave(rest) : 0.0);
 }
 
+constexpr double kGemmLaunchTime = 3.0;  // microseconds, between kernels that start early
+
+/// Stages of 128 bytes of K, for operands of `size` bytes, 1 or 2.
+constexpr int64_t gemm_stages(int64_t k, int size) { return tiles_along(k * size, 128); }
+
+/// Whether the smaller tile, 128x128, is estimated to be faster than 128x256 in clusters of two.
+constexpr bool gemm_small_tile(int64_t m, int64_t n, int64_t k, int size, int multiprocessors) {
+  auto const& costs = size == 1 ? kInt8Costs : kHalfCosts;
+  int64_t const stages = gemm_stages(k, size);
+  return tile_time(costs[0], m, n, stages, multiprocessors) < tile_time(costs[1], m, n, stages, multiprocessors);
+}
+
+/// Estimated microseconds of the product with its launch.
+constexpr double gemm_time(int64_t m, int64_t n, int64_t k, int size, int multiprocessors) {
+  auto const& costs = size == 1 ? kInt8Costs : kHalfCosts;
+  TileCost const& tile = costs[gemm_small_tile(m, n, k, size, multiprocessors) ? 0 : 1];
+  return kGemmLaunchTime + tile_time(tile, m, n, gemm_stages(k, size), multiprocessors);
+}
+
 }  // namespace graphopt

@@ -26,7 +26,7 @@ Status launch_generic(LinearParams const& p, cudaStream_t stream) {
 
 int64_t linear_workspace_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
   if (m <= kMostFewTokens || n < 1 || k < 1) return 0;
-  return slab_bytes(decode, n, k) + prepared_bytes(decode, m, n, k, groups);
+  return slab_bytes(expanded_size(decode), n, k) + prepared_bytes(decode, m, n, k, groups);
 }
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream) {

@@ -23,6 +23,9 @@ namespace graphopt::mant {
 /// How codes become numbers.
 enum class Decode : int32_t { kFloat = 0, kSplit = 1, kBytes = 2 };
 
+/// Bytes of the numbers that codes become for many tokens.
+constexpr int expanded_size(Decode decode) { return decode == Decode::kBytes ? 1 : 2; }
+
 /// y must not overlap an input.
 struct LinearParams {
   Decode decode;

@@ -8,6 +8,11 @@
 
 namespace graphopt::mant {
 
+/// Type of the numbers that codes become.
+constexpr DType expanded_type(Decode decode, DType dtype) {
+  return decode == Decode::kBytes ? DType::kInt8 : decode == Decode::kSplit ? DType::kFloat16 : dtype;
+}
+
 /// The product of all rows of W, but for its rows' own operands, if it has the sizes and addresses of `p`.
 ///
 /// Args:
