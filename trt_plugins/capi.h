@@ -130,9 +130,8 @@ enum graphopt_mant_decode {
 //   x      [M, K] T or int8     sx     [M, scales] float, scales 1 or G; null for float
 //   codes  [N, 16 ceil(K / 32)] int8               types  [G, 16 ceil(N / 32)] int8
 //   scale  [G, N] float16, not negative   table  see above; null for split      bias [N] T       y [M, N] T
-//   workspace  of graphopt_mant_linear_workspace_bytes bytes, a multiple of 16. Null: weights of split and bytes are not
-//              rounded before the product of many tokens (to float16, to 127ths of their row's largest), which takes
-//              longer
+//   workspace  of graphopt_mant_linear_workspace_bytes bytes, a multiple of 16. Null: many tokens take longer, and weights of
+//              split and bytes are not rounded before their product (to float16, to 127ths of their row's largest)
 int32_t graphopt_mant_linear(int32_t decode, int32_t dtype, int64_t m, int64_t n, int64_t k, int64_t group,
                              int64_t scales, void const* x, float const* sx, int8_t const* codes, int8_t const* types,
                              void const* scale, void const* table, void const* bias, void* y, void* workspace,
