@@ -80,7 +80,8 @@ Status run(int work, int64_t slab_rows, LinearParams const& p, cudaStream_t stre
 
 template <class X, class T>
 Status run_tile(int tile, GemmParams const& p, int multiprocessors, cudaStream_t stream) {
-  auto const launch = tile == 128 ? launch_gemm_tile<X, T, GemmTile<128, 128, 1>> : launch_gemm_tile<X, T, GemmTile<128, 256, 2>>;
+  auto const launch = tile == 128 ? launch_gemm_tile<X, T, GemmTile<128, 128, 1>>
+                                  : launch_gemm_tile<X, T, GemmTile<128, 256, 2>>;
   return launch(p, multiprocessors, stream);
 }
 
@@ -121,7 +122,8 @@ GRAPHOPT_EXPORT int mx_gemm(int tile, int operands, int dtype, int64_t m, int64_
   if (!supports_gemm(p)) return static_cast<int>(Status::kBadShape);
   if (tile == 0) return static_cast<int>(launch_gemm(p, multiprocessors, to));
   bool const half = p.dtype == DType::kFloat16;
-  auto const launch = p.operands == DType::kInt8      ? (half ? run_tile<int8_t, __half> : run_tile<int8_t, __nv_bfloat16>)
+  auto const int8 = half ? run_tile<int8_t, __half> : run_tile<int8_t, __nv_bfloat16>;
+  auto const launch = p.operands == DType::kInt8       ? int8
                       : p.operands == DType::kBFloat16 ? run_tile<__nv_bfloat16, __nv_bfloat16>
                       : half                           ? run_tile<__half, __half>
                                                        : run_tile<__half, __nv_bfloat16>;

@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   constexpr int kWarps = 2, kBytes = 512;
   extern __shared__ __align__(1024) uint8_t memory[];
   run_gemm<Traits>(args.product, memory, [&](int warp) {
-    Beside::run(args.beside, memory + Traits::kBesideOffset + warp * kBytes, static_cast<int>(blockIdx.x) * kWarps + warp,
-                static_cast<int>(gridDim.x) * kWarps);
+    Beside::run(args.beside, memory + Traits::kBesideOffset + warp * kBytes,
+                static_cast<int>(blockIdx.x) * kWarps + warp, static_cast<int>(gridDim.x) * kWarps);
   });
 }
 

@@ -58,7 +58,7 @@ struct GemmTraits {
   static constexpr int kStagingOffset = kStages * kStageBytes;
   static constexpr int kVectorOffset = kStagingOffset + kStagingBytes;
   static constexpr int kBarrierOffset = kVectorOffset + kVectorBytes;
-  static constexpr int kBesideOffset = kBarrierOffset + kBarrierBytes;  // shared memory of the other work, 512 bytes a warp
+  static constexpr int kBesideOffset = kBarrierOffset + kBarrierBytes;  // of the other work, 512 bytes a warp
   static constexpr int kSharedBytes = kBesideOffset + (kBeside ? 1024 : 0);
   static_assert(kSharedBytes <= kMaxSharedBytes);
   static_assert(kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "a swizzled tile starts at a multiple of 1024");

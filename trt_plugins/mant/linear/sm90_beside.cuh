@@ -33,7 +33,8 @@ struct ExpandBeside {
     __syncwarp();
     int const down = (args.rows + kRows - 1) / kRows, across = (args.of.k + kColumns - 1) / kColumns;
     int64_t const turns = int64_t{down} * across;
-    int const begin = static_cast<int>(turns * worker / workers), end = static_cast<int>(turns * (worker + 1) / workers);
+    auto const begin_of = [&](int of) { return static_cast<int>(turns * of / workers); };
+    int const begin = begin_of(worker), end = begin_of(worker + 1);
     uint32_t const table = shared_address(memory);
     if (symmetric) {
       for (int turn = begin; turn < end; ++turn) expand<true>(args, table, lane, turn, down);
@@ -55,7 +56,8 @@ struct ExpandBeside {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) {
         int const at = min(column + 32 * kVectorColumns * v, args.of.k - kVectorColumns);
-        codes[r][v] = __ldg(reinterpret_cast<Codes const*>(args.of.codes + n * args.of.row_bytes + at / 32 * 16 + at % 16));
+        int8_t const* const from = args.of.codes + n * args.of.row_bytes + at / 32 * 16 + at % 16;
+        codes[r][v] = __ldg(reinterpret_cast<Codes const*>(from));
         entries[r][v] = Decoder::entry(args.of, args.tables, group_of(args.of, at), n, kSymmetric);
       }
     }

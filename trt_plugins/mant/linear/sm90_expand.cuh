@@ -20,6 +20,7 @@ constexpr int kExpandThreads = 256;
 constexpr int kExpandRowBytes = 1024;  // of numbers
 constexpr int kExpandVectorBytes = 16;
 constexpr int kExpandSegment = 64;  // columns of an entry; they lie in one group
+constexpr int kExpandPitch = kExpandRows + 1;  // entries from a segment to the next, for other banks
 
 /// Nibbles `half` (low ones, high ones) of four bytes as low nibbles, and those of four further bytes as high ones.
 __device__ __forceinline__ uint32_t nibbles_of(uint32_t bytes, uint32_t further, int half) {
@@ -34,13 +35,15 @@ struct ExpandFloat {
   using Folded = FoldedFloat<T>;
   using Codes = uint2;  // of a vector, and as many of other columns
   static constexpr bool kPrepared = false;  // whether entries are what a kernel before has written
+  static constexpr int kBlocks = 5;  // of a multiprocessor, for which registers are kept free
 
   struct Entry {
     uint32_t scale;  // twice
     int type;
   };
 
-  __device__ __forceinline__ static Entry entry(LinearArgs const& args, FoldedTables const&, int group, int64_t n, bool) {
+  __device__ __forceinline__ static Entry entry(LinearArgs const& args, FoldedTables const&, int group, int64_t n,
+                                                bool) {
     float const scale = __half2float(args.scale[int64_t{group} * args.n + n]);
     int const types = args.types[int64_t{group} * args.type_bytes + n / 32 * 16 + n % 16];
     return {round_pair<T>(scale, scale), types >> (n / 16 % 2 * 4) & 15};
@@ -65,13 +68,14 @@ struct ExpandBytes {
   using Folded = FoldedBytes;
   using Codes = uint4;
   static constexpr bool kPrepared = true;
+  static constexpr int kBlocks = 4;
 
   struct Entry {
     uint2 positive, negative;
   };
 
-  __device__ __forceinline__ static Entry entry(LinearArgs const& args, FoldedTables const& tables, int group, int64_t n,
-                                                bool symmetric) {
+  __device__ __forceinline__ static Entry entry(LinearArgs const& args, FoldedTables const& tables, int group,
+                                                int64_t n, bool symmetric) {
     int64_t const at = int64_t{group} * args.n + n;
     return {tables.positive[at], symmetric ? uint2{0, 0} : tables.negative[at]};
   }
@@ -117,7 +121,7 @@ class ExpandWarp {
     }
   }
 
-  /// entries: [kSegments][kExpandRows]. slab: [rows, K].
+  /// entries: [kSegments][kExpandPitch]. slab: [rows, K].
   template <bool kSymmetric>
   __device__ __forceinline__ void store(Entry const* entries, uint32_t table, typename Decoder::X* slab) const {
 #pragma unroll
@@ -127,7 +131,7 @@ class ExpandWarp {
       for (int v = 0; v < kVectors; ++v) {
         int const column = column_of(v);
         if (row >= rows_ || column_ + column >= args_.k) continue;
-        Entry const& of = entries[column / kExpandSegment * kExpandRows + row % kExpandRows];
+        Entry const& of = entries[column / kExpandSegment * kExpandPitch + row % kExpandRows];
         *reinterpret_cast<uint4*>(slab + int64_t{row} * args_.k + column_ + column) =
             Decoder::template numbers<kSymmetric>(codes_[r][v], column / 16 % 2, of, table);
       }
@@ -150,13 +154,13 @@ class ExpandWarp {
 /// Write rows first.. of W to `slab`, [rows, K].
 ///   first: a multiple of kExpandRows.
 template <class Decoder>
-__global__ void __launch_bounds__(kExpandThreads)
+__global__ void __launch_bounds__(kExpandThreads, Decoder::kBlocks)
     expand_weights(LinearArgs const args, FoldedTables const tables, int64_t first, int rows,
                    typename Decoder::X* __restrict__ slab) {
   using Warp = ExpandWarp<Decoder>;
   using Entry = typename Decoder::Entry;
   __shared__ uint4 table[kFloatEntries];
-  __shared__ Entry entries[Warp::kSegments * kExpandRows];
+  __shared__ Entry entries[Warp::kSegments * kExpandPitch];
   int const thread = static_cast<int>(threadIdx.x);
   int const row = static_cast<int>(blockIdx.y) * kExpandRows, column = static_cast<int>(blockIdx.x) * Warp::kColumns;
 
@@ -168,7 +172,8 @@ __global__ void __launch_bounds__(kExpandThreads)
       // Beyond the last row and column the last ones, whose types certainly mean something.
       int64_t const n = min(first + row + item % kExpandRows, args.n - 1);
       int const group = group_of(args, column + item / kExpandRows * kExpandSegment);
-      entries[item] = Decoder::entry(args, tables, group, n, symmetric);
+      int const at = item / kExpandRows * kExpandPitch + item % kExpandRows;
+      entries[at] = Decoder::entry(args, tables, group, n, symmetric);
     }
   };
   if constexpr (!Decoder::kPrepared) fill_entries();
