@@ -9,8 +9,7 @@ out=${OUT_DIR:-carry}
 mkdir -p "$out"
 sources="benchmarks/kernels/mant_expanded.cu trt_plugins/common/check.cpp trt_plugins/common/tensor_map.cpp
   trt_plugins/common/gemm/gemm.cpp trt_plugins/common/gemm/sm90_*.cu trt_plugins/mant/linear/sm90_f16.cu
-  trt_plugins/mant/linear/sm90_bf16.cu trt_plugins/mant/linear/sm90_bytes.cu trt_plugins/mant/linear/sm90_expand.cu
-  trt_plugins/mant/linear/sm90_product_*.cu"
+  trt_plugins/mant/linear/sm90_bf16.cu trt_plugins/mant/linear/sm90_bytes.cu trt_plugins/mant/linear/sm90_expand.cu"
 build() { # output, more flags
   output=$1
   shift

@@ -4,8 +4,7 @@
     python3 benchmarks/kernels/mant_expanded.py time --library LIB --output FILE [--seconds S]
 
 needs PyTorch and what build_mant_expanded.sh makes. Ways: "folded" decodes where it multiplies, "expanded" writes slabs
-of W out first, "beside" writes the next slab beside the product by the present one. Records are written as they come;
-times leave out the quantizing op.
+of W out first. Records are written as they come; times leave out the quantizing op.
 """
 
 import argparse
@@ -29,7 +28,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from mant_cases import MantCase, mant_types, numerics  # noqa: E402
 from mixq_cases import row_error  # noqa: E402
 
-WORKS = ("folded", "expanded", "beside", "prepare", "expand")
+WORKS = ("folded", "expanded", "prepare", "expand")
 DECODERS = ("MANTLinear", "MANTLinearW4A8", "MANTLinearInt8")
 SCHEMES = ("w4a16", "w4a8", "int8")
 TYPES = {"float16": 1, "bfloat16": 2, "int8": 3}
@@ -84,10 +83,10 @@ class Library:
 
 
 def workspace(op: str, m: int, n: int, k: int, rows: int, group: int) -> torch.Tensor:
-    """Room for two slabs and what is prepared."""
+    """Room for a slab and what is prepared."""
     size = 1 if op == "MANTLinearInt8" else 2
     prepared = {"MANTLinear": 0, "MANTLinearW4A8": 2 * m * k, "MANTLinearInt8": -(-k // group) * n * 16 + 4 * n}[op]
-    return torch.empty(2 * rows * k * size + prepared + 4096, dtype=torch.uint8, device="cuda")
+    return torch.empty(rows * k * size + prepared + 4096, dtype=torch.uint8, device="cuda")
 
 
 def upload(array: np.ndarray) -> torch.Tensor:
@@ -149,7 +148,7 @@ def check_linear(lib: Library, case: MantCase, slabs: list[int], seed: int) -> I
     device = {name: upload(array) for name, array in given.items()}
     dtype = getattr(torch, case.dtype)
     space = workspace(case.op, case.m, case.n, case.k, max(slabs), case.group)
-    for work, rows in itertools.product(("folded", "expanded", "beside"), slabs):
+    for work, rows in itertools.product(("folded", "expanded"), slabs):
         if work == "folded" and rows != slabs[0]:
             continue
         space.fill_(0xA5)
@@ -366,8 +365,8 @@ def time_all(lib: Library, output: Path, seconds: float) -> None:
             if rows in seen:
                 continue
             seen.add(rows)
-            for work in ("expand", "expanded", "beside"):
-                if (work == "expand" and m != sizes[0][0]) or (work == "beside" and rows == n):
+            for work in ("expand", "expanded"):
+                if work == "expand" and m != sizes[0][0]:
                     continue
                 us[f"{work} {megabytes} MB"] = layer.time(lib, work, rows)
                 if work != "expand":

@@ -243,12 +243,22 @@ def test_slabs_of_written_weights_fit_their_workspace(program: Path, rng: np.ran
     assert {rows > 0 for rows, *_ in chosen} == {True, False}
 
 
-@pytest.mark.parametrize("m", [2048, 4096])
-@pytest.mark.parametrize("size", [1, 2])
-def test_many_tokens_by_square_weights_are_written_out(program: Path, size: int, m: int) -> None:
-    for n in (4096, 8192):
-        rows, *_ = _ask(program, [f"slab {size} {m} {n} {n} {H100_MULTIPROCESSORS}"])[0]
-        assert rows > 0
+@pytest.mark.parametrize(
+    ("size", "m", "n", "k", "written"),
+    [
+        *((size, m, n, n, True) for size in (1, 2) for m in (2048, 4096) for n in (4096, 8192)),
+        *((size, m, 28672, 8192, True) for size in (1, 2) for m in (2048, 4096)),
+        *((size, 4096, 8192, 28672, True) for size in (1, 2)),
+        *((size, 512, 4096, 4096, True) for size in (1, 2)),
+        (2, 2048, 8192, 28672, False),
+        *((size, 512, n, k, False) for size in (1, 2) for n, k in ((8192, 8192), (28672, 8192), (8192, 28672))),
+    ],
+)
+def test_weights_are_written_out_where_that_was_measured_to_be_faster(
+    program: Path, size: int, m: int, n: int, k: int, written: bool
+) -> None:
+    rows, *_ = _ask(program, [f"slab {size} {m} {n} {k} {H100_MULTIPROCESSORS}"])[0]
+    assert (rows > 0) == written
 
 
 def test_weights_too_long_for_the_workspace_are_not_written_out(program: Path) -> None:

@@ -9,29 +9,21 @@
 
 namespace graphopt {
 
-template <class Traits>
-Status encode_gemm(GemmParams const& p, int multiprocessors, GemmArgs<typename Traits::X, typename Traits::T>* to) {
-  using Tile = typename Traits::Tile;
-  auto& args = *to;
+template <class X, class T, class Tile>
+Status launch_gemm_tile(GemmParams const& p, int multiprocessors, cudaStream_t stream) {
+  using Traits = GemmTraits<X, T, Tile, /*kOutliers=*/false>;
+  GemmArgs<X, T> args{};
   args.x_rows = static_cast<int32_t>(std::min<int64_t>(p.m, Tile::kRowsM));
   GRAPHOPT_TRY(encode_tensor_map(&args.x, p.x, p.operands, p.m, p.k, args.x_rows));
   GRAPHOPT_TRY(encode_tensor_map(&args.w, p.w, p.operands, p.n, p.k, Tile::kRowsN / Tile::kCluster));
   GRAPHOPT_TRY(encode_tensor_map(&args.y, p.y, p.dtype, p.m, p.n, Traits::kWgmmaRowsM, kTensorMapRowBytes, p.y_stride));
   args.sx = p.sx;
   args.sw = p.sw;
-  args.bias = static_cast<typename Traits::T const*>(p.bias);
+  args.bias = static_cast<T const*>(p.bias);
   args.m = static_cast<int32_t>(p.m);
   args.n = static_cast<int32_t>(p.n);
-  args.order.main_tiles = static_cast<int32_t>(gemm_stages(p.k, sizeof(typename Traits::X)));
+  args.order.main_tiles = static_cast<int32_t>(gemm_stages(p.k, sizeof(X)));
   args.grid = gemm_grid<Tile>(p.m, p.n, multiprocessors);
-  return Status::kOk;
-}
-
-template <class X, class T, class Tile>
-Status launch_gemm_tile(GemmParams const& p, int multiprocessors, cudaStream_t stream) {
-  using Traits = GemmTraits<X, T, Tile, /*kOutliers=*/false>;
-  GemmArgs<X, T> args{};
-  GRAPHOPT_TRY(encode_gemm<Traits>(p, multiprocessors, &args));
   return launch_gemm_tiles<Traits>(args, multiprocessors, stream, Start::kEarly);
 }
 

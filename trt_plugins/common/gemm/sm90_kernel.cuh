@@ -364,11 +364,11 @@ class GemmConsumer {
   uint32_t sum_[Traits::kBlocks][Traits::kSums];
 };
 
-/// All of a kernel.
-///   beside(warp): what the two warps of the first warpgroup that have nothing to bring do meanwhile.
-template <class Traits, class Args, class Beside>
-__device__ __forceinline__ void run_gemm(Args const& args, uint8_t* memory, Beside beside) {
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    gemm_sm90(__grid_constant__ GemmArgs<typename Traits::X, typename Traits::T> const args) {
   using Tile = typename Traits::Tile;
+  extern __shared__ __align__(1024) uint8_t memory[];
   GemmShared<Traits> const shared{shared_address(memory)};
   int const warp = static_cast<int>(threadIdx.x) / 32;
   bool const first_lane = threadIdx.x % 32 == 0;
@@ -401,7 +401,6 @@ __device__ __forceinline__ void run_gemm(Args const& args, uint8_t* memory, Besi
     release_registers<Traits::kProducerRegisters>();
     if (warp == 0 && first_lane) producer.run();
     if (warp == 1 && first_lane) produce_vectors(args, shared);
-    if (warp >= 2) beside(warp - 2);
     __syncwarp();
   } else {
     claim_registers<Traits::kConsumerRegisters>();
@@ -409,13 +408,6 @@ __device__ __forceinline__ void run_gemm(Args const& args, uint8_t* memory, Besi
   }
   // A block's shared memory must outlive the arrivals of its peers.
   if constexpr (Tile::kCluster > 1) cluster_depart();
-}
-
-template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, 1)
-    gemm_sm90(__grid_constant__ GemmArgs<typename Traits::X, typename Traits::T> const args) {
-  extern __shared__ __align__(1024) uint8_t memory[];
-  run_gemm<Traits>(args, memory, [](int) {});
 }
 
 }  // namespace graphopt

@@ -21,8 +21,7 @@ constexpr int kStageRowBytes = 128;  // along K or C, of a row in a stage
 ///   X: of the operands, int8_t or of 2 bytes. T: of bias, y and outliers, of 2 bytes.
 ///   kOutliers: as in MixQ's linear, the product of outlier channels is added, a residual may be, W is constant, and sx
 ///   and sw are there.
-///   kBeside: two warps have other work and want registers for it.
-template <class X_, class T_, class Tile_, bool kOutliers_, bool kBeside = false>
+template <class X_, class T_, class Tile_, bool kOutliers_>
 struct GemmTraits {
   using X = X_;
   using T = T_;
@@ -38,9 +37,9 @@ struct GemmTraits {
   static constexpr int kSums = Tile::kRowsN / 2;     // registers of one block
   static_assert(kBlocks * kWgmmaRowsM == kRows && kBlocks * kSums <= 128);
 
-  // For 128 threads each, they fit the 64 K of a multiprocessor.
-  static constexpr int kProducerRegisters = kBeside ? 88 : 40;
-  static constexpr int kConsumerRegisters = kBeside ? 208 : 232;
+  // 40 + 2 x 232 registers for 128 threads each fit the 64 K of a multiprocessor.
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
 
   static constexpr int kXBytes = Tile::kRowsM * kStageRowBytes;
   static constexpr int kWBytes = Tile::kRowsN * kStageRowBytes;
@@ -58,9 +57,7 @@ struct GemmTraits {
   static constexpr int kStagingOffset = kStages * kStageBytes;
   static constexpr int kVectorOffset = kStagingOffset + kStagingBytes;
   static constexpr int kBarrierOffset = kVectorOffset + kVectorBytes;
-  static constexpr int kBesideOffset = kBarrierOffset + kBarrierBytes;  // of the other work, 512 bytes a warp
-  static constexpr int kSharedBytes = kBesideOffset + (kBeside ? 1024 : 0);
-  static_assert(kSharedBytes <= kMaxSharedBytes);
+  static constexpr int kSharedBytes = kBarrierOffset + kBarrierBytes;
   static_assert(kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "a swizzled tile starts at a multiple of 1024");
 };
 

@@ -19,7 +19,8 @@ namespace {
 template <class Decoder>
 Status launch_rounded(LinearParams const& p, void const* x, FoldedTables const& tables, int multiprocessors,
                       cudaStream_t stream) {
-  int64_t const rows = p.workspace == nullptr ? 0 : pick_slab_rows(expanded_size(p.decode), p.m, p.n, p.k, multiprocessors);
+  int const size = expanded_size(p.decode);
+  int64_t const rows = p.workspace == nullptr ? 0 : pick_slab_rows(size, p.m, p.n, p.k, multiprocessors);
   if (rows > 0 && supports_gemm(expanded_product(p, x, tables, p.workspace))) {
     return launch_expanded(p, x, tables, p.workspace, rows, multiprocessors, stream);
   }
@@ -28,7 +29,9 @@ Status launch_rounded(LinearParams const& p, void const* x, FoldedTables const& 
   return launch_folded<Decoder>(folded, tables, multiprocessors, stream);
 }
 
-void* prepared(LinearParams const& p) { return static_cast<char*>(p.workspace) + slab_bytes(expanded_size(p.decode), p.n, p.k); }
+void* prepared(LinearParams const& p) {
+  return static_cast<char*>(p.workspace) + slab_bytes(expanded_size(p.decode), p.n, p.k);
+}
 
 /// y of the tokens that the workspace holds at once, again and again.
 Status launch_widened(LinearParams const& p, int multiprocessors, cudaStream_t stream) {

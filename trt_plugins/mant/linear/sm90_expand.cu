@@ -4,14 +4,9 @@
 #include <algorithm>
 
 #include "mant/linear/launch.cuh"
-#include "mant/linear/sm90_beside.cuh"
 #include "mant/linear/sm90_expand.cuh"
 
 namespace graphopt::mant {
-
-template <class X, class T, class Decoder>
-Status launch_product_beside(GemmParams const& p, typename ExpandBeside<Decoder>::Args const& next, int multiprocessors,
-                             cudaStream_t stream);
 
 namespace {
 
@@ -33,24 +28,6 @@ GemmParams rows_of(GemmParams product, int64_t first, int64_t rows, void const* 
   product.bias = static_cast<char const*>(product.bias) + bytes;
   product.y = static_cast<char*>(product.y) + bytes;
   return product;
-}
-
-template <class X, class T, class Decoder>
-Status launch_slabs_beside(LinearParams const& p, void const* x, FoldedTables const& tables, void* slabs,
-                           int64_t slab_rows, int multiprocessors, cudaStream_t stream) {
-  LinearArgs const args = linear_args(p);
-  GemmParams const product = expanded_product(p, x, tables, slabs);
-  auto* const both = static_cast<typename Decoder::X*>(slabs);
-  GRAPHOPT_TRY(write_slab<Decoder>(args, tables, 0, std::min(slab_rows, p.n), both, stream));
-  int turn = 0;
-  for (int64_t first = 0; first < p.n; first += slab_rows, turn ^= 1) {
-    int64_t const next = first + slab_rows;
-    int64_t const rows = std::clamp<int64_t>(p.n - next, 0, slab_rows);
-    GRAPHOPT_TRY((launch_product_beside<X, T, Decoder>(
-        rows_of(product, first, std::min(slab_rows, p.n - first), both + turn * slab_rows * p.k),
-        {args, tables, next, static_cast<int32_t>(rows), both + (turn ^ 1) * slab_rows * p.k}, multiprocessors, stream)));
-  }
-  return Status::kOk;
 }
 
 }  // namespace
@@ -79,19 +56,6 @@ Status launch_expanded(LinearParams const& p, void const* x, FoldedTables const&
     GRAPHOPT_TRY(launch_gemm(rows_of(product, first, rows, slab), multiprocessors, stream));
   }
   return Status::kOk;
-}
-
-Status launch_expanded_beside(LinearParams const& p, void const* x, FoldedTables const& tables, void* slabs,
-                              int64_t slab_rows, int multiprocessors, cudaStream_t stream) {
-  bool const half = p.dtype == DType::kFloat16;
-  auto const launch =
-      p.decode == Decode::kBytes   ? (half ? launch_slabs_beside<int8_t, __half, ExpandBytes>
-                                           : launch_slabs_beside<int8_t, __nv_bfloat16, ExpandBytes>)
-      : p.decode == Decode::kSplit ? (half ? launch_slabs_beside<__half, __half, ExpandFloat<__half>>
-                                           : launch_slabs_beside<__half, __nv_bfloat16, ExpandFloat<__half>>)
-      : half                       ? launch_slabs_beside<__half, __half, ExpandFloat<__half>>
-             : launch_slabs_beside<__nv_bfloat16, __nv_bfloat16, ExpandFloat<__nv_bfloat16>>;
-  return launch(p, x, tables, slabs, slab_rows, multiprocessors, stream);
 }
 
 }  // namespace graphopt::mant

@@ -28,11 +28,6 @@ GemmParams expanded_product(LinearParams const& p, void const* x, FoldedTables c
 Status launch_expanded(LinearParams const& p, void const* x, FoldedTables const& tables, void* slab, int64_t slab_rows,
                        int multiprocessors, cudaStream_t stream);
 
-/// The same with two slabs: each but the first is written beside the product by the one before.
-///   slabs: two of `slab_rows`, which are a multiple of kSlabStep.
-Status launch_expanded_beside(LinearParams const& p, void const* x, FoldedTables const& tables, void* slabs,
-                              int64_t slab_rows, int multiprocessors, cudaStream_t stream);
-
 /// Write `rows` rows of W from `first` on, a multiple of kSlabStep, to `slab`.
 Status launch_expand(LinearParams const& p, FoldedTables const& tables, int64_t first, int64_t rows, void* slab,
                      cudaStream_t stream);
