@@ -20,7 +20,7 @@ PLAIN, ADD_LAYER_NORM, GATED_SILU, SWIGLU = 0, 4, 5, 10
 WHOLE = 1 << 30
 GPTVQ2, AQLM2, AQLM3 = (4, 8, 1, 256, 256), (8, 8, 2, WHOLE, WHOLE), (8, 12, 2, WHOLE, WHOLE)
 QUIP4 = (8, 16, 2, WHOLE, WHOLE)
-H100, A100 = (132, 90), (108, 80)
+H100, A100, BLACKWELL = (132, 90), (108, 80), (148, 100)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +163,13 @@ def test_products_need_shared_memory_and_tiles_of_as_many_rows(lib: ctypes.CDLL)
     candidates = [_plan(lib, fmt, 1, 512, 512, device=A100)["candidates"] for fmt in (GPTVQ2, AQLM2)]
     assert ["table" in found for found in candidates] == [False, True]
     assert "table" not in _plan(lib, (4, 8, 1, 128, 256), 1, 512, 512)["candidates"]
+
+
+def test_products_of_4096_entries_are_for_hopper(lib: ctypes.CDLL) -> None:
+    for (n, k), device in (((8192, 28672), H100), ((4096, 4096), (78, 90))):
+        assert _plan(lib, AQLM3, 1, n, k, device=device)["kernel"] == "table"
+    assert "table" not in _plan(lib, AQLM3, 1, 8192, 8192, device=BLACKWELL)["candidates"]
+    assert "table" in _plan(lib, AQLM2, 1, 8192, 8192, device=BLACKWELL)["candidates"]
 
 
 def test_workspace_is_that_of_the_table_kernel(lib: ctypes.CDLL) -> None:

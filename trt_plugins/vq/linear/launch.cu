@@ -62,13 +62,13 @@ Status launch_linear(LinearParams const& params, Plan const& plan, cudaStream_t 
     if (params.dtype == DType::kFloat32) return launch_generic<float>(params, stream);
     return half ? launch_generic<__half>(params, stream) : launch_generic<__nv_bfloat16>(params, stream);
   }
-  if (plan.kernel < LinearKernel::kTile64) {
+  if (!is_sm90_kernel(plan.preset, plan.kernel)) {
     return half ? launch_few_typed<__half>(params, plan, stream)
                 : launch_few_typed<__nv_bfloat16>(params, plan, stream);
   }
 #ifdef GRAPHOPT_SM90A
-  return half ? launch_tile_typed<__half>(params, plan, stream)
-              : launch_tile_typed<__nv_bfloat16>(params, plan, stream);
+  return half ? launch_sm90_typed<__half>(params, plan, stream)
+              : launch_sm90_typed<__nv_bfloat16>(params, plan, stream);
 #else
   return Status::kBadOperation;
 #endif

@@ -20,8 +20,8 @@ extern template Status launch_few_typed<__half>(LinearParams const&, Plan const&
 extern template Status launch_few_typed<__nv_bfloat16>(LinearParams const&, Plan const&, cudaStream_t);
 
 template <class T>
-Status launch_tile_typed(LinearParams const& params, Plan const& plan, cudaStream_t stream);
-extern template Status launch_tile_typed<__half>(LinearParams const&, Plan const&, cudaStream_t);
-extern template Status launch_tile_typed<__nv_bfloat16>(LinearParams const&, Plan const&, cudaStream_t);
+Status launch_sm90_typed(LinearParams const& params, Plan const& plan, cudaStream_t stream);
+extern template Status launch_sm90_typed<__half>(LinearParams const&, Plan const&, cudaStream_t);
+extern template Status launch_sm90_typed<__nv_bfloat16>(LinearParams const&, Plan const&, cudaStream_t);
 
 }  // namespace graphopt::vq

@@ -35,7 +35,7 @@ constexpr Cost kCosts[kPresets][kFastKernels] = {
     // few8, few16, rows8, table, tile64, tile128, tile256; 0: there is no such kernel
     {{6.0, 3.75}, {9.3, 5.3}, {}, {4.5, 2.0}, {4.5, 6.8}, {4.5, 11.8}, {4.5, 13.2}},
     {{}, {9.0, 4.75}, {5.3, 3.8}, {4.0, 1.6}, {4.5, 5.3}, {4.5, 8.5}, {4.5, 14.3}},
-    {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {6.0, 2.6}, {4.5, 11.3}, {4.5, 15.8}, {4.5, 19.3}},
+    {{10.7, 5.8}, {15.3, 8.5}, {10.9, 7.3}, {8.0, 5.0}, {4.5, 11.3}, {4.5, 15.8}, {4.5, 19.3}},
     {{}, {10.8, 7.1}, {6.6, 5.6}, {4.0, 3.5}, {4.5, 10.9}, {4.5, 15.6}, {4.5, 17.2}}};
 
 constexpr double kBytesPerMicrosecond = 3.0e6;  // of codes from memory
@@ -52,7 +52,7 @@ struct Table {
 constexpr int64_t kKilobyte = 1024;
 constexpr Table kTables[kPresets] = {{256, 192 * kKilobyte, 4, 256, 64},
                                      {256, 128 * kKilobyte, 4, 512, 32},
-                                     {64, 192 * kKilobyte, 2, 8192, 8},
+                                     {64, 128 * kKilobyte + 4 * (24 * kKilobyte + 16), 2, 8192, 8},
                                      {128, 216 * kKilobyte, 4, 1216, 16}};
 
 /// What is in shared memory to be looked up.
@@ -95,6 +95,7 @@ int64_t rows_shared_bytes(LinearParams const& p, int preset) {
 bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
   constexpr size_t kAlignment = 16;
   if (kCosts[preset][kernel].columns == 0.0) return false;
+  if (is_sm90_kernel(static_cast<Preset>(preset), static_cast<LinearKernel>(kernel)) && !device.sm90) return false;
   if (kernel == static_cast<int>(LinearKernel::kTable)) {
     constexpr int64_t kRows = 256;  // that share a table where codebooks are those of tiles
     return p.m == 1 && p.workspace != nullptr && is_aligned(p.workspace, kAlignment) &&
@@ -110,7 +111,7 @@ bool fits(LinearParams const& p, Device const& device, int preset, int kernel) {
     return bytes >= tokens * kStepBytes[preset];
   }
   if (is_tile(kernel)) {
-    return device.sm90 && p.n % 8 == 0 && is_aligned(p.y, kAlignment);
+    return p.n % 8 == 0 && is_aligned(p.y, kAlignment);
   }
   return true;
 }
@@ -122,15 +123,11 @@ double estimate(LinearParams const& p, Device const& device, int preset, int ker
   int64_t const blocks = (p.n + block.rows - 1) / block.rows * ((p.m + block.tokens - 1) / block.tokens);
   double const bytes = static_cast<double>(p.n) * static_cast<double>(row_bytes(p.k, p.vector, p.bits, p.residuals));
   double const passes = is_tile(kernel) ? 1.0 : static_cast<double>((p.m + block.tokens - 1) / block.tokens);
-  double memory = passes * bytes / kBytesPerMicrosecond;
+  double const memory = passes * bytes / kBytesPerMicrosecond;
   double const columns = static_cast<double>(p.k) / 1024.0;
   double rounds = static_cast<double>((blocks * split + device.multiprocessors - 1) / device.multiprocessors);
   // Blocks of the table kernel share its work evenly, those of the rows kernel by 16 rows.
   if (kernel == static_cast<int>(LinearKernel::kTable)) rounds = static_cast<double>(blocks) / device.multiprocessors;
-  // Where slices are not multiples of 64 bytes, and neighbours are not worked on at once, memory reads three times as
-  // much.
-  bool const odd = kernel == static_cast<int>(LinearKernel::kTable) && p.bits % 8 != 0;
-  if (odd && p.k > kTables[preset].columns * device.multiprocessors) memory *= 3.0;
   if (kernel == static_cast<int>(LinearKernel::kRows8)) rounds /= 8.0;
   return cost.start + std::max(memory, rounds * columns / split * cost.columns);
 }

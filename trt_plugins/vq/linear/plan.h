@@ -30,6 +30,12 @@ constexpr int kStepBytes[kPresets] = {1024, 1024, 2048, 512};
 constexpr char const* kPresetNames[] = {"vq-gptvq2", "vq-aqlm2", "vq-aqlm3", "vq-quip4", "none"};
 constexpr char const* kKernelNames[] = {"few8", "few16", "rows8", "table", "tile64", "tile128", "tile256", "generic"};
 
+/// Whether a kernel is of Hopper's own instructions. The table kernel of vq-aqlm3 is.
+constexpr bool is_sm90_kernel(Preset preset, LinearKernel kernel) {
+  if (kernel == LinearKernel::kTable) return preset == Preset::kAqlm3;
+  return kernel >= LinearKernel::kTile64 && kernel != LinearKernel::kGeneric;
+}
+
 struct Device {
   int multiprocessors;
   bool sm90;             // clusters, wgmma
