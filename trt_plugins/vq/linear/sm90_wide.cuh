@@ -90,8 +90,8 @@ class WideCodes {
   /// This thread's codes of the next unit.
   __device__ __forceinline__ void take(uint32_t (&words)[6]) const {
     mbarrier_wait(block_.stages.full(at_.stage), at_.parity);
-    uint32_t const row = block_.stages.w(at_.stage) + static_cast<int>(threadIdx.x) * Shape::kPitch +
-                         block_.rank * Shape::kRowBytes;
+    uint32_t const row =
+        block_.stages.w(at_.stage) + static_cast<int>(threadIdx.x) * Shape::kPitch + block_.rank * Shape::kRowBytes;
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       uint32_t pair[2];

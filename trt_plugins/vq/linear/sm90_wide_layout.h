@@ -23,7 +23,7 @@ constexpr uint32_t kWideCodeMask = 2 * (kWideEntries - 1);
 constexpr int kWideRunTiles = 4;  // of eight entries, after which a lane has products that lie together
 
 /// The entry that is column `column` of tile `tile`, of those that a warp multiplies by all groups. Of a product, lane
-/// t of a quad has columns 2 t and 2 t + 1: so after kWideRunTiles tiles it has twice as many entries that lie together.
+/// t of a quad has columns 2 t and 2 t + 1: so after kWideRunTiles tiles it has twice as many that lie together.
 GRAPHOPT_HOST_DEVICE constexpr int wide_entry(int tile, int column) {
   constexpr int kRun = 2 * kWideRunTiles;
   return tile / kWideRunTiles * (8 * kWideRunTiles) + column / 2 * kRun + tile % kWideRunTiles * 2 + column % 2;
