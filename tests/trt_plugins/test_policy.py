@@ -243,3 +243,48 @@ def test_blocks_of_decode_end_where_segments_end(program: Path, rng: np.random.G
 )  # fmt: skip
 def test_blocks_of_decode_of_usual_sizes(program: Path, blocks: int, segments: int, tiles: int, even: int) -> None:
     assert _ask(program, [f"even_blocks {min(blocks, segments * tiles)} {segments} {tiles}"]) == [(even,)]
+
+
+def test_slabs_of_written_weights_fit_their_workspace(program: Path, rng: np.random.Generator) -> None:
+    """Rows are those of whole tiles, no more than the workspace holds, and never estimated to be slower."""
+    sizes = [
+        (int(size), int(m), 8 * int(n), 16 * int(k), int(s))
+        for size, m, n, k, s in zip(
+            rng.choice([1, 2], 2000),
+            np.exp(rng.uniform(np.log(97), 11, 2000)),
+            np.exp(rng.uniform(0, 10, 2000)),
+            np.exp(rng.uniform(0, 10, 2000)),
+            rng.choice([78, 114, 132], 2000),
+            strict=True,
+        )
+    ]
+    chosen = _ask(program, [f"slab {size} {m} {n} {k} {s}" for size, m, n, k, s in sizes])
+    for (size, _, n, k, _), (rows, most, expanded, folded) in zip(sizes, chosen, strict=True):
+        assert 0 <= rows <= most <= n
+        assert rows % 256 == 0 or rows == n
+        assert most * k * size <= 64 << 20
+        assert rows == 0 or expanded <= folded
+    assert {rows > 0 for rows, *_ in chosen} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("size", "m", "n", "k", "written"),
+    [
+        *((size, m, n, n, True) for size in (1, 2) for m in (2048, 4096) for n in (4096, 8192)),
+        *((size, m, 28672, 8192, True) for size in (1, 2) for m in (2048, 4096)),
+        *((size, 4096, 8192, 28672, True) for size in (1, 2)),
+        *((size, 512, 4096, 4096, True) for size in (1, 2)),
+        (2, 2048, 8192, 28672, False),
+        *((size, 512, n, k, False) for size in (1, 2) for n, k in ((8192, 8192), (28672, 8192), (8192, 28672))),
+    ],
+)
+def test_weights_are_written_out_where_that_was_measured_to_be_faster(
+    program: Path, size: int, m: int, n: int, k: int, written: bool
+) -> None:
+    rows, *_ = _ask(program, [f"slab {size} {m} {n} {k} {H100_MULTIPROCESSORS}"])[0]
+    assert (rows > 0) == written
+
+
+def test_weights_too_long_for_the_workspace_are_not_written_out(program: Path) -> None:
+    (answer,) = _ask(program, [f"slab 2 4096 8192 {1 << 18} {H100_MULTIPROCESSORS}"])
+    assert answer[:2] == (0, 0)

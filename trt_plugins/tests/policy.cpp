@@ -2,6 +2,8 @@
 // asks.
 //   linear M N VECTORS MULTIPROCESSORS              -> kernel
 //   sm90 M N K C MULTIPROCESSORS                    -> kernel
+//   slab SIZE M N K MULTIPROCESSORS                 -> rows of a slab, and of the workspace's; microseconds with slabs of
+//                                                     that many rows, 0 without rows, and without slabs
 //   w4a8 M N VECTORS MULTIPROCESSORS                -> kernel
 //   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
@@ -11,10 +13,12 @@
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
 #include "mixq/linear/policy.h"
 
+#include <cmath>
 #include <iostream>
 #include <string>
 
 #include "attention/policy.h"
+#include "mant/linear/sm90_expanded_policy.h"
 #include "mixq/linear/sm90_policy.h"
 #include "mixq/linear_w4a8/policy.h"
 #include "mixq/linear_w4a8/sm90_policy.h"
@@ -42,6 +46,16 @@ int main() {
       uint32_t blocks = 0, segments = 0, tiles = 0;
       std::cin >> blocks >> segments >> tiles;
       std::cout << graphopt::attention::even_blocks(blocks, segments, tiles) << '\n';
+    } else if (kind == "slab") {
+      namespace mant = graphopt::mant;
+      int element = 0;
+      int64_t n = 0, k = 0;
+      std::cin >> element >> m >> n >> k >> multiprocessors;
+      int64_t const rows = mant::pick_slab_rows(element, m, n, k, multiprocessors);
+      double const expanded = rows > 0 ? mant::expanded_time(element, m, n, k, rows, multiprocessors) : 0.0;
+      double const folded = mant::folded_time(element, m, n, k, multiprocessors);
+      std::cout << rows << ' ' << mant::most_slab_rows(element, n, k) << ' ' << std::lround(expanded) << ' '
+                << std::lround(folded) << '\n';
     } else if (kind == "hadamard") {
       graphopt::vq::HadamardProblem problem{};
       int producer = 0;

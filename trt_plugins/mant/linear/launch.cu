@@ -2,6 +2,7 @@
 #include "mant/linear/kernel_generic.cuh"
 #include "mant/linear/launch.cuh"
 #include "mant/linear/sm90.h"
+#include "mant/linear/sm90_expanded_policy.h"
 #include "mant/linear/sm90_prepare.h"
 
 namespace graphopt::mant {
@@ -24,7 +25,8 @@ Status launch_generic(LinearParams const& p, cudaStream_t stream) {
 }  // namespace
 
 int64_t linear_workspace_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
-  return prepared_bytes(decode, m, n, k, groups);
+  if (m <= kMostFewTokens || n < 1 || k < 1) return 0;
+  return slab_bytes(expanded_size(decode), n, k) + prepared_bytes(decode, m, n, k, groups);
 }
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream) {

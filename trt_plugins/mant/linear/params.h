@@ -8,7 +8,8 @@
 // below 7 a + 128; type 15, INT4, is the first sum alone, times 1/8. Sums over a group are exact in int32 (float32
 // where x is T); what comes after is float32, rounded to T once. Table values are exact in float16 and rounded in
 // bfloat16. For many tokens on Hopper, weights are rounded once before the product, scale and all: float to T, split
-// to float16, bytes to 127ths of the largest of their row. Without a workspace, split and bytes stay exact.
+// to float16, bytes to 127ths of the largest of their row; into the workspace, a slab of rows of W after the other, where
+// that is faster. Without a workspace, split and bytes stay exact.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -22,6 +23,9 @@ namespace graphopt::mant {
 
 /// How codes become numbers.
 enum class Decode : int32_t { kFloat = 0, kSplit = 1, kBytes = 2 };
+
+/// Bytes of the numbers that codes become for many tokens.
+constexpr int expanded_size(Decode decode) { return decode == Decode::kBytes ? 1 : 2; }
 
 /// y must not overlap an input.
 struct LinearParams {

@@ -1,4 +1,5 @@
 // Dispatch of the Hopper M-ANT linear on how codes become numbers.
+#include "mant/linear/sm90_expand.h"
 #include "mant/linear/sm90_folded_launch.cuh"
 #include "mant/linear/sm90_launch.cuh"
 #include "mant/linear/sm90_prepare.cuh"
@@ -14,32 +15,50 @@ extern template Status launch_folded<FoldedBytes>(LinearParams const&, FoldedTab
 
 namespace {
 
+/// y of `p`, whose x, if it is not that of the product, is `x`; by the kernels that are estimated to be faster.
+template <class Decoder>
+Status launch_rounded(LinearParams const& p, void const* x, FoldedTables const& tables, int multiprocessors,
+                      cudaStream_t stream) {
+  int const size = expanded_size(p.decode);
+  int64_t const rows = p.workspace == nullptr ? 0 : pick_slab_rows(size, p.m, p.n, p.k, multiprocessors);
+  if (rows > 0 && supports_gemm(expanded_product(p, x, tables, p.workspace))) {
+    return launch_expanded(p, x, tables, p.workspace, rows, multiprocessors, stream);
+  }
+  LinearParams folded = p;
+  folded.x = x;
+  return launch_folded<Decoder>(folded, tables, multiprocessors, stream);
+}
+
+void* prepared(LinearParams const& p) {
+  return static_cast<char*>(p.workspace) + slab_bytes(expanded_size(p.decode), p.n, p.k);
+}
+
 /// y of the tokens that the workspace holds at once, again and again.
 Status launch_widened(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
   constexpr int kVector = 16;
   int64_t const at_once = widened_tokens(p.m, p.k);
   LinearParams part = p;
-  part.x = p.workspace;
+  void* const wide = prepared(p);
   for (int64_t first = 0; first < p.m; first += at_once) {
     part.m = std::min(at_once, p.m - first);
     int64_t const vectors = part.m * p.k / kVector;
     dim3 const grid(static_cast<unsigned>(ceil_div<int64_t>(vectors, kWidenThreads)));
     GRAPHOPT_TRY(launch_at(Start::kEarly, widen_x, grid, dim3(kWidenThreads), 0, stream,
                            reinterpret_cast<uint4 const*>(static_cast<int8_t const*>(p.x) + first * p.k),
-                           static_cast<uint4*>(p.workspace), vectors));
+                           static_cast<uint4*>(wide), vectors));
     part.sx = p.sx + first;
     part.y = static_cast<char*>(p.y) + first * p.n * static_cast<int64_t>(element_size(p.dtype));
-    GRAPHOPT_TRY(launch_folded<FoldedFloat<__half>>(part, {}, multiprocessors, stream));
+    GRAPHOPT_TRY(launch_rounded<FoldedFloat<__half>>(part, wide, {}, multiprocessors, stream));
   }
   return Status::kOk;
 }
 
 Status launch_tables(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
   LinearArgs const args = linear_args(p);
-  FoldedTables const tables = folded_tables(p.workspace, p.n, args.groups);
+  FoldedTables const tables = folded_tables(prepared(p), p.n, args.groups);
   GRAPHOPT_TRY(launch_at(Start::kEarly, fold_tables, dim3(static_cast<unsigned>(ceil_div<int64_t>(p.n, kFoldRows))),
                          dim3(kFoldRows * kFoldGroups), 0, stream, args, tables));
-  return launch_folded<FoldedBytes>(p, tables, multiprocessors, stream);
+  return launch_rounded<FoldedBytes>(p, p.x, tables, multiprocessors, stream);
 }
 
 }  // namespace
@@ -55,8 +74,8 @@ Status launch_linear_sm90(LinearParams const& p, int multiprocessors, cudaStream
       break;
   }
   auto const launch_typed =
-      p.dtype == DType::kFloat16 ? launch_folded<FoldedFloat<__half>> : launch_folded<FoldedFloat<__nv_bfloat16>>;
-  return launch_typed(p, {}, multiprocessors, stream);
+      p.dtype == DType::kFloat16 ? launch_rounded<FoldedFloat<__half>> : launch_rounded<FoldedFloat<__nv_bfloat16>>;
+  return launch_typed(p, p.x, {}, multiprocessors, stream);
 }
 
 }  // namespace graphopt::mant

@@ -84,13 +84,14 @@ struct FoldedFloat {
   __device__ __forceinline__ static float row_scale(FoldedTables const&, int) { return 1.0f; }
   __device__ __forceinline__ static float number(uint32_t sum) { return __uint_as_float(sum); }
 
- private:
-  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-
+  /// Products of pairs.
   __device__ __forceinline__ static uint32_t product(uint32_t a, uint32_t b) {
     Pair const ab = __hmul2(reinterpret_cast<Pair const&>(a), reinterpret_cast<Pair const&>(b));
     return reinterpret_cast<uint32_t const&>(ab);
   }
+
+ private:
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
 
   /// Codes of columns 2 t, 2 t + 1, 8 + 2 t, 9 + 2 t and of those 16 further on.
   __device__ __forceinline__ static uint32_t load_pairs(uint32_t at) {
@@ -158,12 +159,7 @@ struct FoldedBytes {
   }
   __device__ __forceinline__ static float number(uint32_t sum) { return __int2float_rn(static_cast<int32_t>(sum)); }
 
- private:
-  __device__ __forceinline__ static void load_table(uint2& to, uint2 const* from) {
-    asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(to.x), "=r"(to.y) : "l"(from));
-  }
-
-  /// Codes 4 j.. and 16 + 4 j.. of a word.
+  /// Numbers of the low and of the high nibbles of a word.
   template <bool kSymmetric>
   __device__ __forceinline__ static void numbers(uint32_t& first, uint32_t& second, uint32_t word,
                                                  uint2 const& positive, uint2 const& negative) {
@@ -180,6 +176,11 @@ struct FoldedBytes {
       first = (n[0] & signs[0]) | (p[0] & ~signs[0]);
       second = (n[1] & signs[1]) | (p[1] & ~signs[1]);
     }
+  }
+
+ private:
+  __device__ __forceinline__ static void load_table(uint2& to, uint2 const* from) {
+    asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(to.x), "=r"(to.y) : "l"(from));
   }
 
   __device__ __forceinline__ static void look_up(uint32_t (&found)[2], uint2 const& table, uint32_t magnitude) {

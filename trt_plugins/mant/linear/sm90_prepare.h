@@ -12,7 +12,6 @@
 
 #include "common/tensor.h"
 #include "mant/linear/params.h"
-#include "mant/linear/policy.h"
 #include "mant/linear/sm90_tile.h"
 
 namespace graphopt::mant {
@@ -36,12 +35,11 @@ constexpr int64_t widened_tokens(int64_t m, int64_t k) {
   return std::min(m, ((m + parts - 1) / parts + kFoldedTokens - 1) / kFoldedTokens * kFoldedTokens);
 }
 
-/// Bytes of workspace that the kernels for many tokens want.
+/// Bytes that these take in the workspace.
 ///
 /// Args:
 ///   groups: ceil(K / group).
 constexpr int64_t prepared_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
-  if (m <= kMostFewTokens || n < 1 || k < 1) return 0;
   if (decode == Decode::kSplit) return most_widened_tokens(m, k) * k * 2;
   if (decode == Decode::kBytes) return groups * n * 16 + n * 4;
   return 0;

@@ -1,4 +1,5 @@
-// MixQ linear by the wgmma of Hopper: what it takes, and its launch. See sm90_policy.h for the choice of kernel.
+// MixQ linear by the wgmma of Hopper: what it takes, and its launch. The kernel is
+// common/gemm's; see sm90_policy.h for the choice of its tile.
 #pragma once
 
 #include "common/launch.h"

@@ -17,10 +17,10 @@
 #include "common/ptx.cuh"
 #include "common/sm90_convert.cuh"
 #include "common/sm90_grid.h"
+#include "common/sm90_residual.cuh"
 #include "common/sm90_ring.cuh"
 #include "common/sm90_store.cuh"
 #include "common/wgmma.cuh"
-#include "mixq/common/sm90_residual.cuh"
 #include "mixq/linear_w4a8/codes.cuh"
 #include "mixq/linear_w4a8/sm90_tile.h"
 

@@ -1,35 +1,37 @@
-// MixQ linear on Hopper: wgmma fed by the copy engine, one persistent block per multiprocessor.
+// Matrix product on Hopper: wgmma fed by the copy engine, one persistent block per multiprocessor. See gemm.h, and
+// mixq/linear for outliers.
 //
 // Three warpgroups: the first brings tiles in, the other two multiply, each half of a tile of Y:
 //
-//     codes of K     ... | ... | ... |   int32 sums (wgmma s8)
+//     operands, K    ... | ... | ... |   int32 sums (wgmma s8), or float32 (wgmma f16 or bf16)
 //     y = sums sx sw                     in place: int32 and float32 sums have the same register layout
-//     outliers of C  ... |               float32 sums (wgmma f16 or bf16) on the same registers
+//     outliers, C    ... |               float32 sums (wgmma f16 or bf16) on the same registers
 //     T(y + bias + residual) -> shared memory -> copy engine
 //
 // Blocks of a cluster share rows of W: each brings its part of them to all.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "common/gemm/sm90_multiply.cuh"
 #include "common/sm90_convert.cuh"
 #include "common/sm90_grid.h"
+#include "common/sm90_residual.cuh"
 #include "common/sm90_store.cuh"
-#include "mixq/common/sm90_residual.cuh"
-#include "mixq/linear/sm90_multiply.cuh"
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// Operands of the kernel; lives in constant memory, where the copy engine wants its tensor maps.
-template <class T>
-struct Sm90Args {
-  CUtensorMap xq;  // [M, K] int8
-  CUtensorMap wq;  // [N, K] int8
-  CUtensorMap xo;  // [M, C] T
+template <class X, class T>
+struct GemmArgs {
+  CUtensorMap x;   // [M, K] X
+  CUtensorMap w;   // [N, K] X
+  CUtensorMap xo;  // [M, C] T; this, wo and the residual are not looked at without outliers
   CUtensorMap wo;  // [N, C] T
   CUtensorMap y;   // [M, N] T
   CUtensorMap residual;  // [M, N] T
-  float const* sx;  // [M]
+  float const* sx;  // [M]; this and sw may be null without outliers
   float const* sw;  // [N], a multiple of 16 bytes, as bias
   T const* bias;    // [N]
   int32_t m;
@@ -37,13 +39,13 @@ struct Sm90Args {
   int32_t early;       // stages of a block's first tile whose W is brought before the kernel before ends, at most the ring
   uint32_t residual_bytes;  // of a box of the residual, 0 if there is none
   int32_t x_rows;      // brought into a stage; the rest of a stage belongs to rows that are not stored
-  StageOrder<T> order;
+  StageOrder<X, T> order;
   Sm90Grid grid;
 };
 
 /// Offsets into the block's shared memory.
 template <class Traits>
-struct Sm90Shared {
+struct GemmShared {
   using Stages = Ring<Traits::kStages, Traits::kXBytes, Traits::kWBytes>;
 
   uint32_t base;
@@ -63,9 +65,9 @@ struct Sm90Shared {
 
 /// The tiles of one block: those of its cluster, every `clusters`-th in the order of Sm90Grid.
 template <class Tile>
-class TileWalk {
+class GemmWalk {
  public:
-  __device__ __forceinline__ explicit TileWalk(Sm90Grid const& grid)
+  __device__ __forceinline__ explicit GemmWalk(Sm90Grid const& grid)
       : grid_(grid), rank_(Tile::kCluster == 1 ? 0 : static_cast<int>(cluster_rank())),
         clusters_(static_cast<int>(gridDim.x) / Tile::kCluster),
         index_(static_cast<int>(blockIdx.x) / Tile::kCluster) {}
@@ -103,18 +105,19 @@ __device__ __forceinline__ void load_w(uint32_t shared, CUtensorMap const* map, 
 }
 
 /// One thread: fill the ring for every tile of Y.
-template <class T, class Traits>
-class Sm90Producer {
+template <class Traits>
+class GemmProducer {
+  using Args = GemmArgs<typename Traits::X, typename Traits::T>;
   using Tile = typename Traits::Tile;
 
  public:
-  __device__ __forceinline__ Sm90Producer(Sm90Args<T> const& args, Sm90Shared<Traits> const& shared)
+  __device__ __forceinline__ GemmProducer(Args const& args, GemmShared<Traits> const& shared)
       : args_(args), stages_(shared.stages()), bytes_(args.x_rows * kStageRowBytes + Traits::kWBytes) {}
 
   /// Bring W of the first stages: into the ring, or where blocks share it, which may not all have started, into L2.
   /// Nothing else: the kernel before may run yet.
   __device__ __forceinline__ void start() {
-    TileWalk<Tile> walk(args_.grid);
+    GemmWalk<Tile> walk(args_.grid);
     int row, column;
     if (!walk.next(row, column)) return;
     RingPosition<Traits::kStages> at;
@@ -122,61 +125,70 @@ class Sm90Producer {
       int const k = args_.order.column(i);
       if constexpr (Tile::kCluster == 1) {
         stages_.acquire(at, bytes_);
-        tma_load(stages_.w(at.stage), &args_.wq, stages_.full(at.stage), k, column);
+        tma_load(stages_.w(at.stage), &args_.w, stages_.full(at.stage), k, column);
       } else {
-        tma_prefetch(&args_.wq, k, column + walk.rank() * (Tile::kRowsN / Tile::kCluster));
+        tma_prefetch(&args_.w, k, column + walk.rank() * (Tile::kRowsN / Tile::kCluster));
       }
     }
   }
 
   __device__ __forceinline__ void run() {
-    TileWalk<Tile> walk(args_.grid);
+    GemmWalk<Tile> walk(args_.grid);
     RingPosition<Traits::kStages> at;
-    int row, column, started = Tile::kCluster == 1 ? args_.early : 0;  // stages of this tile
+    int row, column, started = Traits::kOutliers && Tile::kCluster == 1 ? args_.early : 0;  // stages of this tile
     while (walk.next(row, column)) {
-      for (int i = 0; i < args_.order.tiles(); ++i, at.advance()) {
-        bool const codes = args_.order.is_codes(i);
+      for (int i = 0; i < stage_count(); ++i, at.advance()) {
+        bool const main = !Traits::kOutliers || args_.order.is_main(i);
         int const k = args_.order.column(i);
         uint32_t const barrier = stages_.full(at.stage);
         if (i >= started) {
           stages_.acquire(at, bytes_);
-          load_w<Tile>(stages_.w(at.stage), codes ? &args_.wq : &args_.wo, barrier, k, column, walk.rank());
+          load_w<Tile>(stages_.w(at.stage), main ? &args_.w : &args_.wo, barrier, k, column, walk.rank());
         }
-        tma_load(stages_.x(at.stage), codes ? &args_.xq : &args_.xo, barrier, k, row);
+        tma_load(stages_.x(at.stage), main ? &args_.x : &args_.xo, barrier, k, row);
       }
       started = 0;
     }
   }
 
  private:
-  Sm90Args<T> const& args_;
-  typename Sm90Shared<Traits>::Stages const stages_;
+  __device__ __forceinline__ int stage_count() const {
+    return Traits::kOutliers ? args_.order.tiles() : args_.order.main_tiles;
+  }
+
+  Args const& args_;
+  typename GemmShared<Traits>::Stages const stages_;
   uint32_t const bytes_;  // of a stage
 };
 
-/// One thread: bring sw and bias of every tile's columns.
-template <class T, class Traits>
-__device__ __forceinline__ void produce_vectors(Sm90Args<T> const& args, Sm90Shared<Traits> const& shared) {
+/// One thread: bring bias, and sw if there is one, of every tile's columns.
+template <class Traits, class Args>
+__device__ __forceinline__ void produce_vectors(Args const& args, GemmShared<Traits> const& shared) {
   using Tile = typename Traits::Tile;
-  TileWalk<Tile> walk(args.grid);
+  using T = typename Traits::T;
+  bool const scales = Traits::kOutliers || args.sw != nullptr;
+  GemmWalk<Tile> walk(args.grid);
   int row, column;
   for (uint32_t parity = 0; walk.next(row, column); parity ^= 1) {
     int const count = min(Tile::kRowsN, args.n - column);
     mbarrier_wait(shared.vectors_empty(), parity ^ 1);
-    mbarrier_arrive_expect(shared.vectors_full(), count * (sizeof(float) + sizeof(T)));
-    bulk_load(shared.sw(), args.sw + column, count * sizeof(float), shared.vectors_full());
+    mbarrier_arrive_expect(shared.vectors_full(), count * ((scales ? sizeof(float) : 0) + sizeof(T)));
+    if (scales) bulk_load(shared.sw(), args.sw + column, count * sizeof(float), shared.vectors_full());
     bulk_load(shared.bias(), args.bias + column, count * sizeof(T), shared.vectors_full());
   }
 }
 
 /// One warpgroup that multiplies: its half of every tile of Y.
-template <class T, class Traits>
-class Sm90Consumer {
+template <class Traits>
+class GemmConsumer {
  public:
+  using X = typename Traits::X;
+  using T = typename Traits::T;
+  using Args = GemmArgs<X, T>;
   using Tile = typename Traits::Tile;
   using Product = Wgmma<Tile::kRowsN>;
 
-  __device__ __forceinline__ Sm90Consumer(Sm90Args<T> const& args, Sm90Shared<Traits> const& shared, int warpgroup)
+  __device__ __forceinline__ GemmConsumer(Args const& args, GemmShared<Traits> const& shared, int warpgroup)
       : args_(args),
         shared_(shared),
         stages_(shared.stages()),
@@ -184,22 +196,30 @@ class Sm90Consumer {
         residual_(&args.residual, args.residual_bytes, shared.residual_full(warpgroup), is_leader()) {}
 
   __device__ __forceinline__ void run() {
-    TileWalk<Tile> walk(args_.grid);
+    GemmWalk<Tile> walk(args_.grid);
     int row, column;
     while (walk.next(row, column)) {
       row += warpgroup_ * Traits::kRows;
       float sx[Traits::kBlocks][2];
       load_sx(sx, row);
-      residual_.begin(buffer_, kParts, BufferAt{shared_, warpgroup_}, PartAt{column, row});
-      multiply(sum_, stages_, at_, args_.order.code_tiles, *this, [](auto& d, uint64_t x, uint64_t w, bool first) {
-        Product::s8(d, x, w, !first);
+      if constexpr (Traits::kOutliers) {
+        residual_.begin(buffer_, kParts, BufferAt{shared_, warpgroup_}, PartAt{column, row});
+      }
+      multiply(sum_, stages_, at_, args_.order.main_tiles, *this, [](auto& d, uint64_t x, uint64_t w, bool first) {
+        if constexpr (kInteger) {
+          Product::s8(d, x, w, !first);
+        } else {
+          Product::product(d, x, w, !first, X{});
+        }
       });
       mbarrier_wait(shared_.vectors_full(), vectors_parity_);
       vectors_parity_ ^= 1;
       scale(sx);
-      multiply(sum_, stages_, at_, args_.order.outlier_tiles, *this, [](auto& d, uint64_t x, uint64_t w, bool) {
-        Product::product(d, x, w, true, T{});
-      });
+      if constexpr (Traits::kOutliers) {
+        multiply(sum_, stages_, at_, args_.order.outlier_tiles, *this, [](auto& d, uint64_t x, uint64_t w, bool) {
+          Product::product(d, x, w, true, T{});
+        });
+      }
       store(row, column);
       // Every lane, for its own reads: once a tile, and an order that compute-sanitizer can follow.
       mbarrier_arrive(shared_.vectors_empty());
@@ -223,12 +243,13 @@ class Sm90Consumer {
   }
 
  private:
+  static constexpr bool kInteger = std::is_same_v<X, int8_t>;
   // Y is stored in parts of 64 rows of 128 bytes, those of a block of 64 rows one after the other.
   static constexpr int kPartsAcross = Tile::kRowsN / Traits::kStoreCols;
   static constexpr int kParts = Traits::kBlocks * kPartsAcross;
 
   struct BufferAt {
-    Sm90Shared<Traits> const& shared;
+    GemmShared<Traits> const& shared;
     int warpgroup;
     __device__ __forceinline__ uint32_t operator()(int turn) const { return shared.staging(warpgroup, turn); }
   };
@@ -248,27 +269,39 @@ class Sm90Consumer {
 #pragma unroll
     for (int i = 0; i < 2 * Traits::kBlocks; ++i) {
       int const at = row + i / 2 * kWgmmaRows + warp_ * 16 + lane_ / 4 + i % 2 * 8;
-      sx[i / 2][i % 2] = at < args_.m ? load_early(args_.sx + at) : 0.0f;
+      if (Traits::kOutliers || args_.sx != nullptr) {
+        sx[i / 2][i % 2] = at < args_.m ? load_early(args_.sx + at) : 0.0f;
+      } else {
+        sx[i / 2][i % 2] = 1.0f;
+      }
     }
   }
 
-  /// int32 sums -> float32 sums times sx sw, in place.
+  /// Sums -> float32 sums times sx sw, in place.
   __device__ __forceinline__ void scale(float const (&sx)[Traits::kBlocks][2]) {
+    bool const has_sw = Traits::kOutliers || args_.sw != nullptr;
+    if (!kInteger && !has_sw && args_.sx == nullptr) return;
 #pragma unroll
     for (int j = 0; j < Tile::kRowsN / 8; ++j) {
-      float sw[2];
+      float sw[2] = {1.0f, 1.0f};
       uint32_t const at = shared_.sw() + (8 * j + 2 * (lane_ % 4)) * sizeof(float);
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(sw[0]), "=f"(sw[1]) : "r"(at) : "memory");
+      if (has_sw) asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(sw[0]), "=f"(sw[1]) : "r"(at) : "memory");
 #pragma unroll
       for (int b = 0; b < Traits::kBlocks; ++b) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           uint32_t& sum = sum_[b][4 * j + i];
-          sum = __float_as_uint(__int2float_rn(static_cast<int32_t>(sum)) * (sx[b][i / 2] * sw[i % 2]));
+          sum = __float_as_uint(number(sum) * (sx[b][i / 2] * sw[i % 2]));
         }
       }
     }
   }
+
+  __device__ __forceinline__ static float number(uint32_t sum) {
+    return kInteger ? __int2float_rn(static_cast<int32_t>(sum)) : __uint_as_float(sum);
+  }
+
+  __device__ __forceinline__ bool has_residual() const { return Traits::kOutliers && residual_.exists(); }
 
   /// y = T(sums + bias + residual), a part at a time, through two buffers of shared memory.
   __device__ __forceinline__ void store(int row, int column) {
@@ -276,14 +309,14 @@ class Sm90Consumer {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       uint32_t const buffer = shared_.staging(warpgroup_, buffer_);
-      if (residual_.exists()) {
+      if (has_residual()) {
         residual_.wait(buffer_);
       } else {
         acquire_buffer(warpgroup_, is_leader());
       }
       stage_columns(sum_[part / kPartsAcross], part % kPartsAcross, buffer);
       store_buffer(args_.y, warpgroup_, is_leader(), buffer, at(part).x, at(part).y);
-      residual_.advance(buffer_, buffer, part, kParts, at);
+      if constexpr (Traits::kOutliers) residual_.advance(buffer_, buffer, part, kParts, at);
       buffer_ ^= 1;
     }
   }
@@ -296,7 +329,7 @@ class Sm90Consumer {
       int const j = c * Traits::kStoreCols / 8 + 2 * q, chunk = 2 * q + lane_ / 16;
       uint32_t const place = buffer + row * kSwizzleBytes + ((chunk ^ (lane_ % 8)) * 16);
       uint32_t word[4], residual[4];
-      if (residual_.exists()) ldmatrix_x4(residual, place);
+      if (has_residual()) ldmatrix_x4(residual, place);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         uint32_t bits;
@@ -307,7 +340,7 @@ class Sm90Consumer {
         for (int h = 0; h < 2; ++h) {
           float low = __uint_as_float(sum[4 * (j + i) + 2 * h]) + bias.x;
           float high = __uint_as_float(sum[4 * (j + i) + 2 * h + 1]) + bias.y;
-          if (residual_.exists()) {
+          if (has_residual()) {
             float2 const more = unpack(residual[2 * i + h], T{});
             low += more.x, high += more.y;
           }
@@ -318,9 +351,9 @@ class Sm90Consumer {
     }
   }
 
-  Sm90Args<T> const& args_;
-  Sm90Shared<Traits> const shared_;
-  typename Sm90Shared<Traits>::Stages const stages_;
+  Args const& args_;
+  GemmShared<Traits> const shared_;
+  typename GemmShared<Traits>::Stages const stages_;
   int const warpgroup_;
   int const warp_ = static_cast<int>(threadIdx.x) / 32 % 4;
   int const lane_ = static_cast<int>(threadIdx.x) % 32;
@@ -331,17 +364,21 @@ class Sm90Consumer {
   uint32_t sum_[Traits::kBlocks][Traits::kSums];
 };
 
-template <class T, class Tile>
-__global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
-    linear_sm90(__grid_constant__ Sm90Args<T> const args) {
-  using Traits = Sm90Traits<T, Tile>;
+template <class Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    gemm_sm90(__grid_constant__ GemmArgs<typename Traits::X, typename Traits::T> const args) {
+  using Tile = typename Traits::Tile;
   extern __shared__ __align__(1024) uint8_t memory[];
-  Sm90Shared<Traits> const shared{shared_address(memory)};
+  GemmShared<Traits> const shared{shared_address(memory)};
   int const warp = static_cast<int>(threadIdx.x) / 32;
   bool const first_lane = threadIdx.x % 32 == 0;
 
   if (threadIdx.x == 0) {
-    for (CUtensorMap const* map : {&args.xq, &args.wq, &args.xo, &args.wo, &args.y}) prefetch_tensor_map(map);
+    if constexpr (Traits::kOutliers) {
+      for (CUtensorMap const* map : {&args.x, &args.w, &args.xo, &args.wo, &args.y}) prefetch_tensor_map(map);
+    } else {
+      for (CUtensorMap const* map : {&args.x, &args.w, &args.y}) prefetch_tensor_map(map);
+    }
     shared.stages().init(Tile::kCluster * Traits::kReaderWarps);
     mbarrier_init(shared.vectors_full(), 1);
     mbarrier_init(shared.vectors_empty(), 32 * Traits::kReaderWarps);
@@ -350,8 +387,8 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
     }
     mbarrier_init_fence();
   }
-  Sm90Producer<T, Traits> producer(args, shared);
-  if (threadIdx.x == 0) producer.start();
+  GemmProducer<Traits> producer(args, shared);
+  if (Traits::kOutliers && threadIdx.x == 0) producer.start();
   if constexpr (Tile::kCluster > 1) {
     cluster_sync();
   } else {
@@ -367,10 +404,10 @@ __global__ void __launch_bounds__(Sm90Traits<T, Tile>::kThreads, 1)
     __syncwarp();
   } else {
     claim_registers<Traits::kConsumerRegisters>();
-    Sm90Consumer<T, Traits>(args, shared, warp / 4 - 1).run();
+    GemmConsumer<Traits>(args, shared, warp / 4 - 1).run();
   }
   // A block's shared memory must outlive the arrivals of its peers.
   if constexpr (Tile::kCluster > 1) cluster_depart();
 }
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

@@ -1,27 +1,28 @@
-// The stages of a tile of the Hopper linear kernel, and the products of one: 128 bytes of K, be it 128 int8 codes or 64
-// outlier channels.
+// The stages of a tile of the Hopper matrix product, and the products of one: 128 bytes of K, be it 128 int8 or 64
+// numbers of 16 bits, of the operands or of outlier channels.
 #pragma once
 
 #include <cstdint>
 
 #include "common/sm90_ring.cuh"
 #include "common/wgmma.cuh"
-#include "mixq/linear/sm90_tile.h"
+#include "common/gemm/sm90_tile.h"
 
-namespace graphopt::mixq {
+namespace graphopt {
 
-/// The stages of one tile of Y: first those of codes, then those of outliers. T is the outliers' type.
-template <class T>
+/// The stages of one tile of Y: first those of the operands, of type X, then those of outliers, of T.
+template <class X, class T>
 struct StageOrder {
-  int32_t code_tiles;     // along K
+  int32_t main_tiles;     // along K
   int32_t outlier_tiles;  // along C
 
-  __device__ __forceinline__ int tiles() const { return code_tiles + outlier_tiles; }
-  __device__ __forceinline__ bool is_codes(int tile) const { return tile < code_tiles; }
+  __device__ __forceinline__ int tiles() const { return main_tiles + outlier_tiles; }
+  __device__ __forceinline__ bool is_main(int tile) const { return tile < main_tiles; }
 
   /// The first column of `tile` in its matrix.
   __device__ __forceinline__ int column(int tile) const {
-    return is_codes(tile) ? tile * kStageRowBytes : (tile - code_tiles) * (kStageRowBytes / int{sizeof(T)});
+    return is_main(tile) ? tile * (kStageRowBytes / int{sizeof(X)})
+                         : (tile - main_tiles) * (kStageRowBytes / int{sizeof(T)});
   }
 };
 
@@ -63,4 +64,4 @@ __device__ __forceinline__ void multiply(uint32_t (&sum)[kBlocks][kSums], Ring c
   for (int block = 0; block < kBlocks; ++block) wgmma_pin(sum[block]);
 }
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

@@ -6,7 +6,7 @@
 
 #include "common/hopper.cuh"
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// A warpgroup's part of it. The first two parts of a tile start to come when the tile begins, so that their way from
 /// memory is hidden behind the products; each later one when the part two before it has left its buffer.
@@ -62,4 +62,4 @@ class Sm90Residual {
   uint32_t parities_ = 0;  // a bit for each buffer
 };
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

@@ -1,14 +1,14 @@
-// Tiles of the Hopper linear kernel: sizes and shared memory. Host and device.
+// Tiles of the Hopper matrix product: sizes and shared memory. Host and device.
 #pragma once
 
 #include <cstdint>
 
-namespace graphopt::mixq {
+namespace graphopt {
 
 /// A block's share of Y [M, N], and how many blocks below each other form a cluster, whose blocks share rows of W.
 ///   kRowsM, kRowsN: rows of X and of W in a block.
 template <int kRowsM_, int kRowsN_, int kCluster_>
-struct Sm90Tile {
+struct GemmTile {
   static constexpr int kRowsM = kRowsM_;
   static constexpr int kRowsN = kRowsN_;
   static constexpr int kCluster = kCluster_;
@@ -17,10 +17,16 @@ struct Sm90Tile {
 
 constexpr int kStageRowBytes = 128;  // along K or C, of a row in a stage
 
-/// Sizes that follow from a tile and the 2-byte type T.
-template <class T, class Tile_>
-struct Sm90Traits {
+/// Types, and the sizes that follow from them and a tile.
+///   X: of the operands, int8_t or of 2 bytes. T: of bias, y and outliers, of 2 bytes.
+///   kOutliers: as in MixQ's linear, the product of outlier channels is added, a residual may be, W is constant, and sx
+///   and sw are there.
+template <class X_, class T_, class Tile_, bool kOutliers_>
+struct GemmTraits {
+  using X = X_;
+  using T = T_;
   using Tile = Tile_;
+  static constexpr bool kOutliers = kOutliers_;
   static_assert(sizeof(T) == 2);
   static constexpr int kWgmmaRowsM = 64;
   static constexpr int kConsumers = 2;               // warpgroups: the halves of a tile in M
@@ -55,4 +61,4 @@ struct Sm90Traits {
   static_assert(kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "a swizzled tile starts at a multiple of 1024");
 };
 
-}  // namespace graphopt::mixq
+}  // namespace graphopt

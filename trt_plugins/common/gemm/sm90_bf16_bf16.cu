@@ -1,0 +1,7 @@
+#include "common/gemm/sm90_gemm.cuh"
+
+namespace graphopt {
+
+template Status launch_gemm_typed<__nv_bfloat16, __nv_bfloat16>(GemmParams const&, int, cudaStream_t);
+
+}  // namespace graphopt

@@ -1,0 +1,7 @@
+#include "common/gemm/sm90_gemm.cuh"
+
+namespace graphopt {
+
+template Status launch_gemm_typed<int8_t, __half>(GemmParams const&, int, cudaStream_t);
+
+}  // namespace graphopt
