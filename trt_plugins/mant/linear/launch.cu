@@ -6,9 +6,10 @@
 
 namespace graphopt::mant {
 
-extern template Status launch_linear_few<__half, __half>(LinearParams const&, LinearKernel, cudaStream_t);
-extern template Status launch_linear_few<__nv_bfloat16, __nv_bfloat16>(LinearParams const&, LinearKernel, cudaStream_t);
-extern template Status launch_linear_few<__half, int8_t>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__half, Decode::kFloat>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__nv_bfloat16, Decode::kFloat>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__half, Decode::kSplit>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__half, Decode::kBytes>(LinearParams const&, LinearKernel, cudaStream_t);
 
 namespace {
 
@@ -42,9 +43,10 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
 #endif
   LinearKernel const kernel = pick_linear(params.m, params.n, vectors, multiprocessors);
   if (kernel == LinearKernel::kGeneric) return launch_generic(params, stream);
-  if (params.decode != Decode::kFloat) return launch_linear_few<__half, int8_t>(params, kernel, stream);
-  auto const launch_typed = params.dtype == DType::kFloat16 ? launch_linear_few<__half, __half>
-                                                            : launch_linear_few<__nv_bfloat16, __nv_bfloat16>;
+  if (params.decode == Decode::kSplit) return launch_linear_few<__half, Decode::kSplit>(params, kernel, stream);
+  if (params.decode == Decode::kBytes) return launch_linear_few<__half, Decode::kBytes>(params, kernel, stream);
+  auto const launch_typed = params.dtype == DType::kFloat16 ? launch_linear_few<__half, Decode::kFloat>
+                                                            : launch_linear_few<__nv_bfloat16, Decode::kFloat>;
   return launch_typed(params, kernel, stream);
 }
 

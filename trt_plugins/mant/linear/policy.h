@@ -6,7 +6,7 @@
 namespace graphopt::mant {
 
 /// A block's share of Y in the kernel for few tokens: 16 kRowTiles rows of W and 8 kTokenTiles tokens.
-// /   kWarps: that split K, at most: as many as shared memory holds. kStages: of 128 columns that each of them has in
+///   kWarps: that split K, at most: as many as shared memory holds. kStages: of 128 columns that each of them has in
 // shared memory or on the way there.
 ///   kBlocks: of a multiprocessor, for which registers are kept free.
 template <int kRowTiles_, int kTokenTiles_, int kWarps_, int kStages_, int kBlocks_>
@@ -21,10 +21,18 @@ struct FewShape {
   static_assert(kRowTiles % 2 == 0, "16 bytes of types are those of 32 rows");
 };
 
-using Few8 = FewShape<2, 1, 8, 3, 2>;
-using Few16 = FewShape<2, 2, 8, 2, 2>;
-using Few16Wide = FewShape<4, 2, 8, 3, 1>;
-using Few32 = FewShape<4, 4, 8, 2, 1>;
+/// kRoom: x is int8 and no table of pairs needs shared memory, so there is room for another stage.
+template <bool kRoom>
+struct FewShapes {
+  using Few8 = FewShape<2, 1, 8, kRoom ? 4 : 3, 2>;
+  using Few16 = FewShape<2, 2, 8, kRoom ? 3 : 2, 2>;
+#if MANTFEW_WIDE
+  using Few16Wide = FewShape<4, 2, kRoom ? MANTFEW_WIDE : 12, 2, 1>;
+#else
+  using Few16Wide = FewShape<4, 2, 8, 3, 1>;
+#endif
+  using Few32 = FewShape<4, 4, 8, kRoom ? 3 : 2, 1>;
+};
 
 constexpr int64_t kMostFewTokens = 96;  // on Hopper; above, wgmma
 
@@ -39,8 +47,11 @@ constexpr LinearKernel pick_linear(int64_t m, int64_t n, bool vectors, int multi
   if (!vectors) return LinearKernel::kGeneric;
   if (m <= 8) return LinearKernel::kFew8;
   if (m > 16) return LinearKernel::kFew32;
+#if MANTFEW_WIDE
+  return n * 16 >= int64_t{64} * 15 * multiprocessors ? LinearKernel::kFew16Wide : LinearKernel::kFew16;
+#endif
   // Twice the rows halve the reads of X, where such blocks fill the device once.
-  bool const wide = n > int64_t{Few16::kRows} * multiprocessors && n <= int64_t{Few16Wide::kRows} * multiprocessors;
+  bool const wide = n > int64_t{32} * multiprocessors && n <= int64_t{64} * multiprocessors;
   return wide ? LinearKernel::kFew16Wide : LinearKernel::kFew16;
 }
 
