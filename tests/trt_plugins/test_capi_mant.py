@@ -97,17 +97,24 @@ def test_operands_that_only_some_linears_have(lib: ctypes.CDLL, changes: dict[st
     ("decode", "m", "size"),
     [
         (FLOAT, 4096, 0),
-        (SPLIT, 96, 0),
-        (BYTES, 96, 0),
-        (SPLIT, 97, 97 * 256 * 2),  # x as float16
-        (BYTES, 97, 4 * 40 * 16 + 40 * 4),  # two tables of eight bytes for each group and a scale for each channel
-        (BYTES, 1 << 20, 4 * 40 * 16 + 40 * 4),
+        (SPLIT, 32, 0),
+        (BYTES, 32, 0),
+        (SPLIT, 33, 33 * 256 * 2),  # x as float16
+        (BYTES, 33, 33 * 256 * 2),
+        (SPLIT, 97, 97 * 256 * 2),
+        (BYTES, 97, 96 * 256 * 2),  # of fewer tokens
+        (BYTES, 1 << 20, 96 * 256 * 2),
         (SPLIT, 0, 0),
         (SPLIT, -1, 0),
     ],
 )
 def test_what_many_tokens_want(lib: ctypes.CDLL, decode: int, m: int, size: int) -> None:
     assert _workspace(lib, decode, m, 40, 256) == size
+
+
+def test_many_tokens_of_int8_want_tables(lib: ctypes.CDLL) -> None:
+    # Two tables of eight bytes for each group and a scale for each channel.
+    assert _workspace(lib, BYTES, 97, 4096, 256) == 4 * 4096 * 16 + 4096 * 4
 
 
 @pytest.mark.parametrize("k", [16, 8192, 28672, 1 << 26])

@@ -42,8 +42,7 @@ __device__ __forceinline__ void prefetch_line(void const* pointer) {
 
 /// Bring the line of an address of two bytes into L1, where __ldg finds it.
 __device__ __forceinline__ void touch_line(void const* pointer) {
-  uint16_t unused;
-  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(unused) : "l"(pointer));
+  asm volatile("{\n.reg .b16 unused;\nld.global.nc.u16 unused, [%0];\n}\n" ::"l"(pointer));
 }
 
 /// Byte i is chosen by nibble i of `select`: its lower three bits are the number of a byte of (high, low), its top bit

@@ -37,7 +37,8 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
 #ifdef GRAPHOPT_SM90A
   bool sm90 = false;
   GRAPHOPT_TRY(is_sm90(&sm90));
-  if (sm90 && vectors && params.m > kMostFewTokens && supports_sm90(params)) {
+  bool const mid = is_mid(params.decode, params.m) && (params.decode == Decode::kFloat || params.workspace != nullptr);
+  if (sm90 && vectors && (mid || params.m > kMostFewTokens) && supports_sm90(params)) {
     return launch_linear_sm90(params, multiprocessors, stream);
   }
 #endif

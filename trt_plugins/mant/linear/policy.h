@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "mant/linear/params.h"
+
 namespace graphopt::mant {
 
 /// A block's share of Y in the kernel for few tokens: 16 kRowTiles rows of W and 8 kTokenTiles tokens.
@@ -35,6 +37,18 @@ struct FewShapes {
 };
 
 constexpr int64_t kMostFewTokens = 96;  // on Hopper; above, wgmma
+
+// That the kernel for some dozens of tokens takes on Hopper. It rounds weights to 16 bits, scale and all, and wants x as T.
+#ifndef MANTFEW_MID_FROM
+#define MANTFEW_MID_FROM 32
+#endif
+#ifndef MANTFEW_MID_TO
+#define MANTFEW_MID_TO 192
+#endif
+constexpr bool is_mid(Decode decode, int64_t m) {
+  // Above, weights of kBytes become int8.
+  return m > MANTFEW_MID_FROM && m <= (decode == Decode::kBytes ? kMostFewTokens : int64_t{MANTFEW_MID_TO});
+}
 
 /// kFew<tokens>: of a block.
 enum class LinearKernel { kGeneric, kFew8, kFew16, kFew16Wide, kFew32 };

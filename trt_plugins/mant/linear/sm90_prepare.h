@@ -41,10 +41,11 @@ constexpr int64_t widened_tokens(int64_t m, int64_t k) {
 /// Args:
 ///   groups: ceil(K / group).
 constexpr int64_t prepared_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
-  if (m <= kMostFewTokens || n < 1 || k < 1) return 0;
-  if (decode == Decode::kSplit) return most_widened_tokens(m, k) * k * 2;
-  if (decode == Decode::kBytes) return groups * n * 16 + n * 4;
-  return 0;
+  bool const many = m > kMostFewTokens, mid = m > MANTFEW_MID_FROM;
+  if (decode == Decode::kFloat || !(many || mid) || n < 1 || k < 1) return 0;
+  int64_t const widened = most_widened_tokens(decode == Decode::kBytes ? std::min(m, kMostFewTokens) : m, k) * k * 2;
+  if (decode == Decode::kSplit) return widened;
+  return std::max(mid ? widened : 0, many ? groups * n * 16 + n * 4 : 0);
 }
 
 inline FoldedTables folded_tables(void* workspace, int64_t n, int64_t groups) {

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kOneWarp ? kWarp * kWarpRowsPerBlock : kMaxThr
 #ifdef QUANTIZE_RELEASES_FIRST
   // A linear that comes next may then set itself up, and bring in weights, under the kernel before this one. It waits for
   // this kernel, which waits for that one.
-  if (early) release_successor();
+  if (early && args.condition == nullptr) release_successor();
 #endif
   if (!early && is_unwanted(args.condition)) return;
   // Through a shuffle, or the special register would be read again at every use.
