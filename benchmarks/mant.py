@@ -64,6 +64,9 @@ def cases() -> Iterator[MantCase]:
     ):
         yield MantCase(op, "float16", m, n, k, next(groups))
         yield MantCase(op, "bfloat16", m, n, k)
+    # Blocks of 64 rows of W, where those fill the device.
+    for op, dtype, group in itertools.product(DECODERS, _HALVES, (32, 64)):
+        yield MantCase(op, dtype, 12, 8200, 1040, group)
     for op, nf4 in itertools.product(DECODERS, (False, True)):
         if nf4 and op == "MANTLinearW4A8":
             continue
@@ -84,6 +87,7 @@ def plugin_cases() -> list[MantCase]:
     every += [MantCase(op, "float16", 300, 328, 1040) for op in DECODERS]
     # K among blocks of a cluster; rows of W and tokens beyond the last tile's.
     every += [MantCase(op, "float16", m, 136, 1040) for op in DECODERS for m in (64, 70)]
+    every += [MantCase(op, "float16", 12, 8200, 272) for op in DECODERS]
     return every + [MantCase(op, "float16", 9, 72, 160, 32) for op in DECODERS]
 
 

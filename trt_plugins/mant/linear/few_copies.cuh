@@ -45,7 +45,9 @@ struct FewLayout {
     return static_cast<uint32_t>(kXOffset + token * kXRowBytes + ((chunk ^ turned) << 4));
   }
 
-  static constexpr int kPartBytes = Shape::kTokens * Shape::kRows * 4;
+  // A warp's sums on their way to the others: [tokens][kPartPitch] float, so that its stores meet all banks alike.
+  static constexpr int kPartPitch = Shape::kRows + 4;
+  static constexpr int kPartBytes = Shape::kTokens * kPartPitch * 4;
   static_assert(kPartBytes <= kRingBytes, "sums take the place of the stages");
   static_assert(kStageBytes % 16 == 0);
 };

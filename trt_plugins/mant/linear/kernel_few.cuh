@@ -44,7 +44,6 @@ template <class T, Decode kDecode, class Shape, bool kSymmetric, bool kByGroup>
 class FewWarp {
   using Layout = FewLayout<kDecode, Shape>;
   using Decoder = FloatDecoder<kSymmetric, Layout::kPairs>;
-  static constexpr int kRows = Shape::kRows;
 
  public:
   /// `ring`: this warp's; `table`: the block's; in the shared address space.
@@ -75,7 +74,7 @@ class FewWarp {
     }
   }
 
-  /// Leave the sums at `part`, [tokens][rows].
+  /// Leave the sums at `part`, see FewLayout::kPartPitch.
   __device__ __forceinline__ void leave(float* part) const {
 #pragma unroll
     for (int i = 0; i < Shape::kRowTiles; ++i) {
@@ -83,7 +82,7 @@ class FewWarp {
       for (int j = 0; j < Shape::kTokenTiles; ++j) {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          part[(j * 8 + t_ * 2 + r % 2) * kRows + i * 16 + r / 2 * 8 + g_] = total_[i][j][r];
+          part[(j * 8 + t_ * 2 + r % 2) * Layout::kPartPitch + i * 16 + r / 2 * 8 + g_] = total_[i][j][r];
         }
       }
     }
@@ -294,12 +293,15 @@ class FewWarp {
 template <Decode kDecode, class Shape>
 __device__ __forceinline__ void finish(LinearArgs const& args, float const* parts) {
   int64_t const n0 = int64_t{blockIdx.x} * Shape::kRows, m0 = int64_t{blockIdx.y} * Shape::kTokens;
+  using Layout = FewLayout<kDecode, Shape>;
   constexpr int kItems = Shape::kRows * Shape::kTokens;
   for (int item = static_cast<int>(threadIdx.x); item < kItems; item += static_cast<int>(blockDim.x)) {
     int64_t const m = m0 + item / Shape::kRows, n = n0 + item % Shape::kRows;
     if (m >= args.m || n >= args.n) continue;
     float value = 0.0f;
-    for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) value += parts[w * kItems + item];
+    for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) {
+      value += parts[w * (Layout::kPartBytes / 4) + item / Shape::kRows * Layout::kPartPitch + item % Shape::kRows];
+    }
     if (kDecode != Decode::kFloat && args.scales == 1) value *= __ldg(args.sx + m);
     store_activation(args.y, m * args.n + n, value + load_activation(args.bias, n, args.dtype), args.dtype);
   }
@@ -324,7 +326,7 @@ __device__ __forceinline__ void run_few(LinearArgs const& args, char* shared, ui
   own.run(copies);
   __syncthreads();
   auto* const parts = reinterpret_cast<float*>(shared + Layout::kTableBytes);
-  own.leave(parts + threadIdx.x / 32 * Shape::kRows * Shape::kTokens);
+  own.leave(parts + threadIdx.x / 32 * (Layout::kPartBytes / 4));
   __syncthreads();
   finish<kDecode, Shape>(args, parts);
 }

@@ -48,7 +48,7 @@ Status launch_few(LinearArgs const& args, cudaStream_t stream) {
   static_assert(Layout::shared_bytes(1) <= 99 * 1024, "what sm_86, sm_89 and sm_120 give a block");
   // Where no multiprocessor gets a second block, the first takes its place if the wait for a quantizing op, which keeps
   // the next call's blocks from starting under this one's, and a second tile of tokens make a block slow.
-  bool const alone = kDecode != Decode::kFloat && Shape::kTokenTiles > 1 && across * down <= multiprocessors;
+  bool const alone = choice("GRAPHOPT_MANT_ALONE", 1) != 0 && kDecode != Decode::kFloat && Shape::kTokenTiles > 1 && across * down <= multiprocessors;
   int const most = Shape::kWarps * (alone ? Shape::kBlocks : 1);
   int const warps = std::min(most, (limit - Layout::shared_bytes(0)) / Layout::kRingBytes);
   return launch_at(Start::kEarly, linear_few<T, kDecode, Shape>, grid, dim3(static_cast<unsigned>(32 * warps)),

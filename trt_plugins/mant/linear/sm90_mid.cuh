@@ -59,6 +59,8 @@ class MidProducer {
     auto const stages = shared_.stages();
     int const ahead = min(MidTile::kStages, args_.stages);
     MidShared::Stages::Position at;
+    prefetch_tensor_map(&args_.codes);
+    prefetch_tensor_map(&args_.x);
     for (int i = 0; i < ahead; ++i) bring_w(i, i);
     wait_for_predecessor();
     release_successor();

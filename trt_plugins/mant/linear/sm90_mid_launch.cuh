@@ -24,7 +24,7 @@ Status launch_mid(LinearParams const& p, int multiprocessors, cudaStream_t strea
   int64_t const across = ceil_div<int64_t>(p.n, MidTile::kRows), down = ceil_div<int64_t>(p.m, MidTile::kTokens);
   if (down > kMaxGridY) return Status::kTooLarge;
   int64_t const stages = ceil_div<int64_t>(p.k, MidTile::kColumns);
-  args.split = mid_split(across * down, stages, multiprocessors);
+  args.split = static_cast<int32_t>(choice("GRAPHOPT_MANT_SPLIT", mid_split(across * down, stages, multiprocessors)));
   args.stages = static_cast<int32_t>(2 * ceil_div<int64_t>(stages, 2 * args.split));
 
   GRAPHOPT_TRY(allow_shared(reinterpret_cast<void const*>(linear_mid<T>), MidTile::kSharedBytes));

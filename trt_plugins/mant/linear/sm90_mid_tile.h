@@ -6,6 +6,7 @@
 
 namespace graphopt::mant {
 
+// A choice that waits for a measurement: 2 or 4.
 #ifndef MANTFEW_MID_GROUPS
 #define MANTFEW_MID_GROUPS 2
 #endif

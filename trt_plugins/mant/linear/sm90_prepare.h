@@ -40,8 +40,8 @@ constexpr int64_t widened_tokens(int64_t m, int64_t k) {
 ///
 /// Args:
 ///   groups: ceil(K / group).
-constexpr int64_t prepared_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
-  bool const many = m > kMostFewTokens, mid = m > MANTFEW_MID_FROM;
+inline int64_t prepared_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
+  bool const many = m > kMostFewTokens, mid = m >= least_mid();
   if (decode == Decode::kFloat || !(many || mid) || n < 1 || k < 1) return 0;
   int64_t const widened = most_widened_tokens(decode == Decode::kBytes ? std::min(m, kMostFewTokens) : m, k) * k * 2;
   if (decode == Decode::kSplit) return widened;
