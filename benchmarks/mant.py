@@ -59,9 +59,8 @@ def cases() -> Iterator[MantCase]:
     for op, dtype, (n, k), m in itertools.product(DECODERS[1:], _HALVES, ((136, 400), (1000, 2064)), (130, 300)):
         yield MantCase(op, dtype, m, n, k, next(groups), exact=True)
     # Some dozens of tokens: whole and ragged tiles, K divided among 1, 2, 4 and 8 blocks, one tile of tokens and more.
-    for op, (m, n, k) in itertools.product(
-        DECODERS, ((33, 256, 512), (64, 1352, 2064), (70, 136, 4096), (96, 17024, 512), (64, 8200, 1040), (150, 264, 272))
-    ):
+    dozens = ((33, 256, 512), (64, 1352, 2064), (70, 136, 4096), (96, 17024, 512), (64, 8200, 1040), (150, 264, 272))
+    for op, (m, n, k) in itertools.product(DECODERS, (*dozens, (64, 16640, 272))):
         yield MantCase(op, "float16", m, n, k, next(groups))
         yield MantCase(op, "bfloat16", m, n, k)
     # Blocks of 64 rows of W, where those fill the device.

@@ -46,6 +46,21 @@ def _ask(program: Path, lines: list[str]) -> list[tuple[int, ...]]:
     return [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
 
 
+def test_mant_divides_k_where_tiles_are_few(program: Path) -> None:
+    # 8192 x 8192, 4096 x 4096, 28672 x 8192 and 8192 x 28672 with 64 tokens: tiles of 128 rows, stages of 64 columns.
+    asked = [f"mant_mid {tiles} {stages} {H100_MULTIPROCESSORS}" for tiles, stages in ((64, 128), (32, 64), (64, 448))]
+    assert _ask(program, asked) == [(4,), (8,), (4,)]
+    assert _ask(program, [f"mant_mid {H100_MULTIPROCESSORS * 2} 128 {H100_MULTIPROCESSORS}"]) == [(1,)]
+
+
+def test_mant_never_divides_one_stage(program: Path, rng: np.random.Generator) -> None:
+    sizes = [(int(t), int(s)) for t, s in zip(rng.integers(1, 3000, 300), rng.integers(1, 500, 300), strict=True)]
+    chosen = _ask(program, [f"mant_mid {tiles} {stages} {H100_MULTIPROCESSORS}" for tiles, stages in sizes])
+    for (_, stages), (split,) in zip(sizes, chosen, strict=True):
+        assert split in (1, 2, 4, 8)
+        assert split == 1 or split <= stages
+
+
 def test_linear_kernels_fit_their_sizes(program: Path, rng: np.random.Generator) -> None:
     sizes = [
         (int(m), int(n), int(v), int(s))

@@ -6,6 +6,7 @@
 //   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
+//   mant_mid TILES STAGES MULTIPROCESSORS           -> blocks that divide K
 //   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
 #include "mixq/linear/policy.h"
@@ -13,6 +14,7 @@
 #include <iostream>
 #include <string>
 
+#include "mant/linear/sm90_mid_tile.h"
 #include "mixq/linear/sm90_policy.h"
 #include "mixq/linear_w4a8/policy.h"
 #include "mixq/linear_w4a8/sm90_policy.h"
@@ -36,6 +38,9 @@ int main() {
       int const kernel = kind == "sm90" ? static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors))
                                         : static_cast<int>(pick_sm90_w4(m, size, k, capacity, multiprocessors));
       std::cout << kernel << '\n';
+    } else if (kind == "mant_mid") {
+      std::cin >> m >> size >> multiprocessors;
+      std::cout << graphopt::mant::mid_split(m, size, multiprocessors) << '\n';
     } else if (kind == "hadamard") {
       graphopt::vq::HadamardProblem problem{};
       int producer = 0;

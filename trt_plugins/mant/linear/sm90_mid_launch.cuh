@@ -25,7 +25,7 @@ Status launch_mid(LinearParams const& p, int multiprocessors, cudaStream_t strea
   if (down > kMaxGridY) return Status::kTooLarge;
   int64_t const stages = ceil_div<int64_t>(p.k, MidTile::kColumns);
   args.split = static_cast<int32_t>(choice("GRAPHOPT_MANT_SPLIT", mid_split(across * down, stages, multiprocessors)));
-  args.stages = static_cast<int32_t>(2 * ceil_div<int64_t>(stages, 2 * args.split));
+  args.stages = static_cast<int32_t>(mid_stages(stages, args.split));
 
   GRAPHOPT_TRY(allow_shared(reinterpret_cast<void const*>(linear_mid<T>), MidTile::kSharedBytes));
   cudaLaunchAttribute attributes[2];

@@ -39,6 +39,9 @@ struct MidTile {
   static_assert(kTokens * kPartPitch * 4 <= kGroupOffset, "they take the place of the stages");
 };
 
+/// Stages of each of `split` blocks that divide K, even as two take turns.
+constexpr int64_t mid_stages(int64_t stages, int split) { return (stages + 2 * split - 1) / (2 * split) * 2; }
+
 /// Blocks of a cluster, which divide K among them: those that take the fewest rounds of stages.
 ///
 /// Args:
@@ -50,8 +53,7 @@ constexpr int mid_split(int64_t tiles, int64_t stages, int multiprocessors) {
   int best = 1;
   int64_t least = 0;
   for (int split = 1; split <= 8; split *= 2) {
-    int64_t const rounds = (tiles * split + slots - 1) / slots;
-    int64_t const time = rounds * ((stages + split - 1) / split + kOwnStages);
+    int64_t const time = (tiles * split + slots - 1) / slots * (mid_stages(stages, split) + kOwnStages);
     if (split == 1 || time < least) best = split, least = time;
   }
   return best;
