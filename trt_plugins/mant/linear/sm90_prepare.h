@@ -1,6 +1,7 @@
-// What the Hopper M-ANT linears for many tokens make of their operands first, and where they put it.
+// What the Hopper M-ANT linears for more than a few tokens make of their operands first, and where they put it.
 //
 //   split   x as float16, exact: int8 weights cannot hold scale and type exactly, float16 ones to 2^-11
+//           (up to 96 tokens of bytes, too)
 //   bytes   a table of eight int8 for each group and row of W: round(scale table / row_scale), row_scale the largest of
 //           the row over 127
 #pragma once
