@@ -99,13 +99,14 @@ class FewWarp {
   __device__ __forceinline__ void walk(FewCopies<kDecode, Shape>& copies) {
     int place = 0, free = Shape::kStages - 1;
     int const stride = static_cast<int>(blockDim.x) / 32 * kFewColumns;
+    constexpr int kHalvesAtOnce = Shape::kRowTiles > 2 ? 1 : 2;  // two of four tiles want more registers than there are
 #pragma unroll 1
     for (int column = warp_ * kFewColumns; column < args_.k; column += stride) {
       cp_async_wait<Shape::kStages - 2>();
       __syncwarp();  // all lanes' copies of this stage have landed, and all have left the one to be refilled
       copies.next_w(free);
       copies.next_x(free);
-#pragma unroll
+#pragma unroll kHalvesAtOnce
       for (int half = 0; half < 2; ++half) {
         if (column + 64 * half >= args_.k) break;
         multiply_half<kNarrow>(ring_ + place * Layout::kStageBytes, half, column + 64 * half);
