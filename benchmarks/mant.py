@@ -87,6 +87,7 @@ def plugin_cases() -> list[MantCase]:
     # K among blocks of a cluster; rows of W and tokens beyond the last tile's.
     every += [MantCase(op, "float16", m, 136, 1040) for op in DECODERS for m in (64, 70)]
     every += [MantCase(op, "float16", 12, 8200, 272) for op in DECODERS]
+    every += [MantCase(op, t, 20, 72, 160) for op, t in itertools.product(DECODERS, _HALVES)]
     return every + [MantCase(op, "float16", 9, 72, 160, 32) for op in DECODERS]
 
 
