@@ -8,6 +8,7 @@
 //   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
+//   mant_mid M N K MULTIPROCESSORS                  -> tokens of a block, blocks that divide K, microseconds
 //   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
 #include "mixq/linear/policy.h"
@@ -17,6 +18,7 @@
 #include <string>
 
 #include "mant/linear/sm90_expanded_policy.h"
+#include "mant/linear/sm90_mid_tile.h"
 #include "mixq/linear/sm90_policy.h"
 #include "mixq/linear_w4a8/policy.h"
 #include "mixq/linear_w4a8/sm90_policy.h"
@@ -50,6 +52,11 @@ int main() {
       double const folded = mant::folded_time(element, m, n, k, multiprocessors);
       std::cout << rows << ' ' << mant::most_slab_rows(element, n, k) << ' ' << std::lround(expanded) << ' '
                 << std::lround(folded) << '\n';
+    } else if (kind == "mant_mid") {
+      int64_t k = 0;
+      std::cin >> m >> size >> k >> multiprocessors;
+      auto const plan = graphopt::mant::plan_mid(m, size, k, multiprocessors);
+      std::cout << plan.tokens << ' ' << plan.split << ' ' << std::lround(plan.time) << '\n';
     } else if (kind == "hadamard") {
       graphopt::vq::HadamardProblem problem{};
       int producer = 0;
