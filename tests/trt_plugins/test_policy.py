@@ -100,6 +100,7 @@ def test_slabs_of_written_weights_fit_their_workspace(program: Path, rng: np.ran
         *((size, m, 28672, 8192, True) for size in (1, 2) for m in (2048, 4096)),
         *((size, 4096, 8192, 28672, True) for size in (1, 2)),
         *((size, 512, 4096, 4096, True) for size in (1, 2)),
+        (1, 2048, 8192, 28672, True),
         (2, 2048, 8192, 28672, False),
         *((size, 512, n, k, False) for size in (1, 2) for n, k in ((8192, 8192), (28672, 8192), (8192, 28672))),
     ],

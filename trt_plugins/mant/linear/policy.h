@@ -33,14 +33,14 @@ using Few16 = FewShape<2, 2, 8, 2, 2>;
 using Few16Wide = FewShape<4, 2, 12, 2, 1>;
 using Few32 = FewShape<4, 4, 8, 2, 1>;
 
-constexpr int64_t kMostFewTokens = 96;  // on Hopper; above, wgmma
+constexpr int64_t kMostFewTokens = 96;  // on Hopper where weights may not be rounded; above, wgmma
 
 // The kernel for some dozens of tokens on Hopper rounds weights to 16 bits, scale and all, and wants x as T.
 constexpr int64_t kLeastMid = 33;
 constexpr int64_t kMostMid = 256;
+constexpr int64_t kAlwaysMid = 128;  // up to here it is; above, weights of kBytes become int8, the others' by estimate
 constexpr bool is_mid(Decode decode, int64_t m) {
-  // Above, weights of kBytes become int8.
-  return m >= kLeastMid && m <= (decode == Decode::kBytes ? kMostFewTokens : kMostMid);
+  return m >= kLeastMid && m <= (decode == Decode::kBytes ? kAlwaysMid : kMostMid);
 }
 
 /// kFew<tokens>: of a block.

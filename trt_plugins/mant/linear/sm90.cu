@@ -18,10 +18,10 @@ extern template Status launch_mid<__nv_bfloat16>(LinearParams const&, int, cudaS
 
 namespace {
 
-/// Whether the kernel for some dozens of tokens takes `p`; of more than kMostFewTokens by estimate.
+/// Whether the kernel for some dozens of tokens takes `p`.
 bool takes_mid(LinearParams const& p, int multiprocessors) {
   if (!is_mid(p.decode, p.m)) return false;
-  return p.m <= kMostFewTokens ||
+  return p.m <= kAlwaysMid ||
          plan_mid(p.m, p.n, p.k, multiprocessors).time <= folded_time(2, p.m, p.n, p.k, multiprocessors);
 }
 
@@ -44,7 +44,7 @@ Status launch_rounded(LinearParams const& p, void const* x, FoldedTables const& 
 
 /// What comes before the product, behind the slab, which few tokens do without.
 void* prepared(LinearParams const& p) {
-  return static_cast<char*>(p.workspace) + (p.m > kMostFewTokens ? slab_bytes(expanded_size(p.decode), p.n, p.k) : 0);
+  return static_cast<char*>(p.workspace) + (p.m > kAlwaysMid ? slab_bytes(expanded_size(p.decode), p.n, p.k) : 0);
 }
 
 /// y of the tokens that the workspace holds at once, again and again.

@@ -123,7 +123,7 @@ class MidConsumer {
         decode<kSymmetric>(a[s]);
         start(a[s], i > 0 || s > 0);
         wgmma_wait<1>();
-        if (previous >= 0) release(previous);  // nobody of this warp reads the stage before any more
+        if (previous >= 0) release(previous);  // this thread reads the stage before no more
         previous = at_.stage;
         at_.advance();
       }
@@ -171,11 +171,8 @@ class MidConsumer {
     wgmma_commit();
   }
 
-  /// Tell the producer that this warp has read the stage.
-  __device__ __forceinline__ void release(int stage) const {
-    __syncwarp();
-    if (lane_ == 0) mbarrier_arrive(shared_.stages().empty(stage));
-  }
+  /// Tell the producer that this thread has read the stage. Each does: racecheck orders only what the one that arrives read.
+  __device__ __forceinline__ void release(int stage) const { mbarrier_arrive(shared_.stages().empty(stage)); }
 
   MidArgs const& args_;
   MidShared<Tile> const& shared_;
@@ -234,7 +231,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
                        static_cast<int>(blockIdx.y) * Tile::kTokens, rank * args.stages};
   bool const consumer = thread < Tile::kConsumerThreads;
   if (thread == 0) {
-    shared.stages().init(Tile::kConsumerThreads / 32);
+    shared.stages().init(Tile::kConsumerThreads);
     mbarrier_init_fence();
   }
   auto* const entries = reinterpret_cast<uint4*>(memory + Tile::kTableOffset);

@@ -10,7 +10,7 @@
 namespace graphopt::mant {
 
 template <class T, class Tile>
-Status launch_mid_tile(LinearParams const& p, int split, cudaStream_t stream) {
+Status launch_mid_tile(LinearParams const& p, int split, int multiprocessors, cudaStream_t stream) {
   constexpr int64_t kMaxGridY = 65535;
   MidArgs args;
   // A box that reaches past the last token costs more than tokens that exist.
@@ -26,7 +26,11 @@ Status launch_mid_tile(LinearParams const& p, int split, cudaStream_t stream) {
   args.stages = static_cast<int32_t>(mid_stages(ceil_div<int64_t>(p.k, Tile::kColumns), split));
 
   auto const kernel = linear_mid<T, Tile>;
-  GRAPHOPT_TRY(allow_shared(reinterpret_cast<void const*>(kernel), Tile::kSharedBytes));
+  // Where every block can have a multiprocessor of its own, it asks for all of one: behind a small kernel the device
+  // would put two on the first ones that are free.
+  bool const alone = across * down * split <= mid_slots<Tile>(split, multiprocessors) / Tile::kBlocks;
+  int const shared_bytes = alone ? MidTile<128>::kSharedBytes : Tile::kSharedBytes;
+  GRAPHOPT_TRY(allow_shared(reinterpret_cast<void const*>(kernel), static_cast<size_t>(shared_bytes)));
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -35,7 +39,7 @@ Status launch_mid_tile(LinearParams const& p, int split, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(across * split), static_cast<unsigned>(down));
   config.blockDim = dim3(Tile::kThreads);
-  config.dynamicSmemBytes = Tile::kSharedBytes;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
@@ -47,7 +51,7 @@ template <class T>
 Status launch_mid(LinearParams const& p, int multiprocessors, cudaStream_t stream) {
   MidPlan const plan = plan_mid(p.m, p.n, p.k, multiprocessors);
   auto const launch = plan.tokens == 64 ? launch_mid_tile<T, MidTile<64>> : launch_mid_tile<T, MidTile<128>>;
-  return launch(p, plan.split, stream);
+  return launch(p, plan.split, multiprocessors, stream);
 }
 
 }  // namespace graphopt::mant

@@ -39,6 +39,13 @@ struct MidTile {
 /// Stages of each of `split` blocks that divide K, even as two take turns.
 constexpr int64_t mid_stages(int64_t stages, int split) { return (stages + 2 * split - 1) / (2 * split) * 2; }
 
+/// Blocks that the device holds at once.
+template <class Tile>
+constexpr int64_t mid_slots(int split, int multiprocessors) {
+  int64_t const slots = int64_t{multiprocessors} * Tile::kBlocks;
+  return split > 2 ? slots * 15 / 16 : slots;  // larger clusters do not fit everywhere
+}
+
 /// Estimated microseconds on an H100 SXM: of the busiest multiprocessor. Two blocks of it take twice as long as one:
 /// products whose W comes from registers are what it has no more of.
 ///
@@ -49,9 +56,7 @@ template <class Tile>
 constexpr double mid_tile_time(int64_t tiles, int64_t stages, int split, int multiprocessors) {
   constexpr double kStageTime = Tile::kTokens == 64 ? 0.42 : 0.50;
   int64_t const own = 4 + 4 * split;  // what a block takes beside its stages, in stages: more sums meet
-  // Larger clusters do not fit everywhere.
-  int64_t const slots = int64_t{multiprocessors} * Tile::kBlocks * (split > 2 ? 15 : 16) / 16;
-  int64_t const blocks = tiles * split, rest = blocks % slots;
+  int64_t const slots = mid_slots<Tile>(split, multiprocessors), blocks = tiles * split, rest = blocks % slots;
   int64_t const last = (rest + multiprocessors - 1) / multiprocessors;
   return static_cast<double>((blocks / slots * Tile::kBlocks + last) * (mid_stages(stages, split) + own)) * kStageTime;
 }

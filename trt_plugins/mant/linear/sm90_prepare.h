@@ -1,7 +1,7 @@
 // What the Hopper M-ANT linears for more than a few tokens make of their operands first, and where they put it.
 //
 //   split   x as float16, exact: int8 weights cannot hold scale and type exactly, float16 ones to 2^-11
-//           (up to 96 tokens of bytes, too)
+//           (up to 128 tokens of bytes, too)
 //   bytes   a table of eight int8 for each group and row of W: round(scale table / row_scale), row_scale the largest of
 //           the row over 127
 #pragma once
@@ -43,7 +43,7 @@ constexpr int64_t widened_tokens(int64_t m, int64_t k) {
 ///   groups: ceil(K / group).
 constexpr int64_t prepared_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
   if (decode == Decode::kFloat) return 0;
-  bool const widens = decode == Decode::kSplit || m <= kMostFewTokens;
+  bool const widens = decode == Decode::kSplit || m <= kAlwaysMid;
   return widens ? most_widened_tokens(m, k) * k * 2 : groups * n * 16 + n * 4;
 }
 
