@@ -79,8 +79,9 @@ def text_table(rows: Sequence[Row], accuracy: Sequence[Row]) -> str:
             "fp16" if name == "none" else name, page.number(ppl, ".3f"),
             page.number(body, ".3f") + (" (fp32)" if name == "none" else ""), f"{rate:.0f}",
             "" if name == "none" else f"{same} of {len(texts)}" + (f"; parts after {parted} tokens" if parted else ""),
+            texts[0]["commit"],
         ))  # fmt: skip
-    head = ("engine", "perplexity", "by function bodies", "tokens/s", "same text for 64 tokens")
+    head = ("engine", "perplexity", "by function bodies", "tokens/s", "same text for 64 tokens", "commit")
     return "\n".join(tables.table(head, lines)) + "\n"
 
 

@@ -63,11 +63,10 @@ def accuracy(model: str, rows: Sequence[dict]) -> Iterator[str]:
 
 
 def engines(rows: Sequence[dict]) -> Iterator[str]:
-    commits = ", ".join(dict.fromkeys(r["commit"] for r in rows))
     yield (
-        f"{rows[0]['gpu']}, driver {rows[0]['driver']}; commits {commits}, {rows[-1]['date']}. Microseconds of a call "
-        "of random layers, CUDA graph; in brackets, how many times as fast as TensorRT's own fp16 engine. Behind a +, "
-        "the format of the cache.\n"
+        f"{rows[0]['gpu']}, driver {rows[0]['driver']}; {rows[-1]['date']}. Microseconds of a call of random layers, "
+        "CUDA graph; in brackets, how many times as fast as TensorRT's own fp16 engine. Behind a +, the format of the "
+        "cache; in the last column, the commit that was measured.\n"
     )
     of_model: dict[str, list[dict]] = {}
     for row in rows:
@@ -75,9 +74,13 @@ def engines(rows: Sequence[dict]) -> Iterator[str]:
     for label, mine in of_model.items():
         cases = list(dict.fromkeys(r["case"] for r in sorted(mine, key=lambda r: (r["phase"], r["B"]))))
         found = {(r["scheme"], r["case"]): r for r in mine}
-        head = ("engine", *(case.removeprefix(f"{label} ") for case in cases))
+        head = ("engine", *(case.removeprefix(f"{label} ") for case in cases), "commit")
         lines = [
-            (scheme, *(engine_cell(found.get((scheme, case))) for case in cases))
+            (
+                scheme,
+                *(engine_cell(found.get((scheme, case))) for case in cases),
+                ", ".join(dict.fromkeys(r["commit"] for r in mine if r["scheme"] == scheme)),
+            )
             for scheme in dict.fromkeys(r["scheme"] for r in mine)
         ]
         yield from (f"{label}:\n", *tables.table(head, lines), "")
@@ -91,7 +94,7 @@ def engine_cell(row: dict | None) -> str:
 
 
 def generation(rows: Sequence[dict]) -> Iterator[str]:
-    yield f"{rows[0]['gpu']}; commit {rows[0]['commit']}, {rows[0]['date']}. Greedy, one sequence.\n"
+    yield f"{rows[0]['gpu']}; {rows[-1]['date']}. Greedy, one sequence.\n"
     texts = [r for r in rows if r["suite"] == "generate"]
     perplexity = {r["scheme"]: r["ppl"] for r in rows if r["suite"] == "perplexity"}
     lines = []
@@ -104,14 +107,14 @@ def generation(rows: Sequence[dict]) -> Iterator[str]:
         same = sum(r["equal_tokens"] == r["tokens"] for r in mine)
         lines.append((
             scheme, mine[0]["runner"], mine[0]["cache"], f"{same} of {len(mine)}", ", ".join(parted), f"{rate:,.0f}",
-            number(perplexity.get(scheme), ".3f"),
+            number(perplexity.get(scheme), ".3f"), mine[0]["commit"],
         ))  # fmt: skip
     yield (
         "Where a text is another one: by how much the reference's logit of its own token is larger there than that of "
         "the other one (in brackets, the standard deviation of what the scheme's logits differ by from the "
         "reference's).\n"
     )
-    head = ("scheme", "runs in", "KV cache", "same text", "where not", "tokens/s", "perplexity")
+    head = ("scheme", "runs in", "KV cache", "same text", "where not", "tokens/s", "perplexity", "commit")
     yield from tables.table(head, lines)
 
 

@@ -65,7 +65,7 @@ def test_a_hold_is_recorded(record: Any, root: Path, tmp_path: Path, monkeypatch
           for s, us in (("tensorrt_fp16", 1600), ("mixq-w4a8", 400)) for b in (1, 16)),
     ]  # fmt: skip
     text = {"suite": "generate", "scheme": "vq-quip4+cq4", "case": "x", "ids": [1], "tokens": 1}
-    text |= {"decode_tokens_s": 400.0, "runner": "r", "cache": "static"}
+    text |= {"decode_tokens_s": 400.0, "runner": "r", "cache": "static", "commit": "0123456789ab"}
     texts = [text, {"suite": "perplexity", "scheme": "vq-quip4+cq4", "ppl": 23.1}]
     steps = [
         {"step": "a", "state": "done", "at": 1.0, "seconds": 2.0, "processor_seconds": 1.0, "states": {}, "note": ""}
@@ -93,8 +93,8 @@ def test_a_hold_is_recorded(record: Any, root: Path, tmp_path: Path, monkeypatch
     assert "one layer of Llama-2-7B's shape: w8a8 2.0 times." in readme
     assert "One layer of Llama-2-70B's shape, for 1 and 16 sequences: w4a8 4.0 and 4.0 times." in readme
     assert "21.155 in float16, 21.228 in w8a8 and 23.100 in quip4 with cq4." in readme
-    assert "| mixq-w8a8 | 900 (2.00×) |" in notes
-    assert "| vq-quip4+cq4 | 23.100 | 23.265 | 400 | 1 of 1 |" in notes
+    assert "| mixq-w8a8 | 900 (2.00×) | 0123456789ab |" in notes
+    assert "| vq-quip4+cq4 | 23.100 | 23.265 | 400 | 1 of 1 | 0123456789ab |" in notes
 
 
 def test_a_changed_section_of_the_notes_is_not_guessed_at(record: Any) -> None:
