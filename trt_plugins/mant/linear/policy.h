@@ -38,7 +38,7 @@ constexpr int64_t kMostFewTokens = 96;  // on Hopper where weights may not be ro
 // The kernel for some dozens of tokens on Hopper rounds weights to 16 bits, scale and all, and wants x as T.
 constexpr int64_t kLeastMid = 33;
 constexpr int64_t kMostMid = 256;
-constexpr int64_t kAlwaysMid = 128;  // up to here it is; above, weights of kBytes become int8, the others' by estimate
+constexpr int64_t kAlwaysMid = 128;  // above, weights of kBytes become int8, and the others go by estimate
 constexpr bool is_mid(Decode decode, int64_t m) {
   return m >= kLeastMid && m <= (decode == Decode::kBytes ? kAlwaysMid : kMostMid);
 }
