@@ -40,6 +40,14 @@ __device__ __forceinline__ void prefetch_line(void const* pointer) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer) : "memory");
 }
 
+/// Add to a number in global memory and return what it was: what this thread has written, or seen written, before can
+/// be seen by whoever acquires the sum, on the whole device, and the other way round.
+__device__ __forceinline__ int32_t atomic_add_acq_rel(int32_t* pointer, int32_t value) {
+  int32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(before) : "l"(pointer), "r"(value) : "memory");
+  return before;
+}
+
 /// Byte i is chosen by nibble i of `select`: its lower three bits are the number of a byte of (high, low), its top bit
 /// asks for eight copies of that byte's sign instead. __byte_perm ignores the top bit.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t select) {

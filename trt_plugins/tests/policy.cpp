@@ -8,6 +8,7 @@
 //   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
+//   even_blocks BLOCKS SEGMENTS TILES              -> blocks
 //   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
 #include "mixq/linear/policy.h"
@@ -16,6 +17,7 @@
 #include <iostream>
 #include <string>
 
+#include "attention/policy.h"
 #include "mant/linear/sm90_expanded_policy.h"
 #include "mixq/linear/sm90_policy.h"
 #include "mixq/linear_w4a8/policy.h"
@@ -50,6 +52,10 @@ int main() {
       double const folded = mant::folded_time(element, m, n, k, multiprocessors);
       std::cout << rows << ' ' << mant::most_slab_rows(element, n, k) << ' ' << std::lround(expanded) << ' '
                 << std::lround(folded) << '\n';
+    } else if (kind == "even_blocks") {
+      uint32_t blocks = 0, segments = 0, tiles = 0;
+      std::cin >> blocks >> segments >> tiles;
+      std::cout << graphopt::attention::even_blocks(blocks, segments, tiles) << '\n';
     } else if (kind == "hadamard") {
       graphopt::vq::HadamardProblem problem{};
       int producer = 0;
