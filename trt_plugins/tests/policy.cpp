@@ -9,6 +9,7 @@
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
 //   even_blocks BLOCKS SEGMENTS TILES              -> blocks
+//   mant_mid M N K MULTIPROCESSORS                  -> tokens of a block, blocks that divide K, microseconds
 //   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
 #include "mixq/linear/policy.h"
@@ -19,6 +20,7 @@
 
 #include "attention/policy.h"
 #include "mant/linear/sm90_expanded_policy.h"
+#include "mant/linear/sm90_mid_tile.h"
 #include "mixq/linear/sm90_policy.h"
 #include "mixq/linear_w4a8/policy.h"
 #include "mixq/linear_w4a8/sm90_policy.h"
@@ -56,6 +58,11 @@ int main() {
       uint32_t blocks = 0, segments = 0, tiles = 0;
       std::cin >> blocks >> segments >> tiles;
       std::cout << graphopt::attention::even_blocks(blocks, segments, tiles) << '\n';
+    } else if (kind == "mant_mid") {
+      int64_t k = 0;
+      std::cin >> m >> size >> k >> multiprocessors;
+      auto const plan = graphopt::mant::plan_mid(m, size, k, multiprocessors);
+      std::cout << plan.tokens << ' ' << plan.split << ' ' << std::lround(plan.time) << '\n';
     } else if (kind == "hadamard") {
       graphopt::vq::HadamardProblem problem{};
       int producer = 0;
