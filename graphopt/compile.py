@@ -11,6 +11,7 @@ from pathlib import Path
 from graphopt.core import pipeline
 from graphopt.core.canonical import inner_linears, linears
 from graphopt.core.integrity import check_constants
+from graphopt.core.jobs import at_most
 from graphopt.core.op import attach_bodies
 from graphopt.core.pipeline import Stage
 from graphopt.core.recipe import Recipe
@@ -66,6 +67,7 @@ def optimize(
     statistics: Statistics | None = None,
     *,
     dry_run: bool = False,
+    jobs: int | None = None,
     dump_dir: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -76,6 +78,7 @@ def optimize(
         recipe: which linears get which scheme.
         statistics: of `graphopt calibrate`; None leaves schemes to what they can do without.
         dry_run: report what would be done; only the canonical form is made (in memory).
+        jobs: threads or processes that quantize at a time; None for what `graphopt.core.jobs.count` says.
         dump_dir, progress: as `graphopt.core.pipeline.run` takes them.
 
     Raises:
@@ -112,4 +115,5 @@ def optimize(
     stages = [_INFER, *CANONICALIZE, Stage("kv-cache", lower_cache), Stage("lower", lower)]
     if not dry_run:
         stages += [Stage("legalize", legalize), _ATTACH]
-    return pipeline.run(model, stages, dump_dir=dump_dir, progress=progress)
+    with at_most(jobs):
+        return pipeline.run(model, stages, dump_dir=dump_dir, progress=progress)

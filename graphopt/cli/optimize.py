@@ -44,6 +44,14 @@ def optimize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be rewritten and what not, and why.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads or processes that quantize at a time; default: processors, or OMP_NUM_THREADS, at most 16.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     dump_ir: Annotated[Path | None, typer.Option(help="Write the IR text after every stage into this folder.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -87,7 +95,13 @@ def optimize(
     before = size_table(loaded)
     with console.status("loading") as status:
         report = compile.optimize(
-            loaded, rules, statistics, dry_run=dry_run, dump_dir=dump_ir, progress=lambda stage: status.update(stage)
+            loaded,
+            rules,
+            statistics,
+            dry_run=dry_run,
+            jobs=jobs,
+            dump_dir=dump_ir,
+            progress=lambda stage: status.update(stage),
         )
         status.update("saving")
         files = [] if dry_run else ir.save(loaded, output)

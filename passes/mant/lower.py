@@ -65,11 +65,11 @@ class Mant:
             planned.append((linear, _Plan.of(linear, config, entry), entry))
         moments = _Moments()
         inputs = _Inputs(model, [(linear, plan) for linear, plan, _ in planned], self._quantize)
-        for linear, plan, entry in planned:
+        for number, (linear, plan, entry) in enumerate(planned, 1):
             if dry_run:
                 report.rewritten(STAGE, self.name, linear.name, plan.described())
                 continue
-            report.progress(f"{STAGE}: {linear.name}")
+            report.progress(f"{STAGE}: {number} of {len(planned)}, {linear.name}")
             weight = quantize_weight(linear, plan.config, moments.calibration(linear, plan, entry))
             detail = _replace(model, linear, plan, weight, inputs)
             report.rewritten(STAGE, self.name, linear.name, plan.described(), **detail)
