@@ -37,7 +37,8 @@ def optimize(
         What was rewritten and what was not, with reasons.
 
     Raises:
-        GraphOptError: model, recipe and statistics do not fit each other.
+        GraphOptError: model, recipe and statistics do not fit each other, or nothing of what the recipe asks for can be
+            done.
     """
     if isinstance(recipe, Path):
         recipe = Recipe.load(recipe, SCHEMES, CACHES)
@@ -45,4 +46,4 @@ def optimize(
         recipe = Recipe.preset(recipe, SCHEMES)
     if statistics is not None and not isinstance(statistics, Statistics):
         statistics = Statistics.load(Path(statistics))
-    return compile.optimize(model, recipe, statistics, dry_run=dry_run, jobs=jobs)
+    return compile.optimize(model, recipe, statistics, dry_run=dry_run, strict=not dry_run, jobs=jobs)

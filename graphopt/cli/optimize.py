@@ -60,6 +60,9 @@ def optimize(
     The result is one ONNX file that runs in ONNX Runtime as it is (every custom op carries its definition as a
     model-local function) and in TensorRT with our plugins.
 
+    What stays as it is, is listed with its reason. Where no linear can go through the scheme, or the cache cannot be
+    updated in place, nothing is written and the exit code is 2.
+
     Examples:
 
       graphopt optimize model.onnx --dry-run
@@ -99,6 +102,7 @@ def optimize(
             rules,
             statistics,
             dry_run=dry_run,
+            strict=not dry_run,
             jobs=jobs,
             dump_dir=dump_ir,
             progress=lambda stage: status.update(stage),

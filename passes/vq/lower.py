@@ -67,9 +67,10 @@ class VQ:
         inputs = _Inputs(model)
         read = [inputs.tensor(job) for job in jobs]
         details = []
+        report.begin(STAGE, len(jobs))
         with in_processes(map(inputs.task, jobs), _processes(jobs)) as made:
-            for number, (job, x) in enumerate(zip(jobs, read, strict=True), 1):
-                report.progress(f"{STAGE}: {number} of {len(jobs)}, {job.linear.name}")
+            for job, x in zip(jobs, read, strict=True):
+                report.step(job.linear.name)
                 details.append(_replace(model, job.linear, x, next(made)))
         sources = inputs.fuse()
         for job, x, detail in zip(jobs, read, details, strict=True):

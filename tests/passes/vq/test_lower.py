@@ -65,7 +65,7 @@ def test_progress_names_each_linear(rng: np.random.Generator) -> None:
     heard: list[str] = []
     report = Report(on_progress=heard.append)
     SCHEME.lower(CanonicalMlp.random(rng).model, dict.fromkeys("qko", VQConfig(rounds=0)), None, report, dry_run=False)
-    assert [text.split()[-1] for text in heard] == ["q", "k", "o"]
+    assert heard == ["lower-vq: 1 of 3, q", "lower-vq: 2 of 3, k", "lower-vq: 3 of 3, o"]
 
 
 def test_gptq_needs_second_moments(rng: np.random.Generator) -> None:
