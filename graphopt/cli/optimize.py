@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli.console import JsonFlag, console, emit, guard
+from graphopt.cli.console import JsonFlag, emit, guard, status
 from graphopt.cli.tables import findings_table, linear_counts, size_table
 from graphopt.core.cache import CacheFormat
 from graphopt.core.scheme import Scheme
@@ -96,7 +96,7 @@ def optimize(
         check_target(output)
     loaded = ir.load(model)
     before = size_table(loaded)
-    with console.status("loading") as status:
+    with status("loading") as say:
         report = compile.optimize(
             loaded,
             rules,
@@ -105,9 +105,9 @@ def optimize(
             strict=not dry_run,
             jobs=jobs,
             dump_dir=dump_ir,
-            progress=lambda stage: status.update(stage),
+            progress=say,
         )
-        status.update("saving")
+        say("saving")
         files = [] if dry_run else ir.save(loaded, output)
     after = size_table(loaded)
     sizes = {"before": before, "after": after, "linears": linear_counts(report)}
