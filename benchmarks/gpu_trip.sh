@@ -109,7 +109,7 @@ vq() {
     local failed=0 run tool preset
     timeout 60 python3 benchmarks/kernels/vq.py --output "$out/vq_check" --check-only 2>&1 | tee "$out/vq_check.log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
-    for run in memcheck {racecheck,synccheck}\ {0,1,2,3}; do
+    for run in memcheck {racecheck,synccheck}\ {0..11}; do
         read -r tool preset <<< "$run"
         timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
             carry/vq_small carry/libvq.so $preset > "$out/vq_$tool$preset.log" 2>&1 || failed=1

@@ -347,11 +347,12 @@ GRAPHOPT_EXPORT int32_t graphopt_vq_linear(int32_t dtype, int64_t m, int64_t n, 
   return static_cast<int32_t>(graphopt::vq::launch_linear(params, static_cast<cudaStream_t>(stream)));
 }
 
-GRAPHOPT_EXPORT int64_t graphopt_vq_linear_workspace_bytes(int64_t n, int64_t k, int32_t vector, int32_t bits,
-                                                           int32_t residuals, int64_t tile_rows,
+GRAPHOPT_EXPORT int64_t graphopt_vq_linear_workspace_bytes(int64_t m, int64_t n, int64_t k, int32_t vector,
+                                                           int32_t bits, int32_t residuals, int64_t tile_rows,
                                                            int64_t tile_columns) {
+  auto const dtype = static_cast<int32_t>(DType::kFloat16);
   return static_cast<int64_t>(graphopt::vq::linear_workspace_bytes(
-      vq_sizes(/*dtype=*/0, /*m=*/0, n, k, vector, bits, residuals, tile_rows, tile_columns)));
+      vq_sizes(dtype, m, n, k, vector, bits, residuals, tile_rows, tile_columns)));
 }
 
 GRAPHOPT_EXPORT int32_t graphopt_vq_linear_e8(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t residuals,

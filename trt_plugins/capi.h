@@ -176,15 +176,17 @@ int32_t graphopt_vq_attention(int32_t dtype, int64_t batch, int64_t seq, int64_t
 //   codes      [N, B] int8   a little-endian stream of bits per row: code (j, i) takes the b bits from bit b (r j + i) on;
 //                            B = 16 ceil(ceil(K / v) r b / 128)
 //   codebooks  [ceil(N / tile_rows), ceil(K / tile_columns), r, 2^b, v] float16; tile_columns a multiple of v, or at least K
-//   workspace  of graphopt_vq_linear_workspace_bytes bytes, aligned to 16; null: kernels that need one are not used
+//   workspace  of graphopt_vq_linear_workspace_bytes bytes for M tokens or more, aligned to 16; null: kernels that need one are
+//              not used
 // Codes, codebooks, scale and bias must not be written by the kernel before on the stream: reading them may start earlier.
 int32_t graphopt_vq_linear(int32_t dtype, int64_t m, int64_t n, int64_t k, int32_t vector, int32_t bits,
                            int32_t residuals, int64_t tile_rows, int64_t tile_columns, void const* x,
                            int8_t const* codes, void const* codebooks, float const* scale, void const* bias, void* y,
                            void* workspace, void* stream);
 
-int64_t graphopt_vq_linear_workspace_bytes(int64_t n, int64_t k, int32_t vector, int32_t bits, int32_t residuals,
-                                           int64_t tile_rows, int64_t tile_columns);
+// For at most m tokens of 16 bits.
+int64_t graphopt_vq_linear_workspace_bytes(int64_t m, int64_t n, int64_t k, int32_t vector, int32_t bits,
+                                           int32_t residuals, int64_t tile_rows, int64_t tile_columns);
 
 // The same with c[n, 8 j + e] = sum over i of ratios[i] e8(code(n, j, i))[e], codes of 16 bits, residuals 1 or 2: points of the
 // lattice E8 (trt_plugins/vq/linear/lattice.cuh). ratios [residuals] float, ratios[0] not 0.

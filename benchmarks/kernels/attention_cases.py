@@ -50,6 +50,8 @@ def cached_checks() -> Iterator[Case]:
         yield Case(2, 1000, 2, 2, 128, 1500, (0, 333), rotary=False, dtype=dtype)
         yield Case(1, 129, 1, 6, 64, 4096, (3900,), in_place=False, dtype=dtype)
         yield Case(2, 257, 2, 3, 64, 1024, (767, 1), dtype=dtype)
+        yield Case(2, 1, 1, 4, 128, 2200, (2100, 700), dtype=dtype)  # many blocks have parts of a segment
+        yield Case(1, 1, 2, 2, 256, 1200, (1150,), dtype=dtype)
         yield Case(2, 1024, 8, 4, 128, 1536, (512, 100), dtype=dtype)  # more work than blocks
         for head_size in (64, 128):
             yield Case(3, 210, 2, 2, head_size, 600, (100, 3, 390), tables=3, dtype=dtype)
@@ -79,6 +81,17 @@ def vq_checks() -> Iterator[Case]:
             yield Case(2, 330, 2, 2, head_size, 700, (100, 17), rotary=False, dtype=dtype, vector=vector)
     yield Case(8, 1, 8, 4, 128, 3000, (2999, 10, 1500, 1, 0, 700, 2048, 63), vector=2)
     yield Case(70, 1, 2, 1, 128, 1200, tuple(range(0, 1120, 16)), vector=4)
+    for vector in (2, 4):  # segments that are as long as each other: blocks end where they do
+        for dtype in (half, bf16):
+            yield Case(8, 1, 8, 4, 128, 2048, (2047,), vector=vector, dtype=dtype)
+            yield Case(8, 1, 32, 1, 128, 512, (511,), vector=vector, dtype=dtype)
+            yield Case(2, 1, 2, 4, 128, 300, (-5, 1 << 30), vector=vector, dtype=dtype)
+            yield Case(2, 1, 2, 1, 128, 1100, (1030, 3), tables=2, in_place=False, vector=vector, dtype=dtype)
+        yield Case(2, 1, 2, 3, 128, 700, (640, 3), rotary=False, vector=vector)
+        yield Case(70, 1, 4, 4, 128, 600, tuple(range(0, 560, 8)), vector=vector)
+        yield Case(70, 1, 4, 1, 128, 600, (599,), vector=vector)
+        yield Case(1, 1, 1, 4, 128, 20_000, (19_900,), vector=vector)  # many blocks have parts of a segment
+    yield Case(3, 1, 2, 4, 64, 900, (899, 512, 0), vector=2)
     yield Case(2, 70, 1, 2, 128, 300_000, (40, 7), tables=2, vector=2)  # keys and values take turns to be written out
     yield Case(2, 3, 2, 2, 32, 90, (50, 7), vector=16, dtype=torch.float32)
 

@@ -69,6 +69,7 @@ def checks() -> Iterator[Case]:
         yield Case(1, 2, 2, 128, 320, (-5, 1 << 30), dtype)
         yield Case(1, 2, 1, 128, 1024, (62, 63, 64, 127, 128, 255, 256, 1023), dtype)  # ends of pages and tiles
         yield Case(1, 2, 4, 128, 320, (255, 13), dtype, in_place=False)
+        yield Case(1, 1, 4, 128, 8192, (8100,), dtype)  # many blocks have parts of a segment
         yield Case(3, 2, 4, 64, 320, (125, 13), dtype, rotary=False)
         yield Case(2, 2, 2, 96, 320, (125, 13), dtype, page=32)
         yield Case(2, 2, 2, 256, 320, (127, 13), dtype)

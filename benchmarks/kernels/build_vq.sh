@@ -8,9 +8,12 @@ arch=${2:-90a}
 objects=${3:-carry/vq}
 hopper=$([ "$arch" = 90a ] && echo -DGRAPHOPT_SM90A || true)
 mkdir -p carry "$objects"
-sources="benchmarks/kernels/vq.cu trt_plugins/common/check.cpp trt_plugins/vq/linear/plan.cpp
+sources="benchmarks/kernels/vq.cu trt_plugins/common/check.cpp trt_plugins/vq/linear/plan.cpp trt_plugins/vq/linear/expand.cpp
     trt_plugins/vq/linear/launch.cu trt_plugins/vq/linear/few_bf16.cu trt_plugins/vq/linear/few_f16.cu"
-[ -z "$hopper" ] || sources="$sources trt_plugins/common/tensor_map.cpp trt_plugins/vq/linear/sm90_bf16.cu trt_plugins/vq/linear/sm90_f16.cu"
+[ -z "$hopper" ] || sources="$sources trt_plugins/common/tensor_map.cpp trt_plugins/vq/linear/sm90_bf16.cu trt_plugins/vq/linear/sm90_f16.cu
+    trt_plugins/vq/linear/expand_bf16.cu trt_plugins/vq/linear/expand_f16.cu trt_plugins/common/gemm/gemm.cpp
+    trt_plugins/common/gemm/sm90_i8_f16.cu trt_plugins/common/gemm/sm90_i8_bf16.cu trt_plugins/common/gemm/sm90_f16_f16.cu
+    trt_plugins/common/gemm/sm90_f16_bf16.cu trt_plugins/common/gemm/sm90_bf16_bf16.cu"
 for source in $sources; do
     object="$objects/$(echo "$source" | tr / _).o"
     "$nvcc" -std=c++17 -O3 -DNDEBUG $hopper -lineinfo -I trt_plugins "-gencode=arch=compute_$arch,code=sm_$arch" \

@@ -1,6 +1,6 @@
 """Check and time every kernel of vector-quantized linears; hadamard.py does it for the transform.
 
-    python3 benchmarks/kernels/vq.py --output DIR [--check-only]
+    python3 benchmarks/kernels/vq.py --output DIR [--check-only] [--kernels expanded ...]
 
 needs PyTorch, the checkout on PYTHONPATH and carry/libvq.so (build_vq.sh). Kernels are compared with the decoded
 weight in float64. Results: DIR/vq_check.json and DIR/vq_kernels.json, written as they come; the second is what
@@ -13,7 +13,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,34 @@ TYPES = (torch.float32, torch.float16, torch.bfloat16)
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 #: Of the terms' magnitude: sums in float32, which tensor cores truncate.
 FLOAT32_ERROR = 2.0**-21
-KERNELS = ("few8", "few16", "rows8", "table", "tile64", "tile128", "tile256", "generic")
-SPLITTING = ("few", "tile")  # whose blocks can share K
+KERNELS = ("few8", "few16", "rows8", "table", "tile64", "tile128", "tile256", "expanded", "generic")
+SPLITTING = ("few", "tile", "expanded")  # whose blocks can share K; or W be in the smallest slabs instead
 PLANNED = -1
 #: Tokens, rows and columns that are no multiples of what blocks take, and X in panels.
 CHECKS = (
     (1, 136, 1032), (1, 1000, 4104), (1, 256, 64), (2, 261, 8192), (5, 264, 1544), (8, 1000, 28680), (9, 264, 1544),
     (16, 520, 2056), (50, 136, 1032), (100, 264, 520), (130, 520, 4104), (600, 2056, 1032), (3, 64, 1030),
+    (2000, 2040, 2056),
 )  # fmt: skip
+#: Formats that no kernel but `expanded` and the generic one takes here: any v, b, r and tiles; several reads of 32 bits
+#: for eight columns; codebooks that have no room in shared memory; more tiles than blocks.
+OTHERS = {
+    "vq-4-8-2": VqFormat(4, 8, 2),
+    "vq-2-6-1": VqFormat(2, 6, 1),
+    "vq-8-10-1": VqFormat(8, 10, 1),
+    "vq-16-12-2": VqFormat(16, 12, 2),
+    "vq-8-16-1": VqFormat(8, 16, 1),
+    "vq-4-8-2-t256": VqFormat(4, 8, 2, tile=256),
+    "vq-16-8-1-t32": VqFormat(16, 8, 1, tile=32),
+    "vq-2-9-3": VqFormat(2, 9, 3),
+    "vq-4-11-3": VqFormat(4, 11, 3),
+    "vq-2-13-1": VqFormat(2, 13, 1),
+    "vq-4-15-1": VqFormat(4, 15, 1),
+    "vq-2-16-1": VqFormat(2, 16, 1),
+    "vq-4-8-1-t8": VqFormat(4, 8, 1, tile=8),
+    "vq-e8-1": VqFormat(8, 16, 1, lattice=True),
+}
+OTHERS_CHECKS = ((1, 136, 1032), (70, 264, 520), (130, 520, 1544), (300, 1032, 2056))
 TIMES = [
     (m, n, k)
     for n, k in ((8192, 8192), (28672, 8192), (8192, 28672), (4096, 4096))
@@ -91,7 +111,7 @@ class Operands:
             "scale": torch.rand(n, device="cuda") * 0.1 + 0.01,
             "bias": torch.randn(n, device="cuda").to(self.dtype),
             "y": torch.full((m * n + GUARD,), 7.0, device="cuda", dtype=self.dtype),
-            "workspace": torch.empty(-(-k // 64) * n, device="cuda"),
+            "workspace": torch.empty(2 * n * k + 4 * n + 128, device="cuda", dtype=torch.int8),
         }
 
     def another(self) -> "Operands":
@@ -118,7 +138,7 @@ class Operands:
                 torch.tensor(np.array(a), device="cuda").double() for a in (e8.table(), *e8.signs_and_shifts())
             )
             entries = points[codes & 255] * signs[codes >> 8] + shifts[codes >> 8]
-            total = (entries * t["ratios"].double()[:, None]).sum(2)
+            total = (entries * t["ratios"].double()[: fmt.residuals, None]).sum(2)
         else:
             rows, columns = fmt.tiles(n, k)
             g = (torch.arange(n, device="cuda") // rows)[:, None]
@@ -146,7 +166,7 @@ class Operands:
         exact = x @ w.T * scale + t["bias"].double()
         size = (x.square() @ w.square().T).sqrt() * scale
         # Elements of w are rounded to T like y, entries and their sums both where T is not the codebooks' type.
-        roundings = 5 if self.dtype == torch.bfloat16 else 3
+        roundings = (5 if self.dtype == torch.bfloat16 else 3) * max(2, self.fmt.residuals) / 2
         bound = UNIT_ROUNDOFF[self.dtype] * (exact.abs() + roundings * size)
         bound += FLOAT32_ERROR * (x.abs() @ w.abs().T * scale) + 1e-6
         if products:
@@ -166,6 +186,7 @@ class Library:
         self.c = ctypes.CDLL(str(ROOT / "carry/libvq.so"))
         self.c.vq_status.restype = ctypes.c_char_p
         self.c.vq_linear.argtypes = [ctypes.c_int] * 2 + [ctypes.c_void_p] * 3
+        self.c.vq_expanded.argtypes = [ctypes.c_int, ctypes.c_int64] + [ctypes.c_void_p] * 3
 
     def linear(self, operands: Operands, kernel: int, split: int = 1) -> bool:
         """Enqueue one; False where the kernel does not take the operands.
@@ -173,12 +194,19 @@ class Library:
         Raises:
             RuntimeError: it was refused for another reason.
         """
+        return self._enqueue(partial(self.c.vq_linear, kernel, split), operands)
+
+    def expanded(self, operands: Operands, slab_rows: int, *, alone: bool) -> bool:
+        """The same with W in slabs of so many rows; ``alone``: expand them, without the product."""
+        return self._enqueue(partial(self.c.vq_expanded, int(alone), slab_rows), operands)
+
+    def _enqueue(self, call: Callable[..., int], operands: Operands) -> bool:
         fmt, (m, n, k), t = operands.fmt, operands.shape, operands.tensors
         values = TYPES.index(operands.dtype), m, n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k)
         names = ("x", "codes", "books", "ratios", "scale", "bias", "y", "workspace")
         pointers = [None if name == "books" and fmt.lattice else t[name].data_ptr() for name in names]
         sizes, addresses = (ctypes.c_int64 * len(values))(*values), (ctypes.c_void_p * len(names))(*pointers)
-        status = self.c.vq_linear(kernel, split, sizes, addresses, stream())
+        status = call(sizes, addresses, stream())
         if status > 0:
             raise RuntimeError(self.c.vq_status(status).decode())
         return status == 0
@@ -203,15 +231,20 @@ def check_linear(library: Library, operands: Operands, kernel: int, split: int) 
     return {"excess": round(excess, 4), "same_bits": same, "failed": not (same and excess <= 1)}
 
 
-def linear_checks(library: Library) -> Iterator[dict[str, Any]]:
-    for scheme, fmt in FORMATS.items():
+def linear_checks(library: Library, kernels: tuple[str, ...] = KERNELS) -> Iterator[dict[str, Any]]:
+    """Every preset with `kernels`, or what is planned where these are all, and other formats with `expanded`."""
+    planned = [(PLANNED, 1)] if kernels == KERNELS else []
+    every = [*planned, *((KERNELS.index(name), s) for name in kernels for s in (1, 2))]
+    for scheme, fmt in (FORMATS | OTHERS).items():
         for dtype in TYPES:
-            for shape in CHECKS:
+            for shape in CHECKS if scheme in FORMATS else OTHERS_CHECKS:
                 if dtype == torch.float32 and shape[0] * shape[1] * shape[2] > 1 << 26:
                     continue  # the generic kernel takes long
                 operands = Operands(fmt, dtype, shape)
-                for kernel, split in [(PLANNED, 1), *((i, s) for i in range(len(KERNELS)) for s in (1, 2))]:
+                for kernel, split in every:
                     if split == 2 and not KERNELS[kernel].startswith(SPLITTING):
+                        continue
+                    if scheme in OTHERS and KERNELS[kernel] != "expanded":
                         continue
                     if result := check_linear(library, operands, kernel, split):
                         name = "planned" if kernel == PLANNED else KERNELS[kernel]
@@ -241,15 +274,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--check-only", action="store_true")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, help="those that are checked")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     library, failures, rows = Library(), 0, []
-    for row in linear_checks(library):
+    for row in linear_checks(library, tuple(options.kernels)):
         rows.append(row)
         failures += row["failed"]
         if row["failed"]:
             print(row, flush=True)
-    (options.output / "vq_check.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (options.output / "vq_check.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(f"{len(rows)} checks, {failures} failures", flush=True)
     if not options.check_only:
         rows = []

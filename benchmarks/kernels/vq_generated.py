@@ -1,4 +1,4 @@
-"""Check and time generated kernels of vector-quantized linears, of formats that no preset has.
+"""Check and time vector-quantized linears of formats that no preset has: generated kernels, and W expanded.
 
     python3 benchmarks/kernels/vq_generated.py LIBRARY --output DIR [--check-only]
 
@@ -33,13 +33,17 @@ FORMATS = {
     "vq-4-8-2-t256": VqFormat(4, 8, 2, tile=256),
 }
 #: Tokens, rows and columns that are no multiples of what blocks take, and X in panels.
-CHECKS = ((1, 136, 1032), (3, 261, 1544), (16, 520, 2056), (64, 264, 4104), (2, 256, 64), (8, 1000, 28680))
-TIMES = [(m, n, n) for n in (8192, 4096) for m in (1, 4, 16, 64)]
+CHECKS = (
+    (1, 136, 1032), (3, 261, 1544), (16, 520, 2056), (64, 264, 4104), (2, 256, 64), (8, 1000, 28680), (50, 261, 1544),
+    (130, 520, 1544), (300, 1032, 2056),
+)  # fmt: skip
+TIMES = [(m, n, n) for n in (8192, 4096) for m in (1, 4, 16, 32, 64, 128, 512, 2048)]
 
 
 def multiply(library: VqLibrary, operands: vq.Operands) -> None:
     (m, n, _), t = operands.shape, operands.tensors
-    library.vq_linear(operands.fmt, t["x"], t["codes"], t["books"], t["scale"], t["bias"], t["y"][: m * n].view(m, n))
+    y = t["y"][: m * n].view(m, n)
+    library.vq_linear(operands.fmt, t["x"], t["codes"], t["books"], t["scale"], t["bias"], y, t["workspace"])
 
 
 def same_weight(operands: vq.Operands) -> bool:

@@ -3,7 +3,8 @@
 //   vq_small LIBRARY                       every kernel of every preset, small sizes; bfloat16 for one token only
 //   vq_small LIBRARY FORMAT                every kernel of one preset, a number of kFormats, at the smallest sizes that
 //                                          have more than one tile and split K: racecheck takes its time
-//   vq_small LIBRARY FORMAT KERNEL M N K   one launch: number of LinearKernel
+//   vq_small LIBRARY FORMAT KERNEL         the same of one kernel, a number of LinearKernel, in both types
+//   vq_small LIBRARY FORMAT KERNEL M N K   one launch
 //
 // LIBRARY is what build_vq.sh makes. Operands are random; that results are right is checked by vq.py. Build:
 //   nvcc -std=c++17 -O2 benchmarks/kernels/vq_small.cu -o vq_small -ldl
@@ -26,11 +27,13 @@ struct Format {
   bool lattice;
 };
 
-constexpr Format kFormats[] = {{"gptvq2", 4, 8, 1, 256, false},
-                               {"aqlm2", 8, 8, 2, 0, false},
-                               {"aqlm3", 8, 12, 2, 0, false},
-                               {"quip4", 8, 16, 2, 0, true}};
-constexpr int kKernels = 8;
+constexpr Format kFormats[] = {
+    {"gptvq2", 4, 8, 1, 256, false}, {"aqlm2", 8, 8, 2, 0, false},        {"aqlm3", 8, 12, 2, 0, false},
+    {"quip4", 8, 16, 2, 0, true},    {"4-8-2-t256", 4, 8, 2, 256, false},  // from here on W is expanded
+    {"2-6-1", 2, 6, 1, 0, false},    {"16-12-2", 16, 12, 2, 0, false},    {"8-16-1", 8, 16, 1, 0, false},
+    {"4-15-1", 4, 15, 1, 0, false},  {"2-16-1", 2, 16, 1, 0, false},      {"e8-1", 8, 16, 1, 0, true},
+    {"4-8-1-t8", 4, 8, 1, 8, false}};  // more tiles than blocks
+constexpr int kExpanded = 7, kGeneric = 8, kKernels = 9;
 
 using Linear = int (*)(int, int, int64_t const*, void* const*, void*);
 
@@ -62,14 +65,14 @@ bool run(Linear linear, Format const& f, int dtype, int kernel, int split, int64
     }
     return upload(values.data(), 2 * count);
   };
-  int64_t const row = (k / f.v * f.r * f.b + 127) / 128 * 16;
+  int64_t const row = ((k + f.v - 1) / f.v * f.r * f.b + 127) / 128 * 16;
   int64_t const tile_rows = f.tile != 0 ? f.tile : n, tile_columns = f.tile != 0 ? f.tile : k;
   int64_t const tiles = ((n + tile_rows - 1) / tile_rows) * ((k + tile_columns - 1) / tile_columns);
   std::vector<uint32_t> codes(n * row / 4);
   for (auto& word : codes) word = random();
   std::vector<uint16_t> books(f.lattice ? 1 : tiles * f.r * (int64_t{1} << f.b) * f.v);
   for (auto& value : books) value = static_cast<uint16_t>(0x3000 | (random() & 0x8fff));
-  std::vector<float> scale(n, 0.01f), workspace((k + 63) / 64 * n);
+  std::vector<float> scale(n, 0.01f), workspace(n * k / 2 + n + 32);
   float const ratios[2] = {1.0f, 0.26f};
   void* pointers[8] = {halves(m * k),
                        upload(codes.data(), codes.size() * 4),
@@ -90,19 +93,22 @@ bool run(Linear linear, Format const& f, int dtype, int kernel, int split, int64
   return status == 0;
 }
 
-/// Whether blocks can share K.
-bool splits(int kernel) { return kernel < 2 || (kernel >= 4 && kernel <= 6); }
+/// Whether blocks can share K, or W be in smaller slabs.
+bool splits(int kernel) { return kernel < 2 || (kernel >= 4 && kernel <= kExpanded); }
 
 /// The number of launches.
-int run_smallest(Linear linear, Format const& f) {
-  constexpr int64_t kTokens[kKernels] = {5, 12, 5, 1, 20, 70, 140, 1};
+int run_smallest(Linear linear, Format const& f, int first, int last, int most_dtype) {
+  constexpr int64_t kTokens[kKernels] = {5, 12, 5, 1, 20, 70, 140, 20, 1};
   int cases = 0;
-  for (int kernel = 0; kernel < kKernels; ++kernel) {
+  for (int kernel = first; kernel <= last; ++kernel) {
     for (int split = 1; split <= (splits(kernel) ? 2 : 1); ++split) {
-      if (!run(linear, f, 1, kernel, split, kTokens[kernel], 256, 512)) continue;
-      ++cases;
-      std::printf("%s: kernel %d, split %d\n", f.name, kernel, split);
-      std::fflush(stdout);
+      int64_t const rows = kernel == kExpanded ? 264 : 256;  // two slabs of these
+      for (int dtype = 1; dtype <= most_dtype; ++dtype) {
+        if (!run(linear, f, dtype, kernel, split, kTokens[kernel], rows, 512)) continue;
+        ++cases;
+        std::printf("%s: kernel %d, split %d, type %d\n", f.name, kernel, split, dtype);
+        std::fflush(stdout);
+      }
     }
   }
   return cases;
@@ -111,13 +117,16 @@ int run_smallest(Linear linear, Format const& f) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  require(count == 2 || count == 3 || count == 7, "arguments");
+  require(count == 2 || count == 3 || count == 4 || count == 7, "arguments");
   void* const library = dlopen(arguments[1], RTLD_NOW);
   require(library != nullptr, "dlopen");
   auto const linear = reinterpret_cast<Linear>(dlsym(library, "vq_linear"));
   require(linear != nullptr, "vq_linear");
-  if (count == 3) {
-    std::printf("%d cases\n", run_smallest(linear, kFormats[std::atoi(arguments[2])]));
+  if (count <= 4 && count > 2) {
+    int const only = count == 4 ? std::atoi(arguments[3]) : -1;
+    Format const& f = kFormats[std::atoi(arguments[2])];
+    std::printf("%d cases\n",
+                only < 0 ? run_smallest(linear, f, 0, kKernels - 1, 1) : run_smallest(linear, f, only, only, 2));
     return 0;
   }
   if (count == 7) {
@@ -131,8 +140,9 @@ int main(int count, char** arguments) {
     for (int kernel = 0; kernel < kKernels; ++kernel) {
       for (int split = 1; split <= (splits(kernel) ? 2 : 1); ++split) {
         for (auto const& [m, n, k] : kSizes) {
-          if (kernel == 7 && m > 1) continue;  // the generic one: takes long
-          for (int dtype = 1; dtype <= (m == 1 ? 2 : 1); ++dtype)
+          if (kernel == kGeneric && m > 1) continue;  // takes long
+          if (kernel == kExpanded && m == 5) continue;
+          for (int dtype = 1; dtype <= (m == 1 || kernel == kExpanded ? 2 : 1); ++dtype)
             cases += run(linear, f, dtype, kernel, split, m, n, k);
         }
       }

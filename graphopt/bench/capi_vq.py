@@ -66,11 +66,11 @@ class VqLibrary(Library):
             of_hadamard = [number] * 2 + [long] * 4 + [pointer] * 5 + [ctypes.c_float] + [pointer] * 4
             lib.graphopt_vq_hadamard.argtypes = of_hadamard
             self._workspace = lib.graphopt_vq_linear_workspace_bytes
-        self._workspace.argtypes, self._workspace.restype = [long] * 2 + [number] * 3 + [long] * 2, long
+        self._workspace.argtypes, self._workspace.restype = [long] * 3 + [number] * 3 + [long] * 2, long
 
-    def workspace(self, fmt: VqFormat, n: int, k: int) -> "Tensor":
-        """Return scratch memory for `vq_linear`, which may be empty."""
-        size = self._workspace(n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k))
+    def workspace(self, fmt: VqFormat, m: int, n: int, k: int) -> "Tensor":
+        """Return scratch memory for `vq_linear` of at most ``m`` tokens, which may be empty."""
+        size = self._workspace(m, n, k, fmt.vector, fmt.bits, fmt.residuals, *fmt.tiles(n, k))
         return self._torch.empty(size, dtype=self._torch.int8, device="cuda")
 
     def generate(self, fmt: VqFormat, dtype: "torch.dtype", n: int, k: int) -> dict[str, Any]:

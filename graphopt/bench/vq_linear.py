@@ -88,7 +88,7 @@ class _Operands:
         self.x[:, torch.randperm(case.k, device="cuda")[:32]] *= 20.0
         self.weights = [self._weight() for _ in range(copies_for(case.codes_bytes))]
         self.y = torch.empty(case.m, case.n, dtype=torch.float16, device="cuda")
-        self.workspace = library.workspace(case.format, case.n, case.k)
+        self.workspace = library.workspace(case.format, case.m, case.n, case.k)
 
     def _weight(self) -> dict[str, "Tensor"]:
         torch, case, fmt = torch_with_cuda(), self.case, self.case.format

@@ -25,6 +25,7 @@ from graphopt.explain.planner import Planner
 
 _LANES, _SHARED_BYTES_PER_CYCLE = 32, 128
 _GENERIC, _GENERIC_TOKENS = "generic", 8
+_EXPANDED = "expanded"  # decodes all of W once, for any number of tokens
 _FEW_TOKENS = 8  # of the smaller generated kernel
 _ROWS_OF_BLOCK, _ROWS_OF_PERSISTENT = 128, 16
 _LOAD_US = 0.7  # until the first bytes of a codebook arrive from L2
@@ -99,13 +100,13 @@ def explain(layer: VqLinear, m: int, device: Device, planner: Planner, switches:
     plan = planner.plan(layer, m, device)
     candidates = _candidates(plan, layer, m, device, planner, switches)
     kernel = min(candidates, key=lambda name: candidates[name]) if candidates else _GENERIC
-    wanted = kernel == _GENERIC and layer.dtype != "float32" and not layer.format.lattice
+    wanted = _wants_generated(plan, kernel, m) and layer.dtype != "float32" and not layer.format.lattice
     made, problem = planner.generated(layer, device) if wanted else ({}, "")
     reason = problem or _reason(layer, kernel)
     if made:
         kernel, reason = _generated(layer, m, made)
     split = int(plan["split"]) if switches.dataflow and kernel == plan["kernel"] else 1
-    passes = math.ceil(m / _tokens(kernel))
+    passes = _passes(kernel, m)
     element = 4 if layer.dtype == "float32" else 2
     loads = _loads(layer, kernel, passes, device if switches.dataflow else None)
     traffic = {
@@ -140,12 +141,12 @@ def _candidates(
     if not (switches.cache and switches.dataflow):
         found.pop("table", None)  # which is a cache, of products instead of entries, for slices of K
     for name in found:
-        passes = math.ceil(m / _tokens(name))
+        passes = _passes(name, m)
         if not switches.cache:
             found[name] += passes * _cache_us(layer, device)
         if not switches.dataflow and name.startswith("rows"):
             found[name] += _reload_us(layer, passes, device)
-        if not switches.fusion and name != "table":
+        if not switches.fusion and name not in ("table", _EXPANDED):
             found[name] += passes * _staging_us(layer, device)
     return {name: round(us, 4) for name, us in found.items()}
 
@@ -158,6 +159,11 @@ def _reason(layer: VqLinear, kernel: str) -> str:
     return f"no other kernel is compiled for {layer.format} with these tiles and {layer.k} input channels"
 
 
+def _wants_generated(plan: dict[str, Any], kernel: str, m: int) -> bool:
+    """Whether a generated kernel is taken if there is one."""
+    return kernel == _GENERIC or (kernel == _EXPANDED and plan["preset"] == "none" and m <= plan["most_generated"])
+
+
 def _generated(layer: VqLinear, m: int, made: dict[str, Any]) -> tuple[str, str]:
     """Name and reason."""
     tokens = made["tokens"] if m > _FEW_TOKENS else _FEW_TOKENS
@@ -168,12 +174,13 @@ def _generated(layer: VqLinear, m: int, made: dict[str, Any]) -> tuple[str, str]
     )
 
 
-def _tokens(kernel: str) -> int:
-    """Tokens that a kernel takes at a time, the number at the end of its name."""
-    if kernel == _GENERIC:
-        return _GENERIC_TOKENS
+def _passes(kernel: str, m: int) -> int:
+    """How often a kernel decodes all weights for ``m`` tokens, of which it takes the number that its name ends with."""
+    if kernel == _EXPANDED:
+        return 1
     number = re.search(r"\d+$", kernel)
-    return int(number.group()) if number else 1
+    tokens = int(number.group()) if number else 1
+    return math.ceil(m / (_GENERIC_TOKENS if kernel == _GENERIC else tokens))
 
 
 def _cycles_per_us(device: Device) -> float:
@@ -203,7 +210,7 @@ def _loads(layer: VqLinear, kernel: str, passes: int, device: Device | None) -> 
     across = -(-layer.k // layer.format.tile_columns)
     rows = _ROWS_OF_PERSISTENT if kernel.startswith("rows") else _ROWS_OF_BLOCK
     blocks = -(-layer.n // rows) * passes
-    if device is not None and kernel.startswith(("rows", "table")):
+    if device is not None and kernel.startswith(("rows", "table", _EXPANDED)):
         blocks = min(blocks, device.multiprocessors)
     return float(across * blocks)
 

@@ -20,7 +20,8 @@ PLAIN, ADD_LAYER_NORM, GATED_SILU, SWIGLU = 0, 4, 5, 10
 WHOLE = 1 << 30
 GPTVQ2, AQLM2, AQLM3 = (4, 8, 1, 256, 256), (8, 8, 2, WHOLE, WHOLE), (8, 12, 2, WHOLE, WHOLE)
 QUIP4 = (8, 16, 2, WHOLE, WHOLE)
-H100, A100 = (132, 90), (108, 80)
+OTHER = (8, 8, 3, WHOLE, WHOLE)
+H100, A100, BLACKWELL = (132, 90), (108, 80), (148, 100)
 
 
 @pytest.fixture(scope="module")
@@ -165,19 +166,89 @@ def test_products_need_shared_memory_and_tiles_of_as_many_rows(lib: ctypes.CDLL)
     assert "table" not in _plan(lib, (4, 8, 1, 128, 256), 1, 512, 512)["candidates"]
 
 
-def test_workspace_is_that_of_the_table_kernel(lib: ctypes.CDLL) -> None:
+def test_products_of_4096_entries_are_for_hopper(lib: ctypes.CDLL) -> None:
+    for (n, k), device in (((8192, 28672), H100), ((4096, 4096), (78, 90))):
+        assert _plan(lib, AQLM3, 1, n, k, device=device)["kernel"] == "table"
+    assert "table" not in _plan(lib, AQLM3, 1, 8192, 8192, device=BLACKWELL)["candidates"]
+    assert "table" in _plan(lib, AQLM2, 1, 8192, 8192, device=BLACKWELL)["candidates"]
+
+
+def _workspace(lib: ctypes.CDLL, fmt: tuple[int, ...], m: int, n: int, k: int) -> int:
     function = lib.graphopt_vq_linear_workspace_bytes
     function.restype = ctypes.c_int64
+    numbers, tiles = (ctypes.c_int32(v) for v in fmt[:3]), (ctypes.c_int64(v) for v in fmt[3:])
+    return int(function(*(ctypes.c_int64(v) for v in (m, n, k)), *numbers, *tiles))
 
-    def size(n: int, k: int, fmt: tuple[int, ...]) -> int:
-        numbers = [ctypes.c_int32(v) for v in fmt[:3]]
-        return int(function(ctypes.c_int64(n), ctypes.c_int64(k), *numbers, *(ctypes.c_int64(v) for v in fmt[3:])))
 
-    assert size(64, 520, AQLM2) == 3 * 64 * 4  # slices of 256 columns
-    assert size(64, 520, GPTVQ2) == size(64, 520, AQLM2)
-    assert size(64, 520, QUIP4) == 5 * 64 * 4  # slices of 128 columns
-    assert size(64, 520, AQLM3) == 9 * 64 * 4  # of 64
-    assert size(64, 520, (8, 8, 3, WHOLE, WHOLE)) == 0
+def test_workspace_for_few_tokens_is_that_of_the_table_kernel(lib: ctypes.CDLL) -> None:
+    for m in (1, 256):
+        assert _workspace(lib, AQLM2, m, 64, 520) == 3 * 64 * 4  # slices of 256 columns
+        assert _workspace(lib, GPTVQ2, m, 64, 520) == _workspace(lib, AQLM2, m, 64, 520)
+        assert _workspace(lib, QUIP4, m, 64, 520) == 5 * 64 * 4  # slices of 128 columns
+        assert _workspace(lib, AQLM3, m, 64, 520) == 9 * 64 * 4  # of 64
+    assert _workspace(lib, OTHER, 16, 64, 520) == 0
+
+
+@pytest.mark.parametrize(("fmt", "least"), [(GPTVQ2, 257), (AQLM2, 257), (AQLM3, 257), (QUIP4, 257), (OTHER, 17)])
+def test_workspace_for_many_tokens_holds_a_slab_of_the_weight(
+    lib: ctypes.CDLL, fmt: tuple[int, ...], least: int
+) -> None:
+    assert _workspace(lib, fmt, least - 1, 4096, 4096) < 1 << 21
+    assert _workspace(lib, fmt, least, 4096, 4096) == 4096 * (4096 * 2 + 4)
+    assert _workspace(lib, fmt, 1 << 18, 28672, 8192) == 4096 * (8192 * 2 + 4)  # 64 MB and factors of its rows
+    assert _workspace(lib, fmt, 4096, 8192, 28672) == 1024 * (28672 * 2 + 4)  # rows by 256
+    assert _workspace(lib, fmt, 4096, 8192, 1 << 17) == 256 * ((1 << 17) * 2 + 4)
+    for n, k in ((8192, 1 << 18), (8193, 8192), (8192, 8196)):  # rows too long for a slab; no whole vectors
+        assert _workspace(lib, fmt, 4096, n, k) == _workspace(lib, fmt, 1, n, k)
+
+
+@pytest.mark.parametrize(("fmt", "lattice"), [(AQLM3, 0), (QUIP4, 1)])
+@pytest.mark.parametrize(("n", "k"), [(8192, 8192), (28672, 8192)])
+def test_many_tokens_of_costly_look_ups_are_expanded_for(
+    lib: ctypes.CDLL, fmt: tuple[int, ...], lattice: int, n: int, k: int
+) -> None:
+    plan = _plan(lib, fmt, 4096, n, k, lattice=lattice)
+    assert plan["kernel"] == "expanded"
+    assert plan["slab_rows"] % 256 == 0
+    assert plan["slab_rows"] * k * 2 <= 64 << 20
+    assert "expanded" not in _plan(lib, fmt, 256, n, k, lattice=lattice)["candidates"]
+    assert "expanded" not in _plan(lib, fmt, 4096, n, k, lattice=lattice, device=A100)["candidates"]
+
+
+@pytest.mark.parametrize(
+    ("fmt", "entries", "copies", "most_generated"),
+    [
+        ((4, 8, 2, WHOLE, WHOLE), 512, 16, 64),
+        ((2, 6, 1, WHOLE, WHOLE), 64, 32, 64),
+        ((8, 10, 1, WHOLE, WHOLE), 1024, 8, 64),
+        ((2, 13, 1, WHOLE, WHOLE), 8192, 4, 64),  # half of the copies that would be free of bank conflicts have no room
+        ((16, 12, 2, WHOLE, WHOLE), 0, 1, 32),  # codebooks of 256 KB stay in memory
+        ((8, 16, 1, WHOLE, WHOLE), 0, 1, 32),
+        ((4, 8, 2, 256, 256), 512, 16, 32),
+        ((8, 8, 2, 4, 8), 512, 8, 32),
+    ],
+)
+def test_any_format_is_expanded_for_many_tokens(
+    lib: ctypes.CDLL, fmt: tuple[int, ...], entries: int, copies: int, most_generated: int
+) -> None:
+    plan = _plan(lib, fmt, 2048, 8192, 8192)
+    assert (plan["kernel"], plan["preset"]) == ("expanded", "none")
+    assert (plan["entries"], plan["copies"], plan["most_generated"]) == (entries, copies, most_generated)
+    assert plan["shared_bytes"] == entries * 2 * fmt[0] * copies <= 226 * 1024
+
+
+@pytest.mark.parametrize(
+    ("fmt", "sizes"),
+    [
+        ((8, 8, 3, WHOLE, WHOLE), (2048, 8196, 8192)),
+        ((8, 8, 3, WHOLE, WHOLE), (2048, 8192, 8196)),
+        ((8, 8, 3, WHOLE, WHOLE), (16, 8192, 8192)),
+        ((8, 8, 3, 2, 256), (2048, 8192, 8192)),  # a thread makes four rows at a time
+        ((4, 8, 3, 256, 12), (2048, 8192, 8192)),  # and eight columns
+    ],
+)
+def test_what_cannot_be_expanded_is_not(lib: ctypes.CDLL, fmt: tuple[int, ...], sizes: tuple[int, int, int]) -> None:
+    assert _plan(lib, fmt, *sizes)["kernel"] == "generic"
 
 
 def test_the_kernels_lattice_is_that_of_the_body(tmp_path: Path) -> None:

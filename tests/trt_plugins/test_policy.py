@@ -115,3 +115,27 @@ def test_weights_are_written_out_where_that_was_measured_to_be_faster(
 def test_weights_too_long_for_the_workspace_are_not_written_out(program: Path) -> None:
     (answer,) = _ask(program, [f"slab 2 4096 8192 {1 << 18} {H100_MULTIPROCESSORS}"])
     assert answer[:2] == (0, 0)
+
+
+def test_blocks_of_decode_end_where_segments_end(program: Path, rng: np.random.Generator) -> None:
+    segments, tiles = rng.integers(1, 700, 3000), rng.integers(1, 300, 3000)
+    grids = np.minimum(rng.choice([84, 108, 132, 264], 3000), segments * tiles)
+    sizes = np.stack([grids, segments, tiles], 1).tolist()
+    chosen = _ask(program, [f"even_blocks {b} {s} {t}" for b, s, t in sizes])
+    for (blocks, count, length), (even,) in zip(sizes, chosen, strict=True):
+        assert 1 <= even <= blocks
+        share, even_share = -(-count * length // blocks), -(-count * length // even)
+        assert even_share <= share + share // 32
+        if even != blocks:  # every boundary of segments is one of blocks, or the other way round
+            firsts = {count * length * block // even for block in range(even + 1)}
+            ends = set(range(0, count * length + 1, length))
+            assert firsts <= ends or ends <= firsts
+
+
+@pytest.mark.parametrize(
+    ("blocks", "segments", "tiles", "even"),
+    [(132, 64, 32, 128), (132, 512, 16, 128), (132, 8, 32, 128), (132, 256, 1, 128), (264, 64, 32, 256),
+     (132, 132, 7, 132), (132, 5, 1, 5), (132, 67, 40, 132)],
+)  # fmt: skip
+def test_blocks_of_decode_of_usual_sizes(program: Path, blocks: int, segments: int, tiles: int, even: int) -> None:
+    assert _ask(program, [f"even_blocks {min(blocks, segments * tiles)} {segments} {tiles}"]) == [(even,)]

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "attention/args.cuh"
+#include "attention/stamps.cuh"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
 
@@ -34,6 +35,13 @@ struct AppendArgs {
   T* __restrict__ present_v;
   int32_t* __restrict__ counter;
 };
+
+/// Stamps of a block of the launch before the one that reads the cache: parts begin where counters end.
+template <class T>
+__device__ __forceinline__ Stamps append_stamps(AppendArgs<T> const& args) {
+  int32_t const block = blockIdx.y == 0 ? static_cast<int32_t>(blockIdx.x) : Stamps::kRecords;
+  return Stamps(reinterpret_cast<float*>(args.counter + args.counters), Stamps::kAppendRecord + block);
+}
 
 /// An element of a rotated row: x cos + turned sin, turned an element of rotate_half(x). Every operation is rounded, as
 /// in the definition: codes of keys could differ otherwise.
@@ -162,9 +170,12 @@ __device__ __forceinline__ void append_elements(AppendArgs<T> const& args, int64
 
 template <class T, int kSize>
 __global__ void __launch_bounds__(256) attention_append(AppendArgs<T> const args) {
+  Stamps stamps = append_stamps(args);
   wait_for_predecessor();
   release_successor();
+  stamps.pass(Phase::kPredecessor);
   append_elements<T, kSize>(args, int64_t{blockIdx.x} * blockDim.x + threadIdx.x);
+  stamps.pass(Phase::kEnd);
 }
 
 }  // namespace graphopt::attention

@@ -38,11 +38,12 @@ class DecodeKernel {
   static constexpr int kD = Traits::kD;
   static constexpr int kHalves = Traits::kHalves;
   static constexpr int kSteps = kD / 16;  // mma along D
-  static_assert(combine_floats(Shape::kThreads, kDecodeRows) <= Shape::kMergeFloats, "parts meet where warps do");
+  static_assert(combine_floats(Shape::kThreads) <= Shape::kMergeFloats, "parts meet where warps do");
 
  public:
   __device__ __forceinline__ DecodeKernel(AttentionArgs<T> const& args, char* shared)
       : args_(args),
+        stamps_(args_.partial, static_cast<int32_t>(blockIdx.x)),
         list_(args, args.kv_heads * ((args.seq * args.group + kDecodeRows - 1) / kDecodeRows)),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32),
@@ -58,22 +59,29 @@ class DecodeKernel {
     ahead_ = list_.at(stretch.position());
     ahead_left_ = stretch.left();
     Cursor const first = ahead_;
+    stamps_.pass(Phase::kTiles);
 #pragma unroll
     for (int s = 0; s < Shape::kStages - 1; ++s) {
       if (ahead_left_ > 0 && (ahead_.tile + 1) * Shape::kTileTokens > ahead_.past) wait_for_predecessor();
       fetch();
     }
     wait_for_predecessor();  // append has written the queries, the new rows and the counters
+    release_successor();
+    stamps_.pass(Phase::kPredecessor);
     stretch.walk(list_, first, [&](Cursor const& at, int32_t tiles, Parts const& parts) {
       begin_segment(at);
+      stamps_.pass(Phase::kTables);
       for (int32_t i = 0; i < tiles; ++i) {
         cp_async_wait<Shape::kStages - 2>();
         __syncwarp();  // the warp's copies have landed, and all its lanes have left the stage to be refilled
         fetch();
         attend(at.tile + i);
+        if (i == 0) stamps_.pass(Phase::kFirstTile);
       }
+      stamps_.pass(Phase::kTilesDone);
       end_segment(at, parts);
     });
+    stamps_.pass(Phase::kEnd);
   }
 
  private:
@@ -264,7 +272,7 @@ class DecodeKernel {
                                     [&](int w, int row, int column) { return merged_[merged_index(w, row, column)]; });
       __syncthreads();
     }
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, merged_);
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, merged_, stamps_);
   }
 
   /// Column of an output in the merge memory; rows stand in the same banks, so columns are exchanged by row.
@@ -273,6 +281,7 @@ class DecodeKernel {
   }
 
   AttentionArgs<T> const& args_;
+  Stamps stamps_;
   List list_;
   int lane_, warp_;
   uint32_t ring_;   // this warp's stages, in the shared address space

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/sm90_grid.h"
+
 namespace graphopt::attention {
 
 constexpr int kDecodeRows = 16;  // query rows of a decode block: those of one mma
@@ -63,6 +65,25 @@ constexpr int resident_blocks(DeviceLimits const& device, size_t shared_bytes, i
 
 /// Blocks of a decode launch at most, whatever the device: workspace is asked for where there may be no device.
 constexpr int kMaxDecodeBlocks = 512;
+
+/// Of `blocks`, those that take part in decode where every segment has `tiles` tiles (work.cuh): so many that each has
+/// whole segments, or one of equal parts of one, as long as nobody's share grows by more than 1/32. That saves tables
+/// of segments and meetings of parts: 132 multiprocessors cut sizes that are powers of two at odd places.
+///
+/// Args:
+///   blocks: no more than all tiles, which are fewer than 2^31.
+GRAPHOPT_HOST_DEVICE constexpr uint32_t even_blocks(uint32_t blocks, uint32_t segments, uint32_t tiles) {
+  uint32_t even = 0;
+  if (segments <= blocks) {
+    even = blocks / segments * segments;
+  } else {
+    uint32_t const each = (segments + blocks - 1) / blocks;
+    if (segments % each != 0) return blocks;
+    even = segments / each;
+  }
+  uint32_t const all = segments * tiles, share = (all + blocks - 1) / blocks, even_share = (all + even - 1) / even;
+  return even_share <= share + share / 32 ? even : blocks;
+}
 
 /// Query rows from which tiles of 128 queries win over decode, which reads the cache again for every 16.
 constexpr int64_t kMaxDecodeTiles = 4;

@@ -1,5 +1,6 @@
 // How decode spreads over the device: the tiles of all sequences stand in one list, and every block takes an equal
-// stretch of it. Lengths are known on the device only, so the list is never written down.
+// stretch of it, at segments' ends where that costs nothing. Lengths are known on the device only, so the list is never
+// written down.
 //
 //   for every outer (row tile, key/value head): for every sequence: for every kTileTokens cached tokens
 //
@@ -10,8 +11,15 @@
 #include <cstdint>
 
 #include "attention/args.cuh"
+#include "attention/policy.h"
 
 namespace graphopt::attention {
+
+/// a / b of numbers that are not negative: 64 bits take hundreds of cycles, and tiles are seldom that many.
+__device__ __forceinline__ int64_t quotient(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
 
 /// A tile of the list.
 struct Cursor {
@@ -30,28 +38,45 @@ class TileList {
   template <class T>
   __device__ __forceinline__ TileList(AttentionArgs<T> const& args, int32_t outers)
       : start_(args.start), batch_(args.batch), seq_(args.seq), capacity_(args.capacity) {
-    int32_t sum = 0;
-    for (int32_t b = lane(); b < batch_; b += 32) sum += tiles_of(b);
+    int32_t sum = 0, most = 0;
+    for (int32_t b = lane(); b < batch_; b += 32) {
+      int32_t const tiles = tiles_of(b);
+      sum += tiles;
+      most = max(most, tiles);
+    }
     per_outer_ = __reduce_add_sync(0xffffffffu, sum);
+    most = __reduce_max_sync(0xffffffffu, most);
     total_ = int64_t{per_outer_} * outers;
     blocks_ = static_cast<int32_t>(min(int64_t{gridDim.x}, total_));
+    if (int64_t{most} * batch_ == per_outer_ && total_ <= INT32_MAX) {
+      blocks_ = static_cast<int32_t>(even_blocks(static_cast<uint32_t>(blocks_), static_cast<uint32_t>(batch_ * outers),
+                                                 static_cast<uint32_t>(most)));
+    }
+    share_ = static_cast<int32_t>(quotient(total_, blocks_));
+    rest_ = static_cast<uint32_t>(total_ - int64_t{share_} * blocks_);
   }
 
   __device__ __forceinline__ int32_t blocks() const { return blocks_; }
 
-  /// The first tile of a block; that of block blocks() is the end of the list.
-  __device__ __forceinline__ int64_t first(int32_t block) const { return total_ * block / blocks_; }
+  /// The first tile of a block, total block / blocks; that of block blocks() is the end of the list.
+  __device__ __forceinline__ int64_t first(int32_t block) const {
+    return int64_t{share_} * block + rest_ * static_cast<uint32_t>(block) / static_cast<uint32_t>(blocks_);
+  }
 
-  /// The block that has a tile.
+  /// The block that has a tile: blocks are so few that a float tells which one, or its neighbour.
   __device__ __forceinline__ int32_t block_of(int64_t position) const {
-    return static_cast<int32_t>(((position + 1) * blocks_ - 1) / total_);
+    float const part = __fdividef(static_cast<float>(position), static_cast<float>(total_));
+    int32_t block = min(static_cast<int32_t>(part * static_cast<float>(blocks_)), blocks_ - 1);
+    while (first(block) > position) --block;
+    while (first(block + 1) <= position) ++block;
+    return block;
   }
 
   /// Called by whole warps.
   __device__ __forceinline__ Cursor at(int64_t position) const {
     Cursor c;
-    c.outer = static_cast<int32_t>(position / per_outer_);
-    int32_t rest = static_cast<int32_t>(position % per_outer_);
+    c.outer = static_cast<int32_t>(quotient(position, per_outer_));
+    int32_t rest = static_cast<int32_t>(position - int64_t{c.outer} * per_outer_);
     for (int32_t base = 0;; base += 32) {
       int32_t const own = base + lane() < batch_ ? tiles_of(base + lane()) : 0;
       int32_t upto = own;
@@ -101,6 +126,8 @@ class TileList {
   int32_t batch_, seq_, capacity_;
   int32_t per_outer_;
   int32_t blocks_;
+  int32_t share_;   // tiles of every block,
+  uint32_t rest_;   // and tiles that are left
   int64_t total_;
 };
 
@@ -148,8 +175,8 @@ class Stretch {
   int32_t left_;
 };
 
-/// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2], and two
-/// floats a row that keep the next slot aligned to 16 bytes where D is a multiple of 4.
+/// Memory of the parts: for every slot the unnormalized outputs [rows, D], then their maxima and sums [rows, 2], and
+/// two floats a row that keep the next slot aligned to 16 bytes where D is a multiple of 4.
 struct PartialMemory {
   float* base;
   int32_t rows;

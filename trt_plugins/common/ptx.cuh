@@ -40,6 +40,14 @@ __device__ __forceinline__ void prefetch_line(void const* pointer) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer) : "memory");
 }
 
+/// Add to a number in global memory and return what it was: what this thread has written, or seen written, before can
+/// be seen by whoever acquires the sum, on the whole device, and the other way round.
+__device__ __forceinline__ int32_t atomic_add_acq_rel(int32_t* pointer, int32_t value) {
+  int32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(before) : "l"(pointer), "r"(value) : "memory");
+  return before;
+}
+
 /// Bring the line of an address of two bytes into L1, where __ldg finds it.
 __device__ __forceinline__ void touch_line(void const* pointer) {
   asm volatile("{\n.reg .b16 unused;\nld.global.nc.u16 unused, [%0];\n}\n" ::"l"(pointer));

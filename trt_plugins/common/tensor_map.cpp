@@ -28,6 +28,19 @@ CUtensorMapDataType map_type(DType type) {
   }
 }
 
+CUtensorMapSwizzle swizzle_of(int32_t row_bytes) {
+  switch (row_bytes) {
+    case 128:
+      return CU_TENSOR_MAP_SWIZZLE_128B;
+    case 64:
+      return CU_TENSOR_MAP_SWIZZLE_64B;
+    case 32:
+      return CU_TENSOR_MAP_SWIZZLE_32B;
+    default:
+      return CU_TENSOR_MAP_SWIZZLE_NONE;
+  }
+}
+
 }  // namespace
 
 Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t rows, int64_t cols,
@@ -39,9 +52,7 @@ Status encode_tensor_map(CUtensorMap* map, void const* base, DType type, int64_t
   cuuint64_t const pitch[1] = {static_cast<cuuint64_t>(stride > 0 ? stride : cols) * size};
   cuuint32_t const box[2] = {static_cast<cuuint32_t>(row_bytes / size), static_cast<cuuint32_t>(box_rows)};
   cuuint32_t const steps[2] = {1, 1};
-  auto const swizzle = row_bytes == kTensorMapRowBytes ? CU_TENSOR_MAP_SWIZZLE_128B
-                       : row_bytes == 64               ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                       : CU_TENSOR_MAP_SWIZZLE_32B;
+  CUtensorMapSwizzle const swizzle = swizzle_of(row_bytes);
   CUresult const result =
       encode(map, map_type(type), /*tensorRank=*/2, const_cast<void*>(base), dims, pitch, box, steps,
              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,

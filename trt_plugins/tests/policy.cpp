@@ -8,6 +8,7 @@
 //   sm90_w4 M N K C MULTIPROCESSORS                 -> kernel
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
+//   even_blocks BLOCKS SEGMENTS TILES              -> blocks
 //   mant_mid M N K MULTIPROCESSORS                  -> tokens of a block, blocks that divide K, microseconds
 //   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
@@ -17,6 +18,7 @@
 #include <iostream>
 #include <string>
 
+#include "attention/policy.h"
 #include "mant/linear/sm90_expanded_policy.h"
 #include "mant/linear/sm90_mid_tile.h"
 #include "mixq/linear/sm90_policy.h"
@@ -52,6 +54,10 @@ int main() {
       double const folded = mant::folded_time(element, m, n, k, multiprocessors);
       std::cout << rows << ' ' << mant::most_slab_rows(element, n, k) << ' ' << std::lround(expanded) << ' '
                 << std::lround(folded) << '\n';
+    } else if (kind == "even_blocks") {
+      uint32_t blocks = 0, segments = 0, tiles = 0;
+      std::cin >> blocks >> segments >> tiles;
+      std::cout << graphopt::attention::even_blocks(blocks, segments, tiles) << '\n';
     } else if (kind == "mant_mid") {
       int64_t k = 0;
       std::cin >> m >> size >> k >> multiprocessors;

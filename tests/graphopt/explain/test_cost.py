@@ -20,8 +20,10 @@ def layer(fmt: Format, n: int = 8192, k: int = 8192, dtype: str = "float16") -> 
 class Plans:
     """A planner with fixed estimates; without clusters, the kernel few8 takes twice as long."""
 
-    def __init__(self, candidates: dict[str, float], split: int = 1, made: dict[str, Any] | None = None) -> None:
-        self.candidates, self.split, self.made = candidates, split, made or {}
+    def __init__(
+        self, candidates: dict[str, float], split: int = 1, made: dict[str, Any] | None = None, preset: str = "vq-x"
+    ) -> None:
+        self.candidates, self.split, self.made, self.preset = candidates, split, made or {}, preset
 
     def generated(self, view: VqLinear, device: Device) -> tuple[dict[str, Any], str]:
         return self.made, ""
@@ -33,11 +35,13 @@ class Plans:
         cache = {"entries": fmt.residuals * fmt.entries, "entry_bytes": fmt.entry_bytes, "copies": 8, "tables": 1}
         return {
             "kernel": best,
+            "preset": self.preset,
             "split": self.split,
             "candidates": found,
             **cache,
             "shared_bytes": 65536,
             "panel_bytes": 8192,
+            "most_generated": 64,
         }
 
 
@@ -78,6 +82,23 @@ def test_each_switch_costs_and_all_cost_most(kernel: str, m: int) -> None:
     assert alone[2] > full
     assert (alone[1] > full) == (kernel != "tile64")  # for which there is no estimate without clusters
     assert together == pytest.approx(full + sum(us - full for us in alone), abs=0.05)
+
+
+def test_an_expanded_weight_is_decoded_once_for_any_tokens() -> None:
+    found = of(Plans({"expanded": 480.0, "tile256": 600.0}), layer(WHOLE), 2048)
+    assert found.kernel == "expanded"
+    assert found.traffic["codes"] == 8192 * 2048
+    assert found.traffic["codebooks"] == 64 * 8192  # of 64 blocks, each of which has the whole codebooks
+    off = of(Plans({"expanded": 480.0}), layer(WHOLE), 2048, Switches(cache=False, fusion=False))
+    assert off.us == pytest.approx(of(Plans({"expanded": 480.0}), layer(WHOLE), 1, Switches(cache=False)).us)
+
+
+@pytest.mark.parametrize(("m", "kernel"), [(64, "generated16"), (65, "expanded")])
+def test_generated_kernels_are_taken_up_to_as_many_tokens_as_the_plan_says(m: int, kernel: str) -> None:
+    made = {"tokens": 16, "registers": [90, 100], "spilled_bytes": [0, 0], "groups": 2, "n_shared": 64}
+    made |= {"copies": 32, "tables": 1, "shared_bytes": 8192, "panel_bytes": 32768}
+    plans = Plans({"expanded": 120.0}, made=made, preset="none")
+    assert of(plans, layer(Format(2, 6, 1, 8192, 8192)), m).kernel == kernel
 
 
 def test_cache_off_counts_lines() -> None:

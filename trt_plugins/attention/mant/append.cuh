@@ -168,12 +168,20 @@ __device__ __forceinline__ void append_keys(MantAppendArgs<T> const& args, int32
 /// Shared memory: g halves and g rows of D bytes.
 template <class T, int kPer>
 __global__ void __launch_bounds__(kMantAppendThreads) attention_mant_append(MantAppendArgs<T> const args) {
+  Stamps stamps = append_stamps(args.append);
   wait_for_predecessor();
   release_successor();
+  stamps.pass(Phase::kPredecessor);
   extern __shared__ __align__(16) char shared[];
   int32_t const block = static_cast<int32_t>(blockIdx.x);
-  if (block < args.value_blocks) return append_values<T, kPer>(args, shared);
-  if (block < args.value_blocks + args.key_blocks) return append_keys<T, kPer>(args, block - args.value_blocks);
+  if (block < args.value_blocks) {
+    append_values<T, kPer>(args, shared);
+    return stamps.pass(Phase::kEnd);
+  }
+  if (block < args.value_blocks + args.key_blocks) {
+    append_keys<T, kPer>(args, block - args.value_blocks);
+    return stamps.pass(Phase::kEnd);
+  }
   int64_t const first = int64_t{block - args.value_blocks - args.key_blocks} * kMantAppendThreads;
   if (args.vectors) {
     append_elements<T, Vec<T>::kSize>(args.append, first + threadIdx.x);

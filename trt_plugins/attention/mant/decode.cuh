@@ -45,12 +45,13 @@ class MantDecodeKernel {
   static_assert(kGroups <= 2, "a token's words are read at once");
   static constexpr int kAhead = 2 * (Shape::kStages - 1);  // cp.async groups of later pages
   static_assert(4 * kMantRows * kD <= Shape::kStageBytes, "warps meet in stages");
-  static_assert(4 * combine_floats(Shape::kThreads, kMantRows) <= Shape::kStageBytes, "parts do too");
+  static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kStageBytes, "parts do too");
 
  public:
   __device__ __forceinline__ MantDecodeKernel(MantArgs<T> const& all, char* shared)
       : all_(all),
         args_(all.cache),
+        stamps_(args_.partial, static_cast<int32_t>(blockIdx.x)),
         shared_(shared),
         list_(args_, args_.kv_heads * ((args_.seq * args_.group + kMantRows - 1) / kMantRows)),
         lane_(static_cast<int>(threadIdx.x) % 32),
@@ -68,19 +69,28 @@ class MantDecodeKernel {
     ahead_ = list_.at(stretch.position());
     ahead_left_ = stretch.left();
     Cursor const first = ahead_;
+    stamps_.pass(Phase::kTiles);
     // Tiles without new tokens need not wait for append, nor do the tables.
     int fetched = 0;
     for (; fetched < Shape::kStages - 1 && !is_new(); ++fetched) fetch();
     MantProducts::fill(shared_);
+    stamps_.pass(Phase::kValues);
     wait_for_predecessor();  // append has written the queries, the new state and the counters
+    stamps_.pass(Phase::kPredecessor);
     release_successor();
     for (; fetched < Shape::kStages - 1; ++fetched) fetch();
     __syncthreads();  // the tables are filled
     stretch.walk(list_, first, [&](Cursor const& at, int32_t tiles, Parts const& parts) {
       begin_segment(at);
-      for (int32_t i = 0; i < tiles; ++i) attend((at.tile + i) * Shape::kWarps + warp_, at.length);
+      stamps_.pass(Phase::kTables);
+      for (int32_t i = 0; i < tiles; ++i) {
+        attend((at.tile + i) * Shape::kWarps + warp_, at.length);
+        if (i == 0) stamps_.pass(Phase::kFirstTile);
+      }
+      stamps_.pass(Phase::kTilesDone);
       end_segment(at, parts);
     });
+    stamps_.pass(Phase::kEnd);
   }
 
  private:
@@ -390,11 +400,13 @@ class MantDecodeKernel {
     write_block<Shape::kWarps, kMantRows>(args_, memory, parts, rows_, 0, rows_.count, sums_,
                                           [&](int w, int row, int column) { return *output(w, row, column); });
     __syncthreads();
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, reinterpret_cast<float*>(merged));
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_,
+                                 reinterpret_cast<float*>(merged), stamps_);
   }
 
   MantArgs<T> const& all_;
   AttentionArgs<T> const& args_;
+  Stamps stamps_;
   List list_;
   int lane_, warp_, g_, t_;
   char* shared_;

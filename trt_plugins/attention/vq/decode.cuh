@@ -55,12 +55,13 @@ class VqDecodeKernel {
   static constexpr int kGroups = Shape::kGroups;
   static constexpr int kPlanes = Shape::kPlanes;
   static constexpr int kPerLane = Shape::kPerLane;
-  static_assert(4 * combine_floats(Shape::kThreads, 1) <= Shape::kScoreBytes, "parts meet where warps do");
+  static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kScoreBytes, "parts meet where warps do");
 
  public:
   __device__ __forceinline__ VqDecodeKernel(VqArgs<T> const& args, char* shared)
       : vq_(args),
         args_(args.cache),
+        stamps_(args_.partial, static_cast<int32_t>(blockIdx.x)),
         list_(args_, args_.kv_heads * args_.seq * args_.group),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32),
@@ -79,7 +80,11 @@ class VqDecodeKernel {
     }
   }
 
-  __device__ __forceinline__ void run() { walk_codes(list_, *this); }
+  __device__ __forceinline__ void run() {
+    release_successor();  // it waits for the end of this kernel, and need not be launched only then
+    walk_codes(list_, *this);
+  }
+  __device__ __forceinline__ Stamps& stamps() { return stamps_; }
 
   __device__ __forceinline__ void begin_segment(Cursor const& at) {
     rows_.b = at.b;
@@ -188,7 +193,7 @@ class VqDecodeKernel {
     PartialMemory const memory{args_.partial, 1, args_.head_size};
     write_block<Shape::kWarps, 1>(args_, memory, parts, rows_, 0, 1, sums,
                                   [&](int w, int, int column) { return outputs[w * kColumns + column]; });
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs);
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs, stamps_);
   }
 
  private:
@@ -310,6 +315,7 @@ class VqDecodeKernel {
 
   VqArgs<T> const& vq_;
   AttentionArgs<T> const& args_;
+  Stamps stamps_;
   List list_;
   int lane_, warp_;
   char* scores_;   // table of products, rows of 256 bytes by code; then memory to merge in

@@ -104,6 +104,7 @@ template <class T, int kVector>
 __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs<T> const args) {
   AppendArgs<T> const& a = args.append;
   if (static_cast<int32_t>(blockIdx.x) >= args.blocks) return append_queries(args);
+  Stamps stamps = append_stamps(a);
   int32_t const lane = static_cast<int32_t>(threadIdx.x) % 32, groups = a.head_size / kVector;
   int32_t unit = static_cast<int32_t>(blockIdx.x) * kEncodeWarps + static_cast<int32_t>(threadIdx.x) / 32;
   if (unit >= 2 * a.kv_heads * groups) return;
@@ -119,6 +120,7 @@ __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs
   }
   wait_for_predecessor();
   release_successor();
+  stamps.pass(Phase::kPredecessor);
   for (int64_t first = int64_t{blockIdx.y} * 32; first < args.tokens; first += int64_t{gridDim.y} * 32) {
     int64_t const own = first + lane;
     float mine[kVector] = {};
@@ -136,6 +138,7 @@ __global__ void __launch_bounds__(32 * kEncodeWarps) attention_encode(EncodeArgs
     int64_t const place = cache_row(a, static_cast<uint32_t>(own), h);
     if (place >= 0) (value ? args.codes_v : args.codes_k)[place * groups + group] = static_cast<uint8_t>(code);
   }
+  stamps.pass(Phase::kEnd);
 }
 
 }  // namespace graphopt::attention

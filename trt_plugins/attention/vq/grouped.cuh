@@ -47,12 +47,13 @@ class GroupedVqKernel {
   static constexpr int kParts = kVector == 2 ? kValueWords : kPairs;
   static constexpr int kColumns = kGroups * kVector;      // D
   static_assert(4 * (Shape::kWarps * kRows * (kColumns + 2)) <= Shape::kScoreBytes, "warps meet in the scores' table");
-  static_assert(4 * combine_floats(Shape::kThreads, kRows) <= Shape::kScoreBytes, "parts do too");
+  static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kScoreBytes, "parts do too");
 
  public:
   __device__ __forceinline__ GroupedVqKernel(VqArgs<T> const& args, char* shared)
       : vq_(args),
         args_(args.cache),
+        stamps_(args_.partial, static_cast<int32_t>(blockIdx.x)),
         list_(args_, args_.kv_heads * ((args_.seq * args_.group + kRows - 1) / kRows)),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32),
@@ -78,6 +79,7 @@ class GroupedVqKernel {
   }
 
   __device__ __forceinline__ void run() { walk_codes(list_, *this); }
+  __device__ __forceinline__ Stamps& stamps() { return stamps_; }
 
   __device__ __forceinline__ void begin_segment(Cursor const& at) {
     rows_.b = at.b;
@@ -214,7 +216,7 @@ class GroupedVqKernel {
     write_block<Shape::kWarps, kRows>(
         args_, memory, parts, rows_, 0, rows_.count, sums,
         [&](int w, int row, int column) { return outputs[(w * kRows + row) * kColumns + column]; });
-    meet_blocks(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs);
+    meet_blocks<Shape::kThreads>(args_, memory, at.outer * args_.batch + at.b, parts, rows_, flag_, outputs, stamps_);
   }
 
  private:
@@ -379,6 +381,7 @@ class GroupedVqKernel {
 
   VqArgs<T> const& vq_;
   AttentionArgs<T> const& args_;
+  Stamps stamps_;
   List list_;
   int lane_, warp_, g_, t_;
   char* scores_;  // table of products, rows of 256 bytes by code; then memory to merge in

@@ -162,20 +162,25 @@ class RankedBook {
     for (int offset = 1; offset < 4; offset *= 2) {
       rows = least_pairs(rows, __shfl_xor_sync(0xffffffffu, rows, offset), rows);
     }
-    float least[2], distance[2];
-    uint32_t code[2];
+    float least[2], distance[2] = {INFINITY, INFINITY};
+    uint32_t code[2] = {0, 0}, sets[2];
     unpack_word<__half>(rows, least[0], least[1]);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       // Rounded to float16 twice, by 2^-11 each time.
       uint32_t const within = pair_above(least[r] * (1.0f + 0x1p-9f) + slack[r]);
-      uint32_t sets = 0;  // those of even columns in the lower half
+      uint32_t half[2] = {0, 0};  // those of even columns in the lower 16 bits
 #pragma unroll
-      for (int set = 0; set < kRankSets; ++set) sets |= not_above(best[r][set], within) & 0x10001u << set;
-      if (!usable_ || !(least[r] < INFINITY)) sets = 0xff00ffu;
-      distance[r] = INFINITY, code[r] = 0;
-      for (; sets != 0; sets &= sets - 1) {
-        look_again(x[r], static_cast<uint32_t>(__ffs(static_cast<int>(sets)) - 1), distance[r], code[r]);
+      for (int set = 0; set < kRankSets; ++set) half[set % 2] |= not_above(best[r][set], within) & 0x10001u << set;
+      sets[r] = usable_ && least[r] < INFINITY ? half[0] | half[1] : 0xff00ffu;
+    }
+    // The first of each row without a branch: there is seldom another one.
+#pragma unroll
+    for (int r = 0; r < 2; ++r) look_again(x[r], sets[r], distance[r], code[r]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      for (sets[r] &= sets[r] - 1; sets[r] != 0; sets[r] &= sets[r] - 1) {
+        look_again(x[r], sets[r], distance[r], code[r]);
       }
     }
     __syncwarp();
@@ -196,9 +201,10 @@ class RankedBook {
     return __hle2_mask(pair[0], pair[1]);
   }
 
-  /// The four centroids of this lane's columns, even or odd ones, of set number % 16.
-  __device__ __forceinline__ void look_again(float const (&x)[kVector], uint32_t number, float& distance,
+  /// The four centroids of this lane's columns, even or odd ones, of the first of `sets`, if there is any.
+  __device__ __forceinline__ void look_again(float const (&x)[kVector], uint32_t sets, float& distance,
                                              uint32_t& code) const {
+    uint32_t const number = static_cast<uint32_t>(__ffs(static_cast<int>(sets != 0 ? sets : 1u)) - 1);
     uint32_t const first = number % 16 * 32 + t_ * 2 + number / 16;
     float least = INFINITY;
     uint32_t its = 0;
@@ -207,7 +213,7 @@ class RankedBook {
       float const found = squared_distance(x, exact_ + (first + i * 8) * kVector);
       if (found < least) least = found, its = first + i * 8;
     }
-    take_nearer(least, its, distance, code);
+    if (sets != 0) take_nearer(least, its, distance, code);
   }
 
   __device__ __forceinline__ static void take_nearer(float its, uint32_t candidate, float& distance, uint32_t& code) {

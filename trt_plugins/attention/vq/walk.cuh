@@ -5,6 +5,7 @@
 
 #include "attention/args.cuh"
 #include "attention/merge.cuh"
+#include "attention/stamps.cuh"
 #include "attention/work.cuh"
 #include "common/ptx.cuh"
 
@@ -14,23 +15,31 @@ namespace graphopt::attention {
 template <class List, class Kernel>
 __device__ __forceinline__ void walk_codes(List const& list, Kernel& kernel) {
   if (static_cast<int32_t>(blockIdx.x) >= list.blocks()) return;
+  Stamps& stamps = kernel.stamps();
   Stretch stretch(list);
+  stamps.pass(Phase::kTiles);
   int32_t table_head = -1;
   stretch.walk(list, list.at(stretch.position()), [&](Cursor const& at, int32_t tiles, Parts const& parts) {
     kernel.begin_segment(at);
     __syncthreads();  // nobody reads the tables any more
     if (table_head != kernel.head()) kernel.fill_values();
     table_head = kernel.head();
+    stamps.pass(Phase::kValues);
     wait_for_predecessor();  // the queries, the new codes and the counters are written
+    stamps.pass(Phase::kPredecessor);
     kernel.fetch_keys(at.tile);
     kernel.fetch_values(at.tile);
     kernel.fill_scores();
     __syncthreads();
+    stamps.pass(Phase::kTables);
     for (int32_t tile = at.tile; tile < at.tile + tiles; ++tile) {
       kernel.attend(tile, tile + 1 < at.tile + tiles ? tile + 1 : -1);
+      if (tile == at.tile) stamps.pass(Phase::kFirstTile);
     }
+    stamps.pass(Phase::kTilesDone);
     kernel.end_segment(at, parts);
   });
+  stamps.pass(Phase::kEnd);
 }
 
 /// Start copying kTokens rows of kGroups codes of a key/value head, from row `token` on, to a warp's shared memory; where

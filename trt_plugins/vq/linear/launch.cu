@@ -1,4 +1,7 @@
 // Checks the arguments, plans and dispatches.
+#include <algorithm>
+
+#include "common/gemm/gemm.h"
 #include "common/launch.h"
 #include "vq/jit/launch.h"
 #include "vq/linear/kernel_generic.cuh"
@@ -42,6 +45,37 @@ Status launch_generic(LinearParams const& p, cudaStream_t stream) {
   return launch(linear_generic<T>, grid, dim3(kGenericThreads), 0, stream, p);
 }
 
+#ifdef GRAPHOPT_SM90A
+/// Slab after slab: one is expanded when the one before has been multiplied by.
+Status launch_expanded(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
+  Device device{};
+  GRAPHOPT_TRY(current_device(&device));
+  bool const half = p.dtype == DType::kFloat16;
+  auto const expand = half ? launch_expand_typed<__half> : launch_expand_typed<__nv_bfloat16>;
+  auto* const w = static_cast<char*>(p.workspace);
+  auto* const factors = reinterpret_cast<float*>(w + slab_bytes(p, plan.slab_rows));
+  int64_t const element = static_cast<int64_t>(element_size(p.dtype));
+  for (int64_t row = 0; row < p.n; row += plan.slab_rows) {
+    Slab const slab{row, std::min(plan.slab_rows, p.n - row), w, factors};
+    GRAPHOPT_TRY(expand(p, slab, device, stream));
+    GemmParams const gemm{/*operands=*/p.dtype,
+                          /*dtype=*/p.dtype,
+                          /*m=*/p.m,
+                          /*n=*/slab.rows,
+                          /*k=*/p.k,
+                          /*x=*/p.x,
+                          /*w=*/w,
+                          /*sx=*/nullptr,
+                          /*sw=*/p.lattice() ? factors : p.scale + row,
+                          /*bias=*/static_cast<char const*>(p.bias) + row * element,
+                          /*y=*/static_cast<char*>(p.y) + row * element,
+                          /*y_stride=*/p.n};
+    GRAPHOPT_TRY(launch_gemm(gemm, device.multiprocessors, stream));
+  }
+  return Status::kOk;
+}
+#endif
+
 }  // namespace
 
 Status current_device(Device* device) {
@@ -62,13 +96,14 @@ Status launch_linear(LinearParams const& params, Plan const& plan, cudaStream_t 
     if (params.dtype == DType::kFloat32) return launch_generic<float>(params, stream);
     return half ? launch_generic<__half>(params, stream) : launch_generic<__nv_bfloat16>(params, stream);
   }
-  if (plan.kernel < LinearKernel::kTile64) {
+  if (!is_sm90_kernel(plan.preset, plan.kernel)) {
     return half ? launch_few_typed<__half>(params, plan, stream)
                 : launch_few_typed<__nv_bfloat16>(params, plan, stream);
   }
 #ifdef GRAPHOPT_SM90A
-  return half ? launch_tile_typed<__half>(params, plan, stream)
-              : launch_tile_typed<__nv_bfloat16>(params, plan, stream);
+  if (plan.kernel == LinearKernel::kExpanded) return launch_expanded(params, plan, stream);
+  return half ? launch_sm90_typed<__half>(params, plan, stream)
+              : launch_sm90_typed<__nv_bfloat16>(params, plan, stream);
 #else
   return Status::kBadOperation;
 #endif
@@ -81,7 +116,8 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
   GRAPHOPT_TRY(current_device(&device));
   Plan const plan = make_plan(params, device);
   bool launched = false;
-  if (plan.kernel == LinearKernel::kGeneric) GRAPHOPT_TRY(jit::launch(params, device, stream, &launched));
+  bool const few = plan.kernel == LinearKernel::kGeneric || params.m <= most_generated(params, device);
+  if (plan.preset == Preset::kNone && few) GRAPHOPT_TRY(jit::launch(params, device, stream, &launched));
   return launched ? Status::kOk : launch_linear(params, plan, stream);
 }
 

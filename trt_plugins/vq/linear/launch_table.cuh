@@ -5,7 +5,7 @@
 
 #include "common/launch.h"
 #include "vq/linear/kernel_lattice.cuh"
-#include "vq/linear/kernel_wide.cuh"
+#include "vq/linear/kernel_table.cuh"
 #include "vq/linear/params.h"
 
 namespace graphopt::vq {
@@ -18,12 +18,9 @@ inline int table_blocks(int multiprocessors, int slices, int units) {
   return static_cast<int>(std::min<int64_t>(multiprocessors, int64_t{slices} * units));
 }
 
-/// Shape: TableShape, WideShape or LatticeShape.
-template <class Shape>
-Status launch_table(LinearParams const& p, void (*kernel)(TableArgs<typename Shape::T>), cudaStream_t stream) {
-  using T = typename Shape::T;
-  int multiprocessors = 0;
-  GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
+/// Arguments of a kernel that looks up in slices of `columns` columns and units of `rows` rows; not its blocks.
+template <class T>
+TableArgs<T> table_args(LinearParams const& p, int columns, int rows) {
   TableArgs<T> args{};
   args.x = static_cast<T const*>(p.x);
   args.codes = p.codes;
@@ -36,31 +33,41 @@ Status launch_table(LinearParams const& p, void (*kernel)(TableArgs<typename Sha
   args.n = static_cast<int32_t>(p.n);
   args.k = static_cast<int32_t>(p.k);
   args.row_bytes = static_cast<int32_t>(row_bytes(p.k, p.vector, p.bits, p.residuals));
-  args.slices = static_cast<int32_t>(ceil_div<int64_t>(p.k, Shape::kColumns));
-  args.units = static_cast<int32_t>(ceil_div<int64_t>(p.n, Shape::kRows));
+  args.slices = static_cast<int32_t>(ceil_div<int64_t>(p.k, columns));
+  args.units = static_cast<int32_t>(ceil_div<int64_t>(p.n, rows));
+  args.tile_pairs = static_cast<int32_t>(ceil_div<int64_t>(std::min(p.tile_rows, p.n), 2 * rows));
+  args.tile_slices = static_cast<int32_t>(ceil_div<int64_t>(std::min(p.tile_columns, p.k), columns));
+  args.tiles_across = static_cast<int32_t>(ceil_div(p.k, p.tile_columns));
+  return args;
+}
+
+/// Make y of the sums of slices.
+template <class T, bool kTiled>
+Status launch_add_parts(TableArgs<T> const& args, cudaStream_t stream) {
+  constexpr int kRows = kAddThreads / kAddLanes;
+  return launch_at(Start::kEarly, linear_add_parts<T, kTiled>, dim3(static_cast<unsigned>(ceil_div(args.n, kRows))),
+                   dim3(kAddThreads), 0, stream, args);
+}
+
+/// Shape: TableShape or LatticeShape.
+template <class Shape>
+Status launch_table(LinearParams const& p, void (*kernel)(TableArgs<typename Shape::T>), cudaStream_t stream) {
+  using T = typename Shape::T;
+  int multiprocessors = 0;
+  GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
+  TableArgs<T> args = table_args<T>(p, Shape::kColumns, Shape::kRows);
   if (Shape::kTiled) args.units += args.units % 2;
   args.blocks = Shape::kTiled ? std::min(multiprocessors, args.slices * args.units / 2)
                               : table_blocks(multiprocessors, args.slices, args.units);
-  args.tile_pairs = static_cast<int32_t>(ceil_div<int64_t>(std::min(p.tile_rows, p.n), 2 * Shape::kRows));
-  args.tile_slices = static_cast<int32_t>(ceil_div<int64_t>(std::min(p.tile_columns, p.k), Shape::kColumns));
-  args.tiles_across = static_cast<int32_t>(ceil_div(p.k, p.tile_columns));
   GRAPHOPT_TRY(launch_at(Start::kEarly, kernel, dim3(static_cast<unsigned>(args.blocks)), dim3(kTableThreads),
                          static_cast<size_t>(Shape::kSharedBytes), stream, args));
-  constexpr int kRows = kAddThreads / kAddLanes;
-  return launch_at(Start::kEarly, linear_add_parts<T, Shape::kTiled>,
-                   dim3(static_cast<unsigned>(ceil_div<int64_t>(p.n, kRows))), dim3(kAddThreads), 0, stream, args);
+  return launch_add_parts<T, Shape::kTiled>(args, stream);
 }
 
 template <class Weights>
 Status launch_book_table(LinearParams const& p, cudaStream_t stream) {
   using Shape = TableShape<Weights>;
   return launch_table<Shape>(p, linear_table<Shape>, stream);
-}
-
-template <class Weights>
-Status launch_wide_table(LinearParams const& p, cudaStream_t stream) {
-  using Shape = WideShape<Weights>;
-  return launch_table<Shape>(p, linear_wide_table<Shape>, stream);
 }
 
 template <class T>

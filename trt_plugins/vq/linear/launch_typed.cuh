@@ -53,7 +53,6 @@ Status launch_few_typed(LinearParams const& p, Plan const& plan, cudaStream_t st
       if (plan.kernel == LinearKernel::kTable) return launch_book_table<Aqlm2<T>>(p, stream);
       return launch_whole<Aqlm2<T>, 8, 2>(p, plan, stream);
     case Preset::kAqlm3:
-      if (plan.kernel == LinearKernel::kTable) return launch_wide_table<Aqlm3<T>>(p, stream);
       return launch_whole<Aqlm3<T>, 8, 1>(p, plan, stream);
     case Preset::kQuip4:
       if (plan.kernel == LinearKernel::kTable) return launch_lattice_table<T>(p, stream);

@@ -52,7 +52,7 @@ struct LinearParams {
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream);
 
-/// Bytes of scratch memory for a linear of these sizes with any number of tokens.
+/// Bytes of scratch memory for a linear of these sizes with at most so many tokens. Looks at no pointers and no tiles.
 size_t linear_workspace_bytes(LinearParams const& params);
 
 }  // namespace graphopt::vq

@@ -2,6 +2,6 @@
 
 namespace graphopt::vq {
 
-template Status launch_tile_typed<__half>(LinearParams const&, Plan const&, cudaStream_t);
+template Status launch_sm90_typed<__half>(LinearParams const&, Plan const&, cudaStream_t);
 
 }  // namespace graphopt::vq

@@ -4,6 +4,7 @@
 #include "vq/linear/formats.cuh"
 #include "vq/linear/launch.h"
 #include "vq/linear/sm90_launch.cuh"
+#include "vq/linear/sm90_wide_launch.cuh"
 
 namespace graphopt::vq {
 
@@ -23,13 +24,14 @@ Status launch_tile_format(LinearParams const& p, Plan const& plan, cudaStream_t 
 }
 
 template <class T>
-Status launch_tile_typed(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
+Status launch_sm90_typed(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   switch (plan.preset) {
     case Preset::kGptvq2:
       return launch_tile_format<Gptvq2Pairs<T>, Gptvq2<T>>(p, plan, stream);
     case Preset::kAqlm2:
       return launch_tile_format<Aqlm2Pairs<T>, Aqlm2<T>>(p, plan, stream);
     case Preset::kAqlm3:
+      if (plan.kernel == LinearKernel::kTable) return launch_wide<WideShape<T>>(p, stream);
       return launch_tile_format<Aqlm3<T>, Aqlm3<T>>(p, plan, stream);
     case Preset::kQuip4:
       return launch_tile_format<Quip4Pairs<T>, Quip4Pairs<T>>(p, plan, stream);

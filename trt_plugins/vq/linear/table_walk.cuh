@@ -263,9 +263,27 @@ __device__ __forceinline__ void leave_sum(TableArgs<T> const& args, int part, in
 constexpr int kAddThreads = 256;
 constexpr int kAddLanes = 8;  // of a row
 
-/// y = T(scale * (sum over parts) + bias).
+/// The sum of every kAddLanes-th part from `first` on, of row n. kAtOnce: parts on their way.
+template <int kAtOnce, class T>
+__device__ __forceinline__ float add_parts(TableArgs<T> const& args, int n, int first, int parts) {
+  float sum = 0.0f;
+  for (; first < parts; first += kAddLanes * kAtOnce) {
+    float some[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      int const part = first + i * kAddLanes;
+      some[i] = part < parts ? args.sums[int64_t{part} * args.n + n] : 0.0f;
+    }
+#pragma unroll
+    for (float const part : some) sum += part;
+  }
+  return sum;
+}
+
+/// y = T(scale * (sum over parts) + bias). Blocks that start early want room beside those that look up, which leave
+/// registers for 256 threads of 32.
 template <class T, bool kTiled>
-__global__ void __launch_bounds__(kAddThreads) linear_add_parts(TableArgs<T> const args) {
+__global__ void __launch_bounds__(kAddThreads, 65536 / (32 * kAddThreads)) linear_add_parts(TableArgs<T> const args) {
   constexpr int kRows = kAddThreads / kAddLanes;
   __shared__ float sums[kAddLanes][kRows];
   int const at = static_cast<int>(threadIdx.x) % kRows, lane = static_cast<int>(threadIdx.x) / kRows;
@@ -273,18 +291,15 @@ __global__ void __launch_bounds__(kAddThreads) linear_add_parts(TableArgs<T> con
   bool const valid = n < args.n;
   float const scale = valid ? __ldg(args.scale + n) : 0.0f;
   float const bias = valid ? to_float(__ldg(args.bias + n)) : 0.0f;
-  int parts = args.slices;
+  int parts = valid ? args.slices : 0;
   if constexpr (kTiled) {
     int const tile = n / (2 * kTableRows) * args.slices;
-    parts = valid ? owner(args, tile + args.slices - 1) - owner(args, tile) + 1 : 0;
+    if (valid) parts = owner(args, tile + args.slices - 1) - owner(args, tile) + 1;
   }
   wait_for_predecessor();
   release_successor();
-  float sum = 0.0f;
-#pragma unroll 4
-  for (int part = lane; part < parts; part += kAddLanes) {
-    if (valid) sum += args.sums[int64_t{part} * args.n + n];
-  }
+  constexpr int kMany = 64;  // with fewer parts, the loads that are left out take longer than one more turn
+  float sum = !kTiled && parts > kMany ? add_parts<16>(args, n, lane, parts) : add_parts<4>(args, n, lane, parts);
   sums[lane][at] = sum;
   __syncthreads();
   if (lane != 0 || !valid) return;

@@ -1,0 +1,7 @@
+#include "vq/linear/expand_launch.cuh"
+
+namespace graphopt::vq {
+
+template Status launch_expand_typed<__half>(LinearParams const&, Slab const&, Device const&, cudaStream_t);
+
+}  // namespace graphopt::vq
