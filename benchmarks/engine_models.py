@@ -80,7 +80,7 @@ def optimize(source: Path, target: Path, statistics: Statistics, *, scheme: str,
         recipe = recipe.with_cache(cache, {}, CACHES)
     if random_codes:
         with _random_codes():
-            compile.optimize(model, recipe, statistics)
+            compile.optimize(model, recipe, statistics, jobs=1)  # another process would not see the stand-ins
     else:
         compile.optimize(model, recipe, statistics)
     if cache and kv_cache.read(model.shell.metadata_props) is None:

@@ -58,6 +58,21 @@ def cases() -> Iterator[MantCase]:
             yield MantCase(op, dtype, m, 72, 1040, group, nf4=True)
     for op, dtype, (n, k), m in itertools.product(DECODERS[1:], _HALVES, ((136, 400), (1000, 2064)), (130, 300)):
         yield MantCase(op, dtype, m, n, k, next(groups), exact=True)
+    # Some dozens of tokens: whole and ragged tiles, K divided among 1, 2, 4 and 8 blocks, one tile of tokens and more.
+    dozens = ((33, 256, 512), (64, 1352, 2064), (70, 136, 4096), (96, 17024, 512), (64, 8200, 1040), (150, 264, 272))
+    # The same in tiles of 128 tokens, but for the first.
+    more = ((64, 16640, 272), (96, 17032, 336), (70, 4360, 2064), (200, 6920, 272), (128, 2056, 4112))
+    for op, (m, n, k) in itertools.product(DECODERS, (*dozens, *more)):
+        yield MantCase(op, "float16", m, n, k, next(groups))
+        if op == "MANTLinear" or n * k < 1 << 22:
+            yield MantCase(op, "bfloat16", m, n, k)
+    yield MantCase("MANTLinear", "float16", 70, 1032, 16400)
+    # More tokens by weights that are not written out.
+    for op in DECODERS:
+        yield MantCase(op, "float16", 300, 8200, 2064)
+    # Blocks of 64 rows of W, where those fill the device.
+    for op, dtype, group in itertools.product(DECODERS, _HALVES, (32, 64)):
+        yield MantCase(op, dtype, 12, 8200, 1040, group)
     for op, nf4 in itertools.product(DECODERS, (False, True)):
         if nf4 and op == "MANTLinearW4A8":
             continue
@@ -76,13 +91,20 @@ def plugin_cases() -> list[MantCase]:
     every += [MantCase(op, t, 140, 136, 400, exact=True) for op, t in itertools.product(DECODERS[1:], _HALVES)]
     # Two tiles of tokens and three of rows of W, of which the last has no partner.
     every += [MantCase(op, "float16", 300, 328, 1040) for op in DECODERS]
+    # K among blocks of a cluster; rows of W and tokens beyond the last tile's.
+    every += [MantCase(op, "float16", m, 136, 1040) for op in DECODERS for m in (64, 70)]
+    every += [MantCase(op, "float16", 12, 8200, 272) for op in DECODERS]
+    wide = ((70, 136, 4112), (70, 8456, 272), (70, 4360, 2064), (70, 2056, 4112), (300, 8200, 528))
+    every += [MantCase("MANTLinear", t, *size) for t, size in itertools.product(_HALVES, wide)]
+    every += [MantCase("MANTLinearInt8", t, 300, 8200, 2064) for t in _HALVES]
+    every += [MantCase(op, t, 20, 72, 160) for op, t in itertools.product(DECODERS, _HALVES)]
     return every + [MantCase(op, "float16", 9, 72, 160, 32) for op in DECODERS]
 
 
 def through_capi(tally: Tally, lib: MantLibrary) -> None:
     tasks = [(case, str(case), lambda c=case: check(lib, c)) for case in cases()]
     for op, dtype, m in itertools.product(DECODERS, TYPES, (5, 70)):
-        case = MantCase(op, dtype, m, 72, 160)
+        case = MantCase(op, dtype, m, 72, 160, exact=True)  # they take the kernel of any alignment
         tasks.append((case, f"{case} misaligned", lambda c=case: check(lib, c, offset=1)))
     sweep(tally, "capi", tasks)
 

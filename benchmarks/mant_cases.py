@@ -10,7 +10,9 @@ import numpy as np
 
 from graphopt.numerics.packing import pack_int4
 
-_MOST_FEW_TOKENS = 96  # trt_plugins/mant/linear/policy.h
+# trt_plugins/mant/linear/policy.h
+_MOST_EXACT_TOKENS = 32
+_MOST_HALF_TOKENS = 128
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -83,20 +85,22 @@ class MantCase:
 
     @property
     def folds(self) -> bool:
-        """Whether scales are taken into the weights before the product: many tokens on Hopper, aligned."""
+        """Whether scales are taken into the weights before the product: dozens of tokens on Hopper, aligned."""
         step = 8 if self.op == "MANTLinear" else 16
-        shape = self.m > _MOST_FEW_TOKENS and self.n % 8 == 0 and self.k % step == 0
+        shape = self.m > _MOST_EXACT_TOKENS and self.n % 8 == 0 and self.k % step == 0
         power = self.group >= self.k or (self.group >= 64 and self.group & (self.group - 1) == 0)
         return shape and power and self.dtype != "float32" and not self.by_group and not self.exact
 
     def _folded(self, given: dict[str, np.ndarray]) -> np.ndarray:
         """y of rounded weights."""
         weight = [given[name] for name in ("codes", "types", "scale")]
-        if self.op == "MANTLinearInt8":
+        if self.op == "MANTLinearInt8" and self.m > _MOST_HALF_TOKENS:
             w, row = numerics.row_bytes(*weight, given["table"], self.k, group=self.group)
             x, w = given["xq"], w.astype(np.float64) * row[:, None]
         else:
-            table = given["table"] if self.op == "MANTLinear" else mant_types.MANT.values.astype(np.float16)
+            table = mant_types.MANT.values.astype(np.float16) if self.op == "MANTLinearW4A8" else given["table"]
+            if self.op == "MANTLinearInt8":
+                table = (table / 128).astype(np.float16)
             w = numerics.row_halves(*weight, table, self.k, group=self.group).astype(np.float64)
             x = given["x" if self.op == "MANTLinear" else "xq"]
         sx = given.get("sx", np.ones((self.m, 1))).astype(np.float64)

@@ -11,11 +11,13 @@ from pathlib import Path
 from graphopt.core import pipeline
 from graphopt.core.canonical import inner_linears, linears
 from graphopt.core.integrity import check_constants
+from graphopt.core.jobs import at_most
 from graphopt.core.op import attach_bodies
 from graphopt.core.pipeline import Stage
 from graphopt.core.recipe import Recipe
 from graphopt.core.report import Report
 from graphopt.core.statistics import Statistics
+from graphopt.errors import ModelError
 from graphopt.ir import origin
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
@@ -24,6 +26,8 @@ from graphopt.passes import CACHES, CANONICALIZE, OPS, SCHEMES, kvcache, legaliz
 _INFER = Stage("infer-shapes", lambda model, report: infer_shapes(model))
 #: Merged decoders, of prompts and of single tokens, are such models.
 _INNER = "it lies in a branch of an If or in a loop; export the model without one, such as a decoder that is not merged"
+#: Stages in which schemes say what they do.
+_LOWERING = frozenset(f"lower-{name}" for name in SCHEMES)
 _ATTACH = Stage("attach-bodies", lambda model, report: attach_bodies(model, OPS))
 
 
@@ -32,6 +36,17 @@ def _without_linears(model: Model) -> str:
     if scheme is None:
         return "found no linear layer to quantize"
     return f"its linears went through '{scheme}' before; optimize the file that it was made from for another scheme"
+
+
+def _reasons(report: Report, stages: set[str]) -> str:
+    """Say why stages have left alone what they were to change: the two reasons of most nodes, with one of these."""
+    nodes: dict[str, list[str]] = {}
+    for f in report.findings:
+        if f.stage in stages and f.status != "rewritten":
+            nodes.setdefault(f.reason, []).append(f.node)
+    most = sorted(nodes, key=lambda reason: -len(nodes[reason]))[:2]
+    more = {reason: f" (and {len(nodes[reason]) - 1} more)" if len(nodes[reason]) > 1 else "" for reason in most}
+    return ", and ".join(f"'{nodes[reason][0]}'{more[reason]}: {reason}" for reason in most)
 
 
 def canonicalize(
@@ -66,6 +81,8 @@ def optimize(
     statistics: Statistics | None = None,
     *,
     dry_run: bool = False,
+    strict: bool = False,
+    jobs: int | None = None,
     dump_dir: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -76,6 +93,9 @@ def optimize(
         recipe: which linears get which scheme.
         statistics: of `graphopt calibrate`; None leaves schemes to what they can do without.
         dry_run: report what would be done; only the canonical form is made (in memory).
+        strict: raise where nothing of what the recipe asks for can be done: no linear goes through a scheme, or the
+            key-value cache stays as it is. Otherwise only the report says so.
+        jobs: threads or processes that quantize at a time; None for what `graphopt.core.jobs.count` says.
         dump_dir, progress: as `graphopt.core.pipeline.run` takes them.
 
     Raises:
@@ -104,12 +124,24 @@ def optimize(
                 scheme.lower(model, mine, statistics, report, dry_run=dry_run)
         if len(linears(model)) < len(names):
             origin.write(model, recipe.name)
+        elif strict and recipe.quantizes and (not names or any(rule.scheme for rule in assigned.values())):
+            raise ModelError(
+                f"no linear can go through {recipe.source}: {_reasons(report, {'lower', *_LOWERING})}; --dry-run says "
+                "more, and --scheme none writes the file without"
+            )
 
     def lower_cache(model: Model, report: Report) -> None:
         if recipe.cache is not None:
             kvcache.lower(model, CACHES[recipe.cache.format], recipe.cache.config, statistics, report, dry_run=dry_run)
+            done = any(f.stage == kvcache.STAGE and f.status == "rewritten" for f in report.findings)
+            if strict and not done:
+                raise ModelError(
+                    f"the key-value cache cannot be updated in place as '{recipe.cache.format}': "
+                    f"{_reasons(report, {kvcache.STAGE})}; --dry-run says more"
+                )
 
     stages = [_INFER, *CANONICALIZE, Stage("kv-cache", lower_cache), Stage("lower", lower)]
     if not dry_run:
         stages += [Stage("legalize", legalize), _ATTACH]
-    return pipeline.run(model, stages, dump_dir=dump_dir, progress=progress)
+    with at_most(jobs):
+        return pipeline.run(model, stages, dump_dir=dump_dir, progress=progress)

@@ -17,6 +17,7 @@ __all__ = [
     "OutputError",
     "PluginError",
     "RecipeError",
+    "WorkerError",
     "nearest",
 ]
 
@@ -60,6 +61,10 @@ class DeployError(GraphOptError):
 
 class BenchError(GraphOptError):
     """What is to be timed cannot run on this machine."""
+
+
+class WorkerError(GraphOptError):
+    """A process that worked for us was killed."""
 
 
 class ComparisonFailed(Exception):  # noqa: N818 (an outcome, not an error)

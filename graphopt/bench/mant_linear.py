@@ -33,7 +33,7 @@ _CAPACITY = 16  # the least that a quantizing op takes; all of it is padding
 _STEPS = (0, 5, 10, 17, *range(20, 130, 10))  # a of types 0 to 14; type 15 is INT4
 _CODES = 16
 #: Above, MANTLinearInt8 rounds weights to 127ths of the largest of their row (trt_plugins/mant/linear/policy.h).
-_MOST_FEW_TOKENS = 96
+_MOST_HALF_TOKENS = 128
 _CHUNK = 2048  # rows of W that are decoded at once for the check
 #: Rounding to T (2^-11 or 2^-8 of each element at most) plus float32 sums, as the norm of a row.
 _ROW_TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}
@@ -162,7 +162,7 @@ class _Operands:
         if self.op != "MANTLinear":
             x = self.quantized["xq"][rows].double() * self.quantized["sx"][rows].double()
         weights = self._decoded(self.weights[0])
-        if self.op == "MANTLinearInt8" and len(self.x) > _MOST_FEW_TOKENS:
+        if self.op == "MANTLinearInt8" and len(self.x) > _MOST_HALF_TOKENS:
             weights = map(_row_bytes, weights)
         exact = torch.cat([x @ w.T for w in weights], 1) + self.bias.double()
         error = row_error(self.y[rows].double(), exact)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from graphopt.cli import sources
-from graphopt.cli.console import JsonFlag, console, emit, guard, progress
+from graphopt.cli.console import JsonFlag, emit, guard, progress, status
 from graphopt.core.statistics import Statistics
 
 #: Linears shown in the table: those with the largest outliers.
@@ -59,7 +59,7 @@ def calibrate(
     check_target(output)
     start = time.perf_counter()
     loaded = ir.load(model)
-    with console.status("reading data"):
+    with status("reading data"):
         flags = sources.Source(text, tokenizer, data, random, samples, length)
         feeds, source = flags.feeds(loaded, model, "calibration")
         compile.canonicalize(loaded)

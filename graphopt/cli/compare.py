@@ -13,7 +13,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Column, Table
 
 from graphopt.cli import runners, sources
-from graphopt.cli.console import JsonFlag, console, emit, guard, progress
+from graphopt.cli.console import JsonFlag, emit, guard, progress, status
 from graphopt.compare.metrics import METRICS, Difference, Tolerance
 from graphopt.compare.outputs import Comparison
 from graphopt.errors import CalibrationError, ComparisonFailed, nearest
@@ -76,7 +76,7 @@ def compare(
     if metric not in METRICS:
         raise CalibrationError(f"unknown --metric '{metric}'{nearest(metric, METRICS)}")
     sides = [Side(path, kind, plugins, ort_optimize) for path, kind in zip(models, _kinds(models, runner), strict=True)]
-    with console.status("reading data"):
+    with status("reading data"):
         flags = sources.Source(text, tokenizer, data, random, samples, length)
         described = next((s.path for s in reversed(sides) if not s.is_plan), None)
         if described is None:

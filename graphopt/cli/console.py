@@ -4,13 +4,16 @@ Everything for people goes to standard error, so that standard output holds only
 the verb's result.
 """
 
-__all__ = ["JsonFlag", "console", "emit", "guard", "progress", "stdout"]
+__all__ = ["JsonFlag", "console", "emit", "guard", "progress", "status", "stdout"]
 
 import functools
 import json as jsonlib
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -30,10 +33,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INTERRUPTED = 130
+#: Seconds between lines that say what is at work, where there is no terminal.
+_EVERY = 10.0
+_asked_for_json: ContextVar[bool] = ContextVar("asked_for_json", default=False)
 
 
 def progress() -> Progress:
-    """Return a progress display on standard error; use as a context manager."""
+    """Return a progress display on standard error; use as a context manager.
+
+    Bars on a terminal; elsewhere a line every ten seconds, and nothing under ``--json``.
+    """
+    if not console.is_interactive:
+        return _Lines()
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -43,6 +54,43 @@ def progress() -> Progress:
         console=console,
         transient=True,
     )
+
+
+@contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Say what is at work, as `progress` does; inside is a function that changes the text."""
+    if console.is_interactive:
+        with console.status(text) as shown:
+            yield shown.update
+        return
+    with _Lines() as lines:
+        task = lines.add_task(text, total=None)
+        yield lambda changed: lines.update(task, description=changed)
+
+
+class _Lines(Progress):
+    """Progress for files and pipes, which keep every line: one for each task at work, now and then."""
+
+    def __init__(self) -> None:
+        super().__init__(console=console, disable=True)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._speak, daemon=True)
+        self._silent = _asked_for_json.get()
+
+    def start(self) -> None:
+        if not self._silent:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+
+    def _speak(self) -> None:
+        while not self._done.wait(_EVERY):
+            for task in self.tasks:
+                if not task.finished:
+                    count = "" if task.total is None else f" {task.completed:.0f} of {task.total:.0f}"
+                    line = f"{task.description}{count}, {task.elapsed or 0:.0f} s"
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def emit(data: dict[str, Any], as_json: bool, render: Callable[[Console], None]) -> None:
@@ -58,6 +106,7 @@ def guard(verb: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(verb)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        _asked_for_json.set(bool(kwargs.get("json")))
         try:
             return verb(*args, **kwargs)
         except GraphOptError as e:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphopt.cli import runners, sources
-from graphopt.cli.console import JsonFlag, console, emit, guard, progress
+from graphopt.cli.console import JsonFlag, emit, guard, progress, status
 from graphopt.errors import GraphOptError, nearest
 from graphopt.ir.kv_cache import KvCache
 
@@ -79,7 +79,7 @@ def ppl(
     scheme = scheme or opened.scheme or (None if quantized else "fp")
     if results and scheme is None:
         raise GraphOptError(f"{model} is quantized; say with which scheme: --scheme mixq-w8a8")
-    with console.status("reading text"):
+    with status("reading text"):
         picked = sources.corpus(text, tokenizer, model).chunks("evaluation", chunks, length)
     start = time.perf_counter()
     with progress() as bar:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from graphopt.cli.console import JsonFlag, console, emit, guard
+from graphopt.cli.console import JsonFlag, emit, guard, status
 from graphopt.cli.tables import findings_table, linear_counts, size_table
 from graphopt.core.cache import CacheFormat
 from graphopt.core.scheme import Scheme
@@ -44,6 +44,14 @@ def optimize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be rewritten and what not, and why.")
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads or processes that quantize at a time; default: processors, or OMP_NUM_THREADS, at most 16.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     dump_ir: Annotated[Path | None, typer.Option(help="Write the IR text after every stage into this folder.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -51,6 +59,9 @@ def optimize(
 
     The result is one ONNX file that runs in ONNX Runtime as it is (every custom op carries its definition as a
     model-local function) and in TensorRT with our plugins.
+
+    What stays as it is, is listed with its reason. Where no linear can go through the scheme, or the cache cannot be
+    updated in place, nothing is written and the exit code is 2.
 
     Examples:
 
@@ -85,11 +96,18 @@ def optimize(
         check_target(output)
     loaded = ir.load(model)
     before = size_table(loaded)
-    with console.status("loading") as status:
+    with status("loading") as say:
         report = compile.optimize(
-            loaded, rules, statistics, dry_run=dry_run, dump_dir=dump_ir, progress=lambda stage: status.update(stage)
+            loaded,
+            rules,
+            statistics,
+            dry_run=dry_run,
+            strict=not dry_run,
+            jobs=jobs,
+            dump_dir=dump_ir,
+            progress=say,
         )
-        status.update("saving")
+        say("saving")
         files = [] if dry_run else ir.save(loaded, output)
     after = size_table(loaded)
     sizes = {"before": before, "after": after, "linears": linear_counts(report)}

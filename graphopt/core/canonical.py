@@ -8,7 +8,7 @@ __all__ = ["LINEAR_OPS", "InputQuantizer", "LinearView", "assigned", "bias_of", 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -81,6 +81,15 @@ class LinearView:
         """Return output channels ``start`` to ``stop`` of the weight as (stop - start, K), in its own dtype."""
         stored = weights.read(self.weight)
         return np.asarray(stored[start:stop] if self.transposed else stored[:, start:stop].T)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process a linear has its name and its weight, and no graph around it."""
+        return _alone, (self.name, self.transposed, self.weight.name, weights.detached(self.weight))
+
+
+def _alone(name: str, transposed: bool, weight: str, values: Any) -> LinearView:
+    inputs = [gs.Variable("x"), gs.Constant(weight, values)]
+    return LinearView(gs.Node("Linear", name, {"trans_w": int(transposed)}, inputs, domain=DOMAIN))
 
 
 #: Inserts an op that quantizes the common input of some linears to int8 per token, fused into its producer where that

@@ -2,7 +2,6 @@
 
 __all__ = ["in_chunks"]
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,18 +9,17 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-Result = TypeVar("Result")
+from graphopt.core import jobs
 
-#: Threads at most: each holds a chunk, and memory is to stay bounded on hosts of many processors.
-_MOST_THREADS = 16
+Result = TypeVar("Result")
 
 
 def in_chunks(rows: int, step: int, work: Callable[[slice], Result]) -> Iterator[tuple[slice, Result]]:
     """Yield each chunk of rows and what ``work`` makes of it, in order.
 
-    Chunks are worked on by a thread for each processor, or `OMP_NUM_THREADS` if that is set, sixteen at most; numpy
-    computes without the interpreter's lock. Neither chunks nor results depend on how many there are. Linear algebra
-    runs in one thread meanwhile, so that not every thread starts as many again.
+    Chunks are worked on by `graphopt.core.jobs.count` threads; numpy computes without the interpreter's lock. Neither
+    chunks nor results depend on how many there are. Linear algebra runs in one thread meanwhile, so that not every
+    thread starts as many again.
 
     Args:
         rows: to be divided.
@@ -29,7 +27,7 @@ def in_chunks(rows: int, step: int, work: Callable[[slice], Result]) -> Iterator
         work: called with the rows of a chunk, in any thread. What it raises ends the iteration.
     """
     chunks = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-    threads = min(len(chunks), _threads())
+    threads = min(len(chunks), jobs.count())
     if threads <= 1:
         for chunk in chunks:
             yield chunk, work(chunk)
@@ -48,13 +46,3 @@ def in_chunks(rows: int, step: int, work: Callable[[slice], Result]) -> Iterator
                 yield done, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _threads() -> int:
-    """Threads to work with."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if asked.isdecimal() and int(asked) > 0:
-        return min(int(asked), _MOST_THREADS)
-    # What a job may use can be less than the host has, where the system says so.
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, _MOST_THREADS)

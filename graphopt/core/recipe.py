@@ -144,6 +144,11 @@ class Recipe:
         """What results call the recipe: its preset, or its file without folder and ending."""
         return self.source.removeprefix(_PRESET) if self.source.startswith(_PRESET) else Path(self.source).stem
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether any linear is to go through a scheme."""
+        return any(rule.scheme is not None for rule in self.rules)
+
     def excluding(self, reasons: Mapping[str, str]) -> "Recipe":
         """Return this recipe, but with the linears named in ``reasons`` left alone, each for its reason."""
         rules = (Rule((glob.escape(name),), None, None, reason=reason) for name, reason in reasons.items())

@@ -41,11 +41,18 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     on_progress: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
+    _long: tuple[str, int, int] = field(default=("", 0, 0), init=False, compare=False, repr=False)
 
-    def progress(self, text: str) -> None:
-        """Say what a long stage is at."""
+    def begin(self, stage: str, steps: int) -> None:
+        """Say that a long stage begins, of so many steps."""
+        self._long = stage, steps, 0
+
+    def step(self, name: str) -> None:
+        """Say what the next step of the long stage is about."""
+        stage, steps, done = self._long
+        self._long = stage, steps, done + 1
         if self.on_progress:
-            self.on_progress(text)
+            self.on_progress(f"{stage}: {done + 1} of {steps}, {name}")
 
     def rewritten(self, stage: str, rule: str, node: str, reason: str, **detail: Any) -> None:
         """Record a rewrite."""

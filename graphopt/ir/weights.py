@@ -11,6 +11,7 @@ __all__ = [
     "DiskValues",
     "WeightStore",
     "bits",
+    "detached",
     "external_info",
     "nbytes",
     "numpy_dtype",
@@ -94,6 +95,9 @@ class DiskValues(LazyValues):  # type: ignore[misc]
         super().__init__(tensor)
         self.owner = owner
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DiskValues, (self.tensor,)
+
     def load(self) -> np.ndarray:
         """Return the values as a read-only memory map (sub-byte types: unpacked into memory)."""
         location, offset, length = external_info(self.tensor)
@@ -119,6 +123,15 @@ def read(constant: gs.Constant) -> np.ndarray:
     if isinstance(values, DiskValues):
         return values.load()
     return numpy_helper.to_array(values.tensor) if isinstance(values, LazyValues) else values
+
+
+def detached(constant: gs.Constant) -> Any:
+    """Return what pickles of the values of ``constant``, for a `gs.Constant` in another process.
+
+    What is on disk stays there, as long as ``constant`` lives.
+    """
+    values = constant._values
+    return DiskValues(values.tensor) if isinstance(values, DiskValues) else np.asarray(read(constant))
 
 
 def nbytes(constant: gs.Constant) -> int:

@@ -65,11 +65,12 @@ class Mant:
             planned.append((linear, _Plan.of(linear, config, entry), entry))
         moments = _Moments()
         inputs = _Inputs(model, [(linear, plan) for linear, plan, _ in planned], self._quantize)
+        report.begin(STAGE, len(planned))
         for linear, plan, entry in planned:
             if dry_run:
                 report.rewritten(STAGE, self.name, linear.name, plan.described())
                 continue
-            report.progress(f"{STAGE}: {linear.name}")
+            report.step(linear.name)
             weight = quantize_weight(linear, plan.config, moments.calibration(linear, plan, entry))
             detail = _replace(model, linear, plan, weight, inputs)
             report.rewritten(STAGE, self.name, linear.name, plan.described(), **detail)

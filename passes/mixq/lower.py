@@ -91,7 +91,9 @@ class MixQ:
         dry_run: bool,
     ) -> None:
         """See `graphopt.core.scheme.Scheme.lower`."""
-        for group in self._groups(model, assignment, report):
+        groups = self._groups(model, assignment, report)
+        report.begin(STAGE, sum(len(group.linears) for group in groups))
+        for group in groups:
             _check_statistics(group, statistics)
             outliers = _select(group, statistics)
             if statistics is None and group.outliers.select != "none":
@@ -183,7 +185,7 @@ def _lower_group(
     moments: dict[float, SecondMoment] = {}
 
     def quantized(linear: LinearView, config: MixQConfig) -> QuantizedWeight:
-        report.progress(f"{STAGE}: {linear.name}")
+        report.step(linear.name)
         entry = _entry(statistics, linear)
         moment = None
         if entry is not None and entry.second_moment is not None and _choose_rounding(config, entry) == "gptq":

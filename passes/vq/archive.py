@@ -19,17 +19,19 @@ _CHECKED, _ROUNDING = 16, 2.0**-7
 _DAMAGE = (OSError, ValueError, EOFError, zipfile.BadZipFile)
 
 
-def check_archive(path: Path, linears: Iterable[str]) -> None:
-    """Check that the archive ``path`` is one, and has codes of some of ``linears``.
+def check_archive(path: Path, linears: Iterable[str]) -> set[str]:
+    """Return those of ``linears`` that the archive ``path`` has codes of.
 
     Raises:
         ModelError: it is missing or damaged, or of a model whose linears have other names.
     """
     with _opened(path) as archive:
-        if not any(f"{name}:codes" in archive for name in linears):
-            raise ModelError(
-                f"{path} has codes of none of the linears that the recipe gives it; write model and archive together"
-            )
+        ready = {name for name in linears if f"{name}:codes" in archive}
+    if not ready:
+        raise ModelError(
+            f"{path} has codes of none of the linears that the recipe gives it; write model and archive together"
+        )
+    return ready
 
 
 @contextmanager
@@ -43,16 +45,14 @@ def _opened(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
         raise ModelError(f"{path} is no archive of codes of 'graphopt model safetensors', or it is truncated") from e
 
 
-def ready_weight(linear: LinearView, path: Path) -> QuantizedWeight | None:
-    """Return the codes of ``linear`` in the archive ``path``; None if it has none.
+def ready_weight(linear: LinearView, path: Path) -> QuantizedWeight:
+    """Return the codes of ``linear`` in the archive ``path``, which has them.
 
     Raises:
         ModelError: the archive is missing or damaged, a code is beyond its codebook, or the codes are of another
             weight than that of the linear.
     """
     with _opened(path) as archive:
-        if f"{linear.name}:codes" not in archive:
-            return None
         codes, books, scale = (archive[f"{linear.name}:{part}"] for part in ("codes", "codebooks", "scale"))
     n, k = linear.shape
     if books.ndim != 3 or books.shape[2] not in numerics.VECTORS:

@@ -79,8 +79,9 @@ class Codes:
         """See `graphopt.core.cache.CacheFormat.emit`."""
         assert statistics is not None
         pairs = []
+        report.begin(STAGE, len(layers))
         for layer, entry in _arranged(model, layers, config, statistics, report):
-            report.progress(f"{STAGE}: {layer.name}")
+            report.step(layer.name)
             kind = weights.numpy_dtype(weights.onnx_dtype(layer.q.dtype))
             trained = (book.astype(kind) for book in _train(entry, config, layer.name))
             books = dict(zip(("codebook_k", "codebook_v"), trained, strict=True))

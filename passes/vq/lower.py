@@ -11,7 +11,8 @@ Linears that read the same tensor share its transform, which is one launch with 
 __all__ = ["SCHEME", "VQ"]
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from pydantic import BaseModel
 
 from graphopt.core.canonical import LinearView, assigned, bias_of
 from graphopt.core.fusion import take_producer
+from graphopt.core.jobs import count
+from graphopt.core.processes import Mapped, in_processes
 from graphopt.core.report import Report
 from graphopt.core.statistics import LinearStatistics, Statistics, require_second_moment
 from graphopt.ir import weights
@@ -34,6 +37,8 @@ from graphopt.passes.vq.moments import ChannelMoment, Moment, VectorMoment
 from graphopt.passes.vq.weight import QuantizedWeight, quantize_weight
 
 STAGE = "lower-vq"
+#: Weights that are quantized in the time that a process takes to start.
+_WORTH = 1 << 22
 
 
 class VQ:
@@ -54,36 +59,67 @@ class VQ:
         dry_run: bool,
     ) -> None:
         """See `graphopt.core.scheme.Scheme.lower`."""
+        jobs = _jobs(assigned(model, assignment, report, stage=STAGE, scheme=self.name), statistics)
+        if dry_run:
+            for job in jobs:
+                report.rewritten(STAGE, self.name, job.linear.name, job.reason)
+            return
         inputs = _Inputs(model)
-        done: list[tuple[str, str, gs.Tensor, dict[str, Any]]] = []
-        linears = assigned(model, assignment, report, stage=STAGE, scheme=self.name)
-        for archive in sorted({config.codes for _, config in linears if config.codes}):
-            check_archive(Path(archive), [linear.name for linear, config in linears if config.codes == archive])
-        for linear, config in linears:
-            if config.codes and (ready := ready_weight(linear, Path(config.codes))):
-                reason = f"{ops.LINEAR.name} with the codes of {Path(config.codes).name}"
-                x, detail = linear.x, {}
-                if not dry_run:
-                    detail = _replace(model, linear, x, ready)
-                done.append((linear.name, reason, x, detail))
-                continue
-            entry = _entry(linear, config, statistics)
-            if dry_run:
-                done.append((linear.name, _described(config, entry), linear.x, {}))
-                continue
-            report.progress(f"{STAGE}: {linear.name}")
-            x, signs, moment = inputs.prepared(linear, config, entry)
-            weight = quantize_weight(linear, config, moment, signs, _generator(config, linear.name))
-            done.append((linear.name, _described(config, entry), x, _replace(model, linear, x, weight)))
+        read = [inputs.tensor(job) for job in jobs]
+        details = []
+        report.begin(STAGE, len(jobs))
+        with in_processes(map(inputs.task, jobs), _processes(jobs)) as made:
+            for job, x in zip(jobs, read, strict=True):
+                report.step(job.linear.name)
+                details.append(_replace(model, job.linear, x, next(made)))
         sources = inputs.fuse()
-        for name, reason, x, detail in done:
+        for job, x, detail in zip(jobs, read, details, strict=True):
             source = f", input from {sources[id(x)]}" if id(x) in sources else ""
-            report.rewritten(STAGE, self.name, name, reason + source, **detail)
-        if not dry_run:
-            model.tidy()
+            report.rewritten(STAGE, self.name, job.linear.name, job.reason + source, **detail)
+        model.tidy()
 
 
 SCHEME = VQ()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A linear to be lowered; ``ready`` says whether the archive of its settings has its codes."""
+
+    linear: LinearView
+    config: VQConfig
+    entry: LinearStatistics | None
+    ready: bool
+
+    @property
+    def reason(self) -> str:
+        """What the report says of it."""
+        if self.ready:
+            return f"{ops.LINEAR.name} with the codes of {Path(str(self.config.codes)).name}"
+        return _described(self.config, self.entry)
+
+    @property
+    def transformed(self) -> bool:
+        """Whether its input goes through a Hadamard transform."""
+        return self.config.codebook == "e8" and not self.ready
+
+
+def _jobs(linears: Sequence[tuple[LinearView, VQConfig]], statistics: Statistics | None) -> list[_Job]:
+    ready = {
+        archive: check_archive(Path(archive), [linear.name for linear, config in linears if config.codes == archive])
+        for archive in sorted({config.codes for _, config in linears if config.codes})
+    }
+    jobs = []
+    for linear, config in linears:
+        found = config.codes is not None and linear.name in ready[config.codes]
+        jobs.append(_Job(linear, config, None if found else _entry(linear, config, statistics), found))
+    return jobs
+
+
+def _processes(jobs: Sequence[_Job]) -> int:
+    """Return how many processes to work with; starting one takes about as long as quantizing `_WORTH` weights."""
+    size = sum(job.linear.shape[0] * job.linear.shape[1] for job in jobs if not job.ready)
+    return min(count(), len(jobs), size // _WORTH)
 
 
 def _entry(linear: LinearView, config: VQConfig, statistics: Statistics | None) -> LinearStatistics | None:
@@ -112,6 +148,12 @@ def _generator(config: VQConfig, name: str) -> np.random.Generator:
     return np.random.default_rng([config.seed, zlib.crc32(name.encode())])
 
 
+def _quantized(
+    linear: LinearView, config: VQConfig, moment: Mapped[Moment], signs: np.ndarray | None
+) -> QuantizedWeight:
+    return quantize_weight(linear, config, moment.value, signs, _generator(config, linear.name))
+
+
 class _Inputs:
     """Transforms and second moments of the tensors that linears read.
 
@@ -121,17 +163,22 @@ class _Inputs:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._transformed: dict[tuple[int, int], tuple[gs.Tensor, np.ndarray]] = {}
-        self._last: tuple[Any, Moment] | None = None
+        self._last: tuple[Any, Mapped[Moment]] | None = None
 
-    def prepared(
-        self, linear: LinearView, config: VQConfig, entry: LinearStatistics | None
-    ) -> tuple[gs.Tensor, np.ndarray | None, Moment]:
-        """Return the tensor that the lowered linear reads, the signs of its transform if any, and its moment."""
-        x, signs = (linear.x, None) if config.codebook != "e8" else self._transform(linear, config)
+    def tensor(self, job: _Job) -> gs.Tensor:
+        """Return the tensor that the lowered linear reads."""
+        return self._transform(job.linear, job.config)[0] if job.transformed else job.linear.x
+
+    def task(self, job: _Job) -> tuple[str, Callable[[], QuantizedWeight]]:
+        """Return the linear's name and what quantizes its weight, here or in another process."""
+        linear, config, entry = job.linear, job.config, job.entry
+        if job.ready:
+            return linear.name, partial(ready_weight, linear, Path(str(config.codes)))
+        signs = self._transform(linear, config)[1] if job.transformed else None
         key = id(linear.x), config.vector, config.damping, config.codebook, config.seed, _second_order(config, entry)
         if self._last is None or self._last[0] != key:
-            self._last = key, _moment(linear.shape[1], config, entry, signs)
-        return x, signs, self._last[1]
+            self._last = key, Mapped(_moment(linear.shape[1], config, entry, signs))
+        return linear.name, partial(_quantized, linear, config, self._last[1], signs)
 
     def _transform(self, linear: LinearView, config: VQConfig) -> tuple[gs.Tensor, np.ndarray]:
         key = id(linear.x), config.seed

@@ -51,5 +51,5 @@ def test_engines_and_texts_have_their_tables(page: Any, tmp_path: Path, monkeypa
     monkeypatch.setattr(page, "RESULTS", tmp_path)
     lines = "\n".join(page.sections()).splitlines()
     tables = {lines[i - 2]: lines[i + 2] for i, line in enumerate(lines) if line.startswith("| engine |")}
-    assert tables == {"7b:": "| mixq-w8a8 | 500 (1.80×) |", "70b:": "| mixq-w8a8 | 750 (1.20×) |"}
-    assert "| mixq-w8a8 | TensorRT | static | 1 of 2 | 0.25 (0.12) | 1,000 | 21.500 |" in lines
+    assert tables == {"7b:": "| mixq-w8a8 | 500 (1.80×) | c |", "70b:": "| mixq-w8a8 | 750 (1.20×) | c |"}
+    assert "| mixq-w8a8 | TensorRT | static | 1 of 2 | 0.25 (0.12) | 1,000 | 21.500 | c |" in lines

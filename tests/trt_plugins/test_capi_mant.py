@@ -1,6 +1,7 @@
 """What M-ANT's linears refuse in the C API. Arguments are checked before anything touches a GPU."""
 
 import ctypes
+import itertools
 from pathlib import Path
 
 import pytest
@@ -97,14 +98,16 @@ def test_operands_that_only_some_linears_have(lib: ctypes.CDLL, changes: dict[st
 @pytest.mark.parametrize(
     ("decode", "m", "size"),
     [
-        (FLOAT, 96, 0),
+        (FLOAT, 128, 0),
         (FLOAT, 4096, 2 * SLAB),
-        (SPLIT, 96, 0),
-        (BYTES, 96, 0),
-        (SPLIT, 97, 2 * SLAB + 97 * 256 * 2),  # x as float16
-        # Two tables of eight bytes for each group and a scale for each channel.
-        (BYTES, 97, SLAB + 4 * 40 * 16 + 40 * 4),
-        (BYTES, 1 << 20, SLAB + 4 * 40 * 16 + 40 * 4),
+        (SPLIT, 32, 0),
+        (BYTES, 32, 0),
+        (SPLIT, 33, 33 * 256 * 2),  # x as float16
+        (BYTES, 33, 33 * 256 * 2),
+        (BYTES, 128, 128 * 256 * 2),
+        (SPLIT, 129, 2 * SLAB + 129 * 256 * 2),
+        (BYTES, 129, 128 * 256 * 2),  # of fewer tokens
+        (BYTES, 1 << 20, 128 * 256 * 2),
         (SPLIT, 0, 0),
         (SPLIT, -1, 0),
     ],
@@ -113,9 +116,14 @@ def test_what_many_tokens_want(lib: ctypes.CDLL, decode: int, m: int, size: int)
     assert _workspace(lib, decode, m, 40, 256) == size
 
 
+def test_many_tokens_of_int8_want_tables(lib: ctypes.CDLL) -> None:
+    # Behind W: two tables of eight bytes for each group, and a scale for each channel.
+    assert _workspace(lib, BYTES, 129, 4096, 256) == 4096 * 256 + 4 * 4096 * 16 + 4096 * 4
+
+
 @pytest.mark.parametrize("k", [16, 8192, 28672, 1 << 26])
 def test_x_is_widened_in_parts(lib: ctypes.CDLL, k: int) -> None:
-    for m in (97, 5000, 1 << 20):
+    for m in (129, 5000, 1 << 20):
         tokens = (_workspace(lib, SPLIT, m, 8, k) - _workspace(lib, FLOAT, m, 8, k)) / (2 * k)
         assert tokens == m or (tokens % 256 == 0 and tokens <= m)
         assert tokens * k <= max(1 << 26, 256 * k)
@@ -123,8 +131,9 @@ def test_x_is_widened_in_parts(lib: ctypes.CDLL, k: int) -> None:
 
 def test_fewer_tokens_never_want_more(lib: ctypes.CDLL) -> None:
     """TensorRT asks for the most tokens only."""
-    for k in (16, 8192, 28672):
-        sizes = [_workspace(lib, SPLIT, m, 8, k) for m in (97, 2048, 2304, 2305, 4096, 8192, 8200, 12000, 1 << 18)]
+    tokens = (1, 32, 33, 128, 129, 2048, 2304, 2305, 4096, 8192, 8200, 12000, 1 << 18)
+    for decode, k in itertools.product((FLOAT, SPLIT, BYTES), (16, 8192, 28672)):
+        sizes = [_workspace(lib, decode, m, 8, k) for m in tokens]
         assert sizes == sorted(sizes)
 
 

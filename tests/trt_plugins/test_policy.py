@@ -274,6 +274,7 @@ def test_slabs_of_written_weights_fit_their_workspace(program: Path, rng: np.ran
         *((size, m, 28672, 8192, True) for size in (1, 2) for m in (2048, 4096)),
         *((size, 4096, 8192, 28672, True) for size in (1, 2)),
         *((size, 512, 4096, 4096, True) for size in (1, 2)),
+        (1, 2048, 8192, 28672, True),
         (2, 2048, 8192, 28672, False),
         *((size, 512, n, k, False) for size in (1, 2) for n, k in ((8192, 8192), (28672, 8192), (8192, 28672))),
     ],
@@ -288,3 +289,28 @@ def test_weights_are_written_out_where_that_was_measured_to_be_faster(
 def test_weights_too_long_for_the_workspace_are_not_written_out(program: Path) -> None:
     (answer,) = _ask(program, [f"slab 2 4096 8192 {1 << 18} {H100_MULTIPROCESSORS}"])
     assert answer[:2] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "tokens", "split"),
+    [
+        (64, 8192, 8192, 64, 2),
+        (64, 28672, 8192, 64, 1),
+        (64, 8192, 28672, 64, 2),
+        (64, 4096, 4096, 64, 4),
+        (65, 8192, 8192, 128, 2),
+        (128, 4096, 4096, 64, 2),
+        (256, 8192, 8192, 128, 1),
+    ],
+)
+def test_mant_divides_k_where_tiles_are_few(program: Path, m: int, n: int, k: int, tokens: int, split: int) -> None:
+    assert _ask(program, [f"mant_mid {m} {n} {k} {H100_MULTIPROCESSORS}"])[0][:2] == (tokens, split)
+
+
+def test_mant_never_divides_one_stage(program: Path, rng: np.random.Generator) -> None:
+    sizes = [[int(v) for v in row] for row in rng.integers((33, 1, 1), (257, 40000, 40000), (300, 3))]
+    chosen = _ask(program, [f"mant_mid {m} {n} {k} {H100_MULTIPROCESSORS}" for m, n, k in sizes])
+    for (m, _, k), (tokens, split, _) in zip(sizes, chosen, strict=True):
+        assert tokens == 64 or (tokens == 128 and m > 64)
+        assert split in (1, 2, 4, 8)
+        assert split == 1 or split <= -(-k // 64)

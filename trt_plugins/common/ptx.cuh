@@ -48,6 +48,11 @@ __device__ __forceinline__ int32_t atomic_add_acq_rel(int32_t* pointer, int32_t 
   return before;
 }
 
+/// Bring the line of an address of two bytes into L1, where __ldg finds it.
+__device__ __forceinline__ void touch_line(void const* pointer) {
+  asm volatile("{\n.reg .b16 unused;\nld.global.nc.u16 unused, [%0];\n}\n" ::"l"(pointer));
+}
+
 /// Byte i is chosen by nibble i of `select`: its lower three bits are the number of a byte of (high, low), its top bit
 /// asks for eight copies of that byte's sign instead. __byte_perm ignores the top bit.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t select) {

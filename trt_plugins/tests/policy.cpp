@@ -9,6 +9,7 @@
 //   quantize M K C ELEMENT_SIZE INPUTS PARAMETERS ALIGNED MULTIPROCESSORS SHARED_KIB
 //                                                  -> kernel threads rows_per_block blocks ahead shared_bytes
 //   even_blocks BLOCKS SEGMENTS TILES              -> blocks
+//   mant_mid M N K MULTIPROCESSORS                  -> tokens of a block, blocks that divide K, microseconds
 //   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
 #include "mixq/linear/policy.h"
@@ -19,6 +20,7 @@
 
 #include "attention/policy.h"
 #include "mant/linear/sm90_expanded_policy.h"
+#include "mant/linear/sm90_mid_tile.h"
 #include "mixq/linear/sm90_policy.h"
 #include "mixq/linear_w4a8/policy.h"
 #include "mixq/linear_w4a8/sm90_policy.h"
@@ -42,10 +44,6 @@ int main() {
       int const kernel = kind == "sm90" ? static_cast<int>(pick_sm90(m, size, k, capacity, multiprocessors))
                                         : static_cast<int>(pick_sm90_w4(m, size, k, capacity, multiprocessors));
       std::cout << kernel << '\n';
-    } else if (kind == "even_blocks") {
-      uint32_t blocks = 0, segments = 0, tiles = 0;
-      std::cin >> blocks >> segments >> tiles;
-      std::cout << graphopt::attention::even_blocks(blocks, segments, tiles) << '\n';
     } else if (kind == "slab") {
       namespace mant = graphopt::mant;
       int element = 0;
@@ -56,6 +54,15 @@ int main() {
       double const folded = mant::folded_time(element, m, n, k, multiprocessors);
       std::cout << rows << ' ' << mant::most_slab_rows(element, n, k) << ' ' << std::lround(expanded) << ' '
                 << std::lround(folded) << '\n';
+    } else if (kind == "even_blocks") {
+      uint32_t blocks = 0, segments = 0, tiles = 0;
+      std::cin >> blocks >> segments >> tiles;
+      std::cout << graphopt::attention::even_blocks(blocks, segments, tiles) << '\n';
+    } else if (kind == "mant_mid") {
+      int64_t k = 0;
+      std::cin >> m >> size >> k >> multiprocessors;
+      auto const plan = graphopt::mant::plan_mid(m, size, k, multiprocessors);
+      std::cout << plan.tokens << ' ' << plan.split << ' ' << std::lround(plan.time) << '\n';
     } else if (kind == "hadamard") {
       graphopt::vq::HadamardProblem problem{};
       int producer = 0;

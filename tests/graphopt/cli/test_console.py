@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 import typer
 
-from graphopt.cli import main
-from graphopt.cli.console import emit, guard
+from graphopt.cli import console, main
+from graphopt.cli.console import emit, guard, progress, status
 from graphopt.errors import ComparisonFailed, InternalError, ModelError
 
 
@@ -66,3 +67,38 @@ def test_result_passes_through() -> None:
 def test_emit(capsys: pytest.CaptureFixture[str]) -> None:
     emit({"a": [1, 2]}, True, lambda out: pytest.fail("rendered in spite of --json"))
     assert json.loads(capsys.readouterr().out) == {"a": [1, 2]}
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, json: bool) -> str:
+    """What a verb of 0.3 s leaves in a file, with a line every 0.05 s."""
+    monkeypatch.setattr(console, "_EVERY", 0.05)
+
+    @guard
+    def verb(json: bool) -> None:
+        with progress() as bar:
+            task = bar.add_task("calibrating", total=16)
+            bar.update(task, completed=3)
+            time.sleep(0.15)
+        with status("loading") as say:
+            say("lower-vq: 2 of 7, [name]")
+            time.sleep(0.15)
+
+    verb(json=json)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_progress_in_a_file_is_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(monkeypatch, capsys, json=False).splitlines()
+    assert {"calibrating 3 of 16, 0 s", "lower-vq: 2 of 7, [name], 0 s"} == set(lines)
+
+
+def test_json_comes_without_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(monkeypatch, capsys, json=True) == ""
+
+
+def test_no_line_about_what_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as bar:
+        bar.add_task("calibrating", total=16)
+    assert capsys.readouterr().err == ""

@@ -138,6 +138,12 @@ def test_dumps_every_stage(model: Path, tmp_path: Path) -> None:
     assert "graphopt.MixQLinear" in (tmp_path / "ir" / dumps[-1]).read_text()
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_jobs(model: Path, tmp_path: Path, jobs: str) -> None:
+    assert optimize(model, "--scheme", "vq-aqlm2", "--jobs", jobs).exit_code == 0
+    assert optimize(model, "--jobs", "0").exit_code == 2
+
+
 def test_recipe(model: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         'version: 1\nlayers:\n  - {match: "*mlp*", scheme: mixq}\n  - {match: "*", scheme: none}\n'
@@ -170,6 +176,23 @@ def test_cache_updated_in_place(how: str, model: Path, tmp_path: Path) -> None:
 def test_bad_caches(model: Path) -> None:
     assert "unknown key-value cache 'sttic'; did you mean 'static'?" in refused(model, "--kv-cache", "sttic")
     assert "--kv-capacity needs --kv-cache" in refused(model, "--kv-capacity", "64")
+
+
+def test_nothing_of_what_was_asked_for(model: Path, tmp_path: Path) -> None:
+    """Neither is an engine without our kernels taken for one with them, nor a cache that grows for one in place."""
+    no_past = tmp_path / "bert"
+    done = CliRunner().invoke(app, ["model", "bert", "--layers", "1", "--vocab", "100", "-o", str(no_past)])
+    assert done.exit_code == 0
+    error = refused(no_past / "model.onnx", "--kv-cache", "static")
+    assert "cannot be updated in place as 'static': 'model': no attention reads past and new keys" in error
+    again = tmp_path / "m.opt.onnx"
+    assert optimize(model).exit_code == 0
+    error = refused(again, "-o", tmp_path / "o.onnx")
+    assert "no linear can go through preset mixq-w8a8: 'llama': its linears went through 'mixq-w8a8' before" in error
+    assert not (tmp_path / "o.onnx").exists()
+    for flags in (["--dry-run"], ["--scheme", "none", "-o", tmp_path / "same.onnx"]):
+        assert optimize(again, *flags).exit_code == 0
+    assert optimize(model, "--exclude", "*", "-o", tmp_path / "e.onnx").exit_code == 0
 
 
 def bad_models(tmp_path: Path, good: Path) -> Iterator[tuple[str, Path, str]]:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-from graphopt.core import chunks
 from graphopt.core.chunks import in_chunks
 
 
@@ -75,12 +74,3 @@ def test_linear_algebra_in_one_thread_and_as_before_afterwards() -> None:
     before = blas()
     assert all(found == {1} for _, found in in_chunks(8, 1, lambda at: blas()))
     assert blas() == before
-
-
-def test_threads_are_bounded_and_nonsense_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    for asked in ("0", "-3", "many", ""):
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-        monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(5)))
-        assert chunks._threads() == 5
-    monkeypatch.setenv("OMP_NUM_THREADS", "96")
-    assert chunks._threads() == 16

@@ -474,4 +474,4 @@ def test_long_work_says_what_it_is_at() -> None:
     block, heard = Block(), []
     report = Report(on_progress=heard.append)
     SCHEME.lower(block.model, {"q_proj": MixQConfig()}, None, report, dry_run=False)
-    assert heard == ["lower-mixq: q_proj"]
+    assert heard == ["lower-mixq: 1 of 1, q_proj"]

@@ -31,6 +31,12 @@ __device__ __forceinline__ uint4 load_shared_16(uint32_t shared) {
   return v;
 }
 
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t shared) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
+  return v;
+}
+
 __device__ __forceinline__ uint32_t load_shared_byte(uint32_t shared) {
   uint32_t v;
   asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
@@ -62,12 +68,14 @@ __device__ __forceinline__ uint32_t second_byte(uint32_t low, uint32_t high) {
   return permute_bytes(low, high, 0x7362);
 }
 
-/// Four int8 as half, exact.
+/// Four int8 as half, exact: those of bytes 0 and 1, and 2 and 3; with kAlternate 0 and 2, and 1 and 3.
+template <bool kAlternate = false>
 __device__ __forceinline__ void widen(uint32_t& first, uint32_t& second, uint32_t word) {
   constexpr uint32_t kThousand = 0x64646464u;  // the high byte of 1024 and more, where the low byte counts ones
   uint32_t const raised = word ^ kTopBits;
   __half2 const offset = __floats2half2_rn(1024.0f + 128.0f, 1024.0f + 128.0f);
-  uint32_t const pairs[2] = {permute_bytes(raised, kThousand, 0x4140), permute_bytes(raised, kThousand, 0x4342)};
+  uint32_t const pairs[2] = {permute_bytes(raised, kThousand, kAlternate ? 0x4240 : 0x4140),
+                             permute_bytes(raised, kThousand, kAlternate ? 0x4341 : 0x4342)};
   __half2 const low = __hsub2(reinterpret_cast<__half2 const&>(pairs[0]), offset);
   __half2 const high = __hsub2(reinterpret_cast<__half2 const&>(pairs[1]), offset);
   first = reinterpret_cast<uint32_t const&>(low);

@@ -10,16 +10,16 @@
 #include "common/ptx.cuh"
 #include "mant/linear/codes.cuh"
 #include "mant/linear/policy.h"
+#include "mant/linear/step_codes.cuh"
 
 namespace graphopt::mant {
 
 constexpr int kFewColumns = 128;  // of a stage
 constexpr int kFewSlots = 4;      // groups of 32 in a stage
 
-/// X: of x, 16 bits or int8_t.
-template <class X, class Shape>
+template <FewCodes kCodes, class Shape>
 struct FewLayout {
-  static constexpr int kXBytes = sizeof(X);
+  static constexpr int kXBytes = kCodes == FewCodes::kFloat ? 2 : 1;
   static constexpr int kXRowBytes = kFewColumns * kXBytes;
   static constexpr int kXOffset = Shape::kRows * kFewColumns / 2;
   static constexpr int kScaleBytes = Shape::kRows * 2;  // of a slot
@@ -28,10 +28,12 @@ struct FewLayout {
   static constexpr int kTypeOffset = kScaleOffset + kFewSlots * kScaleBytes;
   static constexpr int kStageBytes = kTypeOffset + kFewSlots * kTypeBytes;
   static constexpr int kRingBytes = kStageBytes * Shape::kStages;  // of a warp
-  // A table of pairs leaves room for two blocks only where x has one byte.
-  static constexpr bool kPairs = kXBytes == 1;
+  // Tables: of steps, or of numbers' bytes and, where x has one byte and so leaves room for two blocks, of pairs.
+  static constexpr bool kSteps = kCodes == FewCodes::kSteps;
+  static constexpr bool kPairs = kCodes == FewCodes::kPairs;
   static constexpr int kPairOffset = kFloatEntries * 16;
-  static constexpr int kTableBytes = kPairOffset + (kPairs ? kTypes * kPairTableBytes : 0);
+  static constexpr int kTableBytes =
+      kSteps ? kTypes * kStepEntryBytes : kPairOffset + (kPairs ? kTypes * kPairTableBytes : 0);
   static constexpr int shared_bytes(int warps) { return kTableBytes + warps * kRingBytes; }
 
   /// Offsets in a stage of a chunk of 16 bytes; chunks change places so that a warp's reads meet all banks alike.
@@ -43,15 +45,17 @@ struct FewLayout {
     return static_cast<uint32_t>(kXOffset + token * kXRowBytes + ((chunk ^ turned) << 4));
   }
 
-  static constexpr int kPartBytes = Shape::kTokens * Shape::kRows * 4;
+  // A warp's sums on their way to the others: [tokens][kPartPitch] float, so that its stores meet all banks alike.
+  static constexpr int kPartPitch = Shape::kRows + 4;
+  static constexpr int kPartBytes = Shape::kTokens * kPartPitch * 4;
   static_assert(kPartBytes <= kRingBytes, "sums take the place of the stages");
   static_assert(kStageBytes % 16 == 0);
 };
 
 /// What a lane copies into the stages of its warp, from pointers that move from stage to stage.
-template <class X, class Shape>
+template <FewCodes kCodes, class Shape>
 class FewCopies {
-  using Layout = FewLayout<X, Shape>;
+  using Layout = FewLayout<kCodes, Shape>;
   static constexpr int kXChunks = Layout::kXRowBytes / 16;  // of a token
   static constexpr int kScaleChunks = Layout::kScaleBytes / 16;
   static constexpr int kChunks = kScaleChunks + Layout::kTypeBytes / 16;  // of a slot

@@ -1,4 +1,6 @@
 // Checks the arguments, picks the kernel and dispatches on the type of x.
+#include <algorithm>
+
 #include "mant/linear/kernel_generic.cuh"
 #include "mant/linear/launch.cuh"
 #include "mant/linear/sm90.h"
@@ -7,9 +9,11 @@
 
 namespace graphopt::mant {
 
-extern template Status launch_linear_few<__half, __half>(LinearParams const&, LinearKernel, cudaStream_t);
-extern template Status launch_linear_few<__nv_bfloat16, __nv_bfloat16>(LinearParams const&, LinearKernel, cudaStream_t);
-extern template Status launch_linear_few<__half, int8_t>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__half, FewCodes::kFloat>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__nv_bfloat16, FewCodes::kFloat>(LinearParams const&, LinearKernel,
+                                                                          cudaStream_t);
+extern template Status launch_linear_few<__half, FewCodes::kSteps>(LinearParams const&, LinearKernel, cudaStream_t);
+extern template Status launch_linear_few<__half, FewCodes::kPairs>(LinearParams const&, LinearKernel, cudaStream_t);
 
 namespace {
 
@@ -25,8 +29,10 @@ Status launch_generic(LinearParams const& p, cudaStream_t stream) {
 }  // namespace
 
 int64_t linear_workspace_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
-  if (m <= kMostFewTokens || n < 1 || k < 1) return 0;
-  return slab_bytes(expanded_size(decode), n, k) + prepared_bytes(decode, m, n, k, groups);
+  if (m < kLeastMid || n < 1 || k < 1) return 0;
+  int64_t const few = prepared_bytes(decode, std::min(m, kAlwaysMid), n, k, groups);
+  if (m <= kAlwaysMid) return few;
+  return std::max(few, slab_bytes(expanded_size(decode), n, k) + prepared_bytes(decode, m, n, k, groups));
 }
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream) {
@@ -38,15 +44,21 @@ Status launch_linear(LinearParams const& params, cudaStream_t stream) {
 #ifdef GRAPHOPT_SM90A
   bool sm90 = false;
   GRAPHOPT_TRY(is_sm90(&sm90));
-  if (sm90 && vectors && params.m > kMostFewTokens && supports_sm90(params)) {
+  bool const mid = is_mid(params.decode, params.m) && (params.decode == Decode::kFloat || params.workspace != nullptr);
+  if (sm90 && vectors && (mid || params.m > kMostFewTokens) && supports_sm90(params)) {
     return launch_linear_sm90(params, multiprocessors, stream);
   }
 #endif
-  LinearKernel const kernel = pick_linear(params.m, params.n, vectors, multiprocessors);
+  LinearKernel const kernel = pick_linear(params.decode, params.m, params.n, vectors, multiprocessors);
   if (kernel == LinearKernel::kGeneric) return launch_generic(params, stream);
-  if (params.decode != Decode::kFloat) return launch_linear_few<__half, int8_t>(params, kernel, stream);
-  auto const launch_typed = params.dtype == DType::kFloat16 ? launch_linear_few<__half, __half>
-                                                            : launch_linear_few<__nv_bfloat16, __nv_bfloat16>;
+  if (params.decode != Decode::kFloat) {
+    bool const steps = params.decode == Decode::kSplit && kernel == LinearKernel::kFew8;
+    auto const launch_bytes =
+        steps ? launch_linear_few<__half, FewCodes::kSteps> : launch_linear_few<__half, FewCodes::kPairs>;
+    return launch_bytes(params, kernel, stream);
+  }
+  auto const launch_typed = params.dtype == DType::kFloat16 ? launch_linear_few<__half, FewCodes::kFloat>
+                                                            : launch_linear_few<__nv_bfloat16, FewCodes::kFloat>;
   return launch_typed(params, kernel, stream);
 }
 

@@ -2,6 +2,6 @@
 
 namespace graphopt::mant {
 
-template Status launch_linear_few<__nv_bfloat16, __nv_bfloat16>(LinearParams const&, LinearKernel, cudaStream_t);
+template Status launch_linear_few<__nv_bfloat16, FewCodes::kFloat>(LinearParams const&, LinearKernel, cudaStream_t);
 
 }  // namespace graphopt::mant

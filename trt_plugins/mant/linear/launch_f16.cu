@@ -2,6 +2,6 @@
 
 namespace graphopt::mant {
 
-template Status launch_linear_few<__half, __half>(LinearParams const&, LinearKernel, cudaStream_t);
+template Status launch_linear_few<__half, FewCodes::kFloat>(LinearParams const&, LinearKernel, cudaStream_t);
 
 }  // namespace graphopt::mant

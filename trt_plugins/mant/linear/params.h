@@ -7,9 +7,9 @@
 // where s and i are sign and magnitude index of a code, a belongs to its type, and f is 1 over the power of two not
 // below 7 a + 128; type 15, INT4, is the first sum alone, times 1/8. Sums over a group are exact in int32 (float32
 // where x is T); what comes after is float32, rounded to T once. Table values are exact in float16 and rounded in
-// bfloat16. For many tokens on Hopper, weights are rounded once before the product, scale and all: float to T, split
-// to float16, bytes to 127ths of the largest of their row; into the workspace, a slab of rows of W after the other, where
-// that is faster. Without a workspace, split and bytes stay exact.
+// bfloat16. For more than 32 tokens on Hopper, weights are rounded once before the product, scale and all: float to T,
+// split and up to 128 tokens of bytes to float16, more of bytes to 127ths of the largest of their row; into the workspace,
+// a slab of rows of W after the other, where that is faster. Without a workspace, split and bytes stay exact.
 #pragma once
 
 #include <cuda_runtime_api.h>

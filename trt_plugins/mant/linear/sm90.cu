@@ -2,6 +2,7 @@
 #include "mant/linear/sm90_expand.h"
 #include "mant/linear/sm90_folded_launch.cuh"
 #include "mant/linear/sm90_launch.cuh"
+#include "mant/linear/sm90_mid_launch.cuh"
 #include "mant/linear/sm90_prepare.cuh"
 
 namespace graphopt::mant {
@@ -12,25 +13,38 @@ extern template Status launch_folded<FoldedFloat<__half>>(LinearParams const&, F
 extern template Status launch_folded<FoldedFloat<__nv_bfloat16>>(LinearParams const&, FoldedTables const&, int,
                                                                  cudaStream_t);
 extern template Status launch_folded<FoldedBytes>(LinearParams const&, FoldedTables const&, int, cudaStream_t);
+extern template Status launch_mid<__half>(LinearParams const&, int, cudaStream_t);
+extern template Status launch_mid<__nv_bfloat16>(LinearParams const&, int, cudaStream_t);
 
 namespace {
+
+/// Whether the kernel for some dozens of tokens takes `p`.
+bool takes_mid(LinearParams const& p, int multiprocessors) {
+  if (!is_mid(p.decode, p.m)) return false;
+  return p.m <= kAlwaysMid ||
+         plan_mid(p.m, p.n, p.k, multiprocessors).time <= folded_time(2, p.m, p.n, p.k, multiprocessors);
+}
 
 /// y of `p`, whose x, if it is not that of the product, is `x`; by the kernels that are estimated to be faster.
 template <class Decoder>
 Status launch_rounded(LinearParams const& p, void const* x, FoldedTables const& tables, int multiprocessors,
                       cudaStream_t stream) {
+  LinearParams taken = p;
+  taken.x = x;
+  if constexpr (sizeof(typename Decoder::X) == 2) {
+    if (takes_mid(p, multiprocessors)) return launch_mid<typename Decoder::X>(taken, multiprocessors, stream);
+  }
   int const size = expanded_size(p.decode);
   int64_t const rows = p.workspace == nullptr ? 0 : pick_slab_rows(size, p.m, p.n, p.k, multiprocessors);
   if (rows > 0 && supports_gemm(expanded_product(p, x, tables, p.workspace))) {
     return launch_expanded(p, x, tables, p.workspace, rows, multiprocessors, stream);
   }
-  LinearParams folded = p;
-  folded.x = x;
-  return launch_folded<Decoder>(folded, tables, multiprocessors, stream);
+  return launch_folded<Decoder>(taken, tables, multiprocessors, stream);
 }
 
+/// What comes before the product, behind the slab, which few tokens do without.
 void* prepared(LinearParams const& p) {
-  return static_cast<char*>(p.workspace) + slab_bytes(expanded_size(p.decode), p.n, p.k);
+  return static_cast<char*>(p.workspace) + (p.m > kAlwaysMid ? slab_bytes(expanded_size(p.decode), p.n, p.k) : 0);
 }
 
 /// y of the tokens that the workspace holds at once, again and again.
@@ -69,7 +83,9 @@ Status launch_linear_sm90(LinearParams const& p, int multiprocessors, cudaStream
     case Decode::kSplit:
       return exact ? launch_exact<Sm90Split>(p, multiprocessors, stream) : launch_widened(p, multiprocessors, stream);
     case Decode::kBytes:
-      return exact ? launch_exact<Sm90Bytes>(p, multiprocessors, stream) : launch_tables(p, multiprocessors, stream);
+      if (exact) return launch_exact<Sm90Bytes>(p, multiprocessors, stream);
+      return is_mid(p.decode, p.m) ? launch_widened(p, multiprocessors, stream)
+                                   : launch_tables(p, multiprocessors, stream);
     case Decode::kFloat:
       break;
   }

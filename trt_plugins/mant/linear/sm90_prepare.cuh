@@ -15,8 +15,8 @@ constexpr int kWidenThreads = 256;
 /// int8 -> float16, exact: `vectors` times 16 of them.
 __global__ void __launch_bounds__(kWidenThreads) widen_x(uint4 const* __restrict__ x, uint4* __restrict__ wide,
                                                          int64_t vectors) {
+  release_successor();  // the linear may bring in weights under the kernels before this one, and waits for all of them
   wait_for_predecessor();
-  release_successor();
   int64_t const i = int64_t{blockIdx.x} * kWidenThreads + static_cast<int>(threadIdx.x);
   if (i >= vectors) return;
   uint4 const v = x[i];

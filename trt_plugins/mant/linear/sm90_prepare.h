@@ -1,6 +1,7 @@
-// What the Hopper M-ANT linears for many tokens make of their operands first, and where they put it.
+// What the Hopper M-ANT linears for more than a few tokens make of their operands first, and where they put it.
 //
 //   split   x as float16, exact: int8 weights cannot hold scale and type exactly, float16 ones to 2^-11
+//           (up to 128 tokens of bytes, too)
 //   bytes   a table of eight int8 for each group and row of W: round(scale table / row_scale), row_scale the largest of
 //           the row over 127
 #pragma once
@@ -12,6 +13,7 @@
 
 #include "common/tensor.h"
 #include "mant/linear/params.h"
+#include "mant/linear/policy.h"
 #include "mant/linear/sm90_tile.h"
 
 namespace graphopt::mant {
@@ -40,9 +42,9 @@ constexpr int64_t widened_tokens(int64_t m, int64_t k) {
 /// Args:
 ///   groups: ceil(K / group).
 constexpr int64_t prepared_bytes(Decode decode, int64_t m, int64_t n, int64_t k, int64_t groups) {
-  if (decode == Decode::kSplit) return most_widened_tokens(m, k) * k * 2;
-  if (decode == Decode::kBytes) return groups * n * 16 + n * 4;
-  return 0;
+  if (decode == Decode::kFloat) return 0;
+  bool const widens = decode == Decode::kSplit || m <= kAlwaysMid;
+  return widens ? most_widened_tokens(m, k) * k * 2 : groups * n * 16 + n * 4;
 }
 
 inline FoldedTables folded_tables(void* workspace, int64_t n, int64_t groups) {

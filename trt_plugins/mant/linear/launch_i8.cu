@@ -1,7 +1,0 @@
-#include "mant/linear/launch.cuh"
-
-namespace graphopt::mant {
-
-template Status launch_linear_few<__half, int8_t>(LinearParams const&, LinearKernel, cudaStream_t);
-
-}  // namespace graphopt::mant

@@ -1,0 +1,7 @@
+#include "mant/linear/launch.cuh"
+
+namespace graphopt::mant {
+
+template Status launch_linear_few<__half, FewCodes::kSteps>(LinearParams const&, LinearKernel, cudaStream_t);
+
+}  // namespace graphopt::mant
