@@ -70,7 +70,9 @@ def kernels(
             "--output", "-o", help="Write the rows to this file as they come, as benchmarks/results/<gpu>/<suite>.json."
         ),
     ] = None,
-    suite: Annotated[str, typer.Option(help="Which kernels: mant, mixq, mixq_quantize, mixq_residual, vq or vq_hadamard.")] = "mixq",
+    suite: Annotated[
+        str, typer.Option(help="Which kernels: mant, mixq, mixq_quantize, mixq_residual, vq or vq_hadamard.")
+    ] = "mixq",
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
     json: JsonFlag = False,
     file: Annotated[Path | None, typer.Argument(hidden=True)] = None,
