@@ -103,14 +103,8 @@ def _walk(roots: Sequence[gs.Tensor], layers: dict[int, Layer], visit: Callable[
         if node is None:
             continue
         layer = layers.get(id(node))
-        sources = _reads(node) if layer is None else [layer.q, layer.k, layer.v, *(layer.tables or ())]
+        sources = query.reads(node) if layer is None else [layer.q, layer.k, layer.v, *(layer.tables or ())]
         pending += [(t, node) for t in sources]
-
-
-def _reads(node: gs.Node) -> list[gs.Tensor]:
-    inner = [t for sub in node.subgraphs(recursive=True) for n in sub.nodes for t in n.inputs]
-    outputs = [t for sub in node.subgraphs(recursive=True) for t in sub.outputs]
-    return [*node.inputs, *inner, *outputs]
 
 
 def _is_integer(tensor: gs.Tensor) -> bool:
