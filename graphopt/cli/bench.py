@@ -57,7 +57,7 @@ def engine(
     }
     layers = [r.pop("layers") for r in results.values()]
     slow = slower(*layers) if baseline else []
-    data = {**results, "slower": [s.to_dict() for s in slow]}
+    data = {"baseline": None, **results, "slower": [s.to_dict() for s in slow]}
     emit(data, json, lambda out: _render(out, results, slow))
 
 
