@@ -101,7 +101,7 @@ attention() {
 
 # bench SUITE: graphopt bench kernels; sets `failed`.
 bench() {
-    timeout 150 python3 -m graphopt bench kernels --suite "$1" --json "$out/$1.json" 2>&1 | tee "$out/$1.log"
+    timeout 150 python3 -m graphopt bench kernels --suite "$1" --output "$out/$1.json" 2>&1 | tee "$out/$1.log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
 }
 

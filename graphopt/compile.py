@@ -5,7 +5,7 @@ load -> infer shapes -> canonicalize -> key-value cache -> schemes -> legalize w
 
 __all__ = ["canonicalize", "check", "optimize"]
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from graphopt.core import pipeline
@@ -15,19 +15,20 @@ from graphopt.core.jobs import at_most
 from graphopt.core.op import attach_bodies
 from graphopt.core.pipeline import Stage
 from graphopt.core.recipe import Recipe
-from graphopt.core.report import Report
+from graphopt.core.report import Finding, Report
 from graphopt.core.statistics import Statistics
 from graphopt.errors import ModelError
 from graphopt.ir import origin
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes import CACHES, CANONICALIZE, OPS, SCHEMES, kvcache, legalize
+from graphopt.passes.canonicalize import PRODUCT_RULES
 
 _INFER = Stage("infer-shapes", lambda model, report: infer_shapes(model))
 #: Merged decoders, of prompts and of single tokens, are such models.
 _INNER = "it lies in a branch of an If or in a loop; export the model without one, such as a decoder that is not merged"
 #: Stages in which schemes say what they do.
-_LOWERING = frozenset(f"lower-{name}" for name in SCHEMES)
+_LOWERING = frozenset(("lower", *(f"lower-{name}" for name in SCHEMES)))
 _ATTACH = Stage("attach-bodies", lambda model, report: attach_bodies(model, OPS))
 
 
@@ -38,12 +39,11 @@ def _without_linears(model: Model) -> str:
     return f"its linears went through '{scheme}' before; optimize the file that it was made from for another scheme"
 
 
-def _reasons(report: Report, stages: set[str]) -> str:
+def _reasons(findings: Sequence[Finding]) -> str:
     """Say why stages have left alone what they were to change: the two reasons of most nodes, with one of these."""
     nodes: dict[str, list[str]] = {}
-    for f in report.findings:
-        if f.stage in stages and f.status != "rewritten":
-            nodes.setdefault(f.reason, []).append(f.node)
+    for f in [f for f in findings if f.status == "skipped"] or [f for f in findings if f.status == "note"]:
+        nodes.setdefault(f.reason, []).append(f.node)
     most = sorted(nodes, key=lambda reason: -len(nodes[reason]))[:2]
     more = {reason: f" (and {len(nodes[reason]) - 1} more)" if len(nodes[reason]) > 1 else "" for reason in most}
     return ", and ".join(f"'{nodes[reason][0]}'{more[reason]}: {reason}" for reason in most)
@@ -125,19 +125,20 @@ def optimize(
         if len(linears(model)) < len(names):
             origin.write(model, recipe.name)
         elif strict and recipe.quantizes and (not names or any(rule.scheme for rule in assigned.values())):
+            found = [f for f in report.findings if f.stage in _LOWERING or f.rule in PRODUCT_RULES]
             raise ModelError(
-                f"no linear can go through {recipe.source}: {_reasons(report, {'lower', *_LOWERING})}; --dry-run says "
-                "more, and --scheme none writes the file without"
+                f"no linear can go through {recipe.source}: {_reasons(found)}; --dry-run says more, and --scheme none "
+                "writes the file without"
             )
 
     def lower_cache(model: Model, report: Report) -> None:
         if recipe.cache is not None:
             kvcache.lower(model, CACHES[recipe.cache.format], recipe.cache.config, statistics, report, dry_run=dry_run)
-            done = any(f.stage == kvcache.STAGE and f.status == "rewritten" for f in report.findings)
-            if strict and not done:
+            found = [f for f in report.findings if f.stage == kvcache.STAGE]
+            if strict and not any(f.status == "rewritten" for f in found):
                 raise ModelError(
-                    f"the key-value cache cannot be updated in place as '{recipe.cache.format}': "
-                    f"{_reasons(report, {kvcache.STAGE})}; --dry-run says more"
+                    f"the key-value cache cannot be updated in place as '{recipe.cache.name}': "
+                    f"{_reasons(found)}; --dry-run says more"
                 )
 
     stages = [_INFER, *CANONICALIZE, Stage("kv-cache", lower_cache), Stage("lower", lower)]

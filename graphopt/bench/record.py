@@ -1,6 +1,6 @@
 """Result files: rows as performance results are kept in benchmarks/results/<gpu>/<suite>.json."""
 
-__all__ = ["Row", "environment", "write"]
+__all__ = ["Row", "environment", "plain", "write"]
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -92,10 +92,15 @@ def _driver() -> str:
         return ""
 
 
+def plain(rows: Sequence[Row], shared: Mapping[str, object]) -> list[dict[str, object]]:
+    """Return ``rows``, each with the fields of ``shared``, as results have them."""
+    return [{k: v for k, v in asdict(row).items() if v is not None} | dict(shared) for row in rows]
+
+
 def write(path: Path, rows: Sequence[Row], shared: Mapping[str, object]) -> None:
     """Write ``rows``, each with the fields of ``shared``, as a JSON list.
 
     Raises:
         OutputError: it cannot be written; what the file held is still there.
     """
-    write_rows(path, [{k: v for k, v in asdict(row).items() if v is not None} | dict(shared) for row in rows])
+    write_rows(path, plain(rows, shared))

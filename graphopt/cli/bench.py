@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from graphopt.cli.console import JsonFlag, emit, guard, stdout
+from graphopt.cli.console import JsonFlag, console, emit, guard, stdout
 
 if TYPE_CHECKING:
     from graphopt.engine.measure import SlowLayer
@@ -57,18 +57,25 @@ def engine(
     }
     layers = [r.pop("layers") for r in results.values()]
     slow = slower(*layers) if baseline else []
-    data = {**results, "slower": [s.to_dict() for s in slow]}
+    data = {"baseline": None, **results, "slower": [s.to_dict() for s in slow]}
     emit(data, json, lambda out: _render(out, results, slow))
 
 
 @app.command()
 @guard
 def kernels(
-    json: Annotated[
-        Path | None, typer.Option(help="Write the rows to this file, as benchmarks/results/<gpu>/<suite>.json.")
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write the rows to this file as they come, as benchmarks/results/<gpu>/<suite>.json."
+        ),
     ] = None,
-    suite: Annotated[str, typer.Option(help="Which kernels: mant, mixq, mixq_quantize, mixq_residual or vq.")] = "mixq",
+    suite: Annotated[
+        str, typer.Option(help="Which kernels: mant, mixq, mixq_quantize, mixq_residual, vq or vq_hadamard.")
+    ] = "mixq",
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
+    json: JsonFlag = False,
+    file: Annotated[Path | None, typer.Argument(hidden=True)] = None,
 ) -> None:
     """Time the kernels beside torch and bitsandbytes, after checking them on the same buffers.
 
@@ -78,27 +85,32 @@ def kernels(
 
       graphopt bench kernels
 
-      graphopt bench kernels --suite mixq_quantize --json quantize.json
+      graphopt bench kernels --suite mixq_quantize -o quantize.json
     """
     from graphopt.bench.capi import Library
     from graphopt.bench.ceilings import Ceilings
-    from graphopt.bench.record import environment, write
+    from graphopt.bench.record import environment, plain, write
     from graphopt.bench.suites import suite as suite_of
     from graphopt.engine.plugins import locate
 
+    if file is not None:  # `--json FILE`, which was how to write one
+        output, json = output or file, False
     chosen = suite_of(suite)
     library = Library(locate(plugins))
     ceilings = Ceilings.measure()
     shared = {**environment(library), **ceilings.fields()}
-    stdout.print(
+    out = console if json else stdout
+    out.print(
         f"{shared['gpu']}: copies {shared['copy_tb_s']} TB/s, fp16 {shared['fp16_tflop_s']} TFLOP/s", highlight=False
     )
     rows = []
     for row in chosen.run(library, ceilings):
         rows.append(row)
-        stdout.print(_line(row), highlight=False, soft_wrap=True)
-        if json is not None:  # after every row, as a run that is cut off has still measured something
-            write(json, rows, shared)
+        out.print(_line(row), highlight=False, soft_wrap=True)
+        if output is not None:  # after every row, as a run that is cut off has still measured something
+            write(output, rows, shared)
+    if json:
+        emit({"rows": plain(rows, shared)}, json, lambda out: None)
 
 
 def _line(row: Any) -> str:

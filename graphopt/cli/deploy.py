@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 
 from graphopt.cli import runners
 from graphopt.cli.console import JsonFlag, console, emit, guard
@@ -113,7 +114,7 @@ def _show_files(folder: Path, kind: str, files: list[Path], json: bool) -> None:
     def render(out: Console) -> None:
         for file in files:
             size = (folder / file).stat().st_size
-            out.print(f"{size / 1e6:10.1f} MB  {folder / file}", highlight=False, soft_wrap=True)
+            out.print(f"{decimal(size):>10}  {folder / file}", highlight=False, soft_wrap=True)
 
     emit({kind: str(folder), "files": [str(f) for f in files]}, json, render)
 

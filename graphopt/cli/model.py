@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 
 from graphopt.cli.console import JsonFlag, emit, guard, progress
 
@@ -188,6 +189,6 @@ def _write(output: Path, source: Any, tokenizer: Any, dtype: str, opset: int, js
 
     def render(out: Console) -> None:
         for file in files:
-            out.print(f"{file.stat().st_size / 1e6:10.1f} MB  {file}", highlight=False, soft_wrap=True)
+            out.print(f"{decimal(file.stat().st_size):>10}  {file}", highlight=False, soft_wrap=True)
 
     emit(data, json, render)

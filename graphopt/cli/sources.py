@@ -81,6 +81,11 @@ class Source:
             return list(made), {"kind": "random", "seed": self.random, "length": self.length}
         if all(item.name != feeds.TOKENS for item in inputs):
             raise CalibrationError(f"{path} has no input '{feeds.TOKENS}' for text; give data with --data or --random")
+        beside = path.with_name("tokenizer.json")
+        if self.tokenizer is None and not beside.is_file():
+            raise CalibrationError(
+                f"there is no {beside} for text; say where it is with --tokenizer, or give data with --data or --random"
+            )
         text = corpus(self.text, self.tokenizer, path)
         chunks = text.chunks(split, self.samples, self.length)
         description = {"kind": "text", "path": text.source, "split": split, "length": self.length}

@@ -15,13 +15,8 @@ from graphopt.core.report import Finding, Report
 from graphopt.ir import weights
 from graphopt.ir.model import Model
 from graphopt.passes import OPS, SCHEMES
-from graphopt.passes.canonicalize import block_quantized, linear
-from graphopt.passes.canonicalize.leftovers import OF_INTEGERS
+from graphopt.passes.canonicalize import PRODUCT_RULES
 
-#: Rules that refuse a product with a weight before it is a linear.
-_PRODUCT_RULES = {r.name for r in (*linear.RULES, *block_quantized.RULES) if r.name.startswith("linear-")} | {
-    *OF_INTEGERS
-}
 _QUOTED = re.compile(r"'[^']*'")
 #: Nodes of one reason that are shown by name where the reader did not ask for all.
 _NAMED = 3
@@ -45,7 +40,7 @@ def linear_counts(report: Report) -> dict[str, int]:
     for f in report.findings:
         if f.stage in stages and f.status == "rewritten":
             lowered.add(f.node)
-        elif f.status == "skipped" and (f.stage in stages | {"lower"} or f.rule in _PRODUCT_RULES):
+        elif f.status == "skipped" and (f.stage in stages | {"lower"} or f.rule in PRODUCT_RULES):
             left.add((f.stage, f.node))
     return {"lowered": len(lowered), "left": len(left)}
 

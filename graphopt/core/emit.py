@@ -47,17 +47,9 @@ class Emitter:
         self.model = model
         self.graph = graph
         self.stem = stem
-        self._taken = {n.name for n in graph.nodes} | set(graph.tensors())
 
     def _name(self, what: str) -> str:
-        base = f"{self.stem}/{what}"
-        name = base if base not in self._taken else ""
-        number = 0
-        while not name or name in self._taken:
-            number += 1
-            name = f"{base}_{number}"
-        self._taken.add(name)
-        return name
+        return self.model.unique_name(f"{self.stem}/{what}")
 
     def op(
         self,
@@ -85,7 +77,7 @@ class Emitter:
             if like is not None:
                 dtype, shape = like.dtype, like.shape
             # A tensor must not share its node's name: other rules look both up in one set.
-            out = gs.Variable(f"{name}_output", dtype, None if shape is None else list(shape))
+            out = gs.Variable(self.model.unique_name(f"{name}_output"), dtype, None if shape is None else list(shape))
         self.graph.nodes.append(gs.Node(op, name, attrs, list(inputs), [out]))
         return out
 

@@ -44,8 +44,8 @@ def in_processes(tasks: Iterable[Task[Result]], processes: int) -> Iterator[Iter
     """Work on tasks while the context lasts; inside is an iterator over what they return, in their order.
 
     A task is taken from ``tasks`` when a process is free for it, so that no more of them, and of results, are in memory
-    than there are processes, and one. Linear algebra runs in one thread, here too where there is one process: results
-    do not depend on how many there are. A context that ends early kills the processes.
+    than there are processes, and one. Linear algebra runs in one thread, in ``tasks`` too: results do not depend on how
+    many processes there are, and these have the processors. A context that ends early kills the processes.
 
     Args:
         tasks: names and functions that pickle.
@@ -73,8 +73,18 @@ def in_processes(tasks: Iterable[Task[Result]], processes: int) -> Iterator[Iter
             pool.shutdown(kill_workers=not finished)
 
 
+def _taken(tasks: Iterable[Task[Result]]) -> Iterator[Task[Result]]:
+    iterator = iter(tasks)
+    while True:
+        with threadpool_limits(1, user_api="blas"):
+            task = next(iterator, None)
+        if task is None:
+            return
+        yield task
+
+
 def _here(tasks: Iterable[Task[Result]]) -> Iterator[Result]:
-    for _, work in tasks:
+    for _, work in _taken(tasks):
         with threadpool_limits(1, user_api="blas"):
             result = work()
         yield result
@@ -83,7 +93,7 @@ def _here(tasks: Iterable[Task[Result]]) -> Iterator[Result]:
 def _results(pool: Any, processes: int, tasks: Iterable[Task[Result]]) -> Iterator[Result]:
     # The tasks too, so that the files that they map stay.
     started: deque[tuple[Task[Result], Future[Result]]] = deque()
-    for task in tasks:
+    for task in _taken(tasks):
         # Here and not in the pool's thread, which would hide what goes wrong.
         pickled = pickle.dumps(task[1])
         with _uninterrupted():

@@ -110,10 +110,11 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class CacheRule:
-    """A format of the key-value cache and its settings."""
+    """A format of the key-value cache and its settings; ``name`` is what it was asked for as."""
 
     format: str
     config: Any
+    name: str
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,9 @@ class Recipe:
         if preset not in presets:
             raise RecipeError(f"unknown key-value cache '{preset}'{nearest(preset, presets)}")
         name, values = presets[preset]
-        return self._with_format(name, {**values, **settings}, caches, f"key-value cache {preset}")
+        found = self._with_format(name, {**values, **settings}, caches, f"key-value cache {preset}")
+        assert found.cache is not None
+        return replace(found, cache=replace(found.cache, name=preset))
 
     def _with_format(
         self, name: str, settings: Mapping[str, Any], caches: Mapping[str, CacheFormat], where: str
@@ -214,7 +217,7 @@ class Recipe:
         if name not in caches:
             raise RecipeError(f"{where}: unknown format '{name}'{nearest(name, caches)}")
         config = validate(caches[name].config, settings, f"{where}.settings")
-        return replace(self, cache=CacheRule(name, config))
+        return replace(self, cache=CacheRule(name, config, name))
 
     @classmethod
     def preset(cls, name: str, schemes: Mapping[str, Scheme], exclude: Sequence[str] = ()) -> "Recipe":

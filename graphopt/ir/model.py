@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.carry import imported_graphs
+from graphopt.ir.dead import remove_dead
 from graphopt.ir.order import sort_nodes
 from graphopt.ir.weights import WeightStore
 
@@ -45,14 +46,17 @@ class Model:
         """Version of the standard ONNX operator set that the model imports."""
         return int(self.graph.opset)
 
+    def knows(self, name: str) -> bool:
+        """Whether a tensor or node of any graph has ``name``, or `unique_name` has given it out."""
+        self._collect()
+        return name in self._names
+
     def unique_name(self, base: str) -> str:
         """Return ``base``, or ``base_1``, ``base_2``, ... : a name that no tensor or node of any graph has.
 
         Names are collected at the first call after `tidy`; later calls know the names that were given out since.
         """
-        if not self._names:
-            for graph in self.all_graphs():
-                self._names.update(graph.tensors(), (n.name for n in graph.nodes))
+        self._collect()
         name = base
         while name in self._names:
             self._numbers[base] = number = self._numbers.get(base, 0) + 1
@@ -60,13 +64,18 @@ class Model:
         self._names.add(name)
         return name
 
+    def _collect(self) -> None:
+        if not self._names:
+            for graph in self.all_graphs():
+                self._names.update(graph.tensors(), (n.name for n in graph.nodes))
+
     def all_graphs(self) -> Iterator[gs.Graph]:
         """Yield the main graph, then every nested subgraph, in node order and depth first."""
         yield from imported_graphs(self.graph)
 
     def tidy(self) -> None:
         """Remove nodes that contribute to no output, and sort the rest: producers first, else in the order they had."""
-        self.graph.cleanup(remove_unused_graph_inputs=False)
+        remove_dead(self.graph)
         sort_nodes(self.graph)
         self._names.clear()
         self._numbers.clear()

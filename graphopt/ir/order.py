@@ -7,11 +7,11 @@ over the whole graph, and it recurses once per node.
 __all__ = ["sort_nodes"]
 
 import heapq
-from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import InternalError
+from graphopt.ir import query
 
 
 def sort_nodes(graph: gs.Graph) -> None:
@@ -24,7 +24,7 @@ def sort_nodes(graph: gs.Graph) -> None:
     waits = [0] * len(graph.nodes)
     readers: list[list[int]] = [[] for _ in graph.nodes]
     for i, node in enumerate(graph.nodes):
-        for maker in {makers[id(t)] for t in _reads(node) if id(t) in makers}:
+        for maker in {makers[id(t)] for t in query.reads(node) if id(t) in makers}:
             waits[i] += 1
             readers[maker].append(i)
         for sub in node.subgraphs():
@@ -42,12 +42,3 @@ def sort_nodes(graph: gs.Graph) -> None:
         stuck = next(graph.nodes[i].name for i, count in enumerate(waits) if count)
         raise InternalError(f"graph '{graph.name}' has a cycle through node '{stuck}'")
     graph.nodes = order
-
-
-def _reads(node: gs.Node) -> Iterator[gs.Tensor]:
-    """Yield what ``node`` reads, by itself and inside its subgraphs."""
-    yield from node.inputs
-    for sub in node.subgraphs(recursive=True):
-        for inner in sub.nodes:
-            yield from inner.inputs
-        yield from sub.outputs

@@ -7,6 +7,7 @@ __all__ = [
     "is_op",
     "is_output",
     "producer",
+    "reads",
     "scalar",
     "sole_consumer",
     "static_last_dim",
@@ -40,9 +41,19 @@ def consumers(tensor: gs.Tensor) -> list[gs.Node]:
     return list({id(n): n for n in tensor.outputs}.values())
 
 
+def reads(node: gs.Node) -> list[gs.Tensor]:
+    """What ``node`` reads, by itself and inside its subgraphs."""
+    found = list(node.inputs)
+    for sub in node.subgraphs(recursive=True):
+        for inner in sub.nodes:
+            found += inner.inputs
+        found += sub.outputs
+    return found
+
+
 def is_output(graph: gs.Graph, tensor: gs.Tensor) -> bool:
     """Whether ``tensor`` is an output of ``graph``."""
-    return any(t is tensor for t in graph.outputs)
+    return id(tensor) in map(id, graph.outputs)
 
 
 def sole_consumer(graph: gs.Graph, tensor: gs.Tensor) -> gs.Node | None:

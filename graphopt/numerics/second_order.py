@@ -88,16 +88,17 @@ def inverse_factor(moment: np.ndarray, order: np.ndarray, damping: float) -> np.
             "a second moment in the statistics is not positive semi-definite; make them again with 'graphopt "
             "calibrate --second-moment'"
         ) from None
-    return np.triu(_inverse_of_lower(lower)[::-1, ::-1]).astype(np.float32)
+    del m  # as large as all that follows
+    _invert_lower(lower)
+    return np.triu(lower[::-1, ::-1]).astype(np.float32)
 
 
-def _inverse_of_lower(a: np.ndarray) -> np.ndarray:
-    """Return the inverse of a lower triangular matrix by halves: a sixth of the work of a general inverse."""
+def _invert_lower(a: np.ndarray) -> None:
+    """Invert a lower triangular matrix in place, by halves: a sixth of the work of a general inverse."""
     if len(a) <= _BLOCK:
-        return np.linalg.inv(a)
+        a[...] = np.linalg.inv(a)
+        return
     half = len(a) // 2
-    result = np.zeros_like(a)
-    result[:half, :half] = _inverse_of_lower(a[:half, :half])
-    result[half:, half:] = _inverse_of_lower(a[half:, half:])
-    result[half:, :half] = -result[half:, half:] @ a[half:, :half] @ result[:half, :half]
-    return result
+    _invert_lower(a[:half, :half])
+    _invert_lower(a[half:, half:])
+    a[half:, :half] = -a[half:, half:] @ a[half:, :half] @ a[:half, :half]

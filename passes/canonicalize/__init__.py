@@ -6,7 +6,7 @@ that hold them are taken apart; and tidying again at the end.
 Each module says what it turns into what, and which scopes it visits. Model-local functions are never touched.
 """
 
-__all__ = ["CANONICALIZE", "OPS", "legalize"]
+__all__ = ["CANONICALIZE", "OPS", "PRODUCT_RULES", "legalize"]
 
 from collections.abc import Sequence
 
@@ -27,12 +27,17 @@ from graphopt.passes.canonicalize import (
 )
 from graphopt.passes.canonicalize.cleanup import clean_up
 from graphopt.passes.canonicalize.fold_constants import fold_constants
-from graphopt.passes.canonicalize.leftovers import note_leftovers
+from graphopt.passes.canonicalize.leftovers import OF_INTEGERS, note_leftovers
 from graphopt.passes.canonicalize.legalize import legalize
 from graphopt.passes.canonicalize.naming import tell_apart
 from graphopt.passes.canonicalize.ops import OPS
 from graphopt.passes.canonicalize.share_common import share_common
 from graphopt.passes.canonicalize.unify_symbols import unify_symbols
+
+#: Rules that refuse a product with a weight before it is a linear.
+PRODUCT_RULES = frozenset(
+    {r.name for r in (*linear.RULES, *block_quantized.RULES) if r.name.startswith("linear-")} | {*OF_INTEGERS}
+)
 
 
 def _rules(name: str, rules: Sequence[Rule]) -> Stage:

@@ -104,13 +104,13 @@ def _weight(model: Model, graph: gs.Graph, match: _Quantized) -> gs.Constant:
     """Return W (n, k), made once for all nodes that read the same codes."""
     parts = [match.given[name] for name in ("packed", "scales", "zeros") if name in match.given]
     name = "_".join([*(t.name for t in parts), str(match.k)])
-    known = graph.tensors().get(name)
+    known = graph.tensors().get(name) if model.knows(name) else None
     if isinstance(known, gs.Constant):
         return known
     packed, scales, *zeros = (np.asarray(weights.read(t)) for t in parts)
     bits, block = (_setting(match.node, setting) for setting in ("bits", "block_size"))
     sizes = {"n": match.n, "k": match.k, "bits": bits, "block": block}
-    return model.store.put(name, dequantize(packed, scales, zeros[0] if zeros else None, **sizes))
+    return model.store.put(model.unique_name(name), dequantize(packed, scales, zeros[0] if zeros else None, **sizes))
 
 
 class MatMulNBitsRule(Rule):

@@ -19,6 +19,7 @@ from graphopt.core.emit import element_type
 from graphopt.core.report import Report
 from graphopt.core.rule import replace_tensor
 from graphopt.ir import query, weights
+from graphopt.ir.dead import remove_dead
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize.symbolic import dimension, integers
 
@@ -41,7 +42,8 @@ def clean_up(model: Model, report: Report) -> None:
             removed[node.op] += 1
             replace_tensor(graph, old, new)
             node.outputs.clear()
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        remove_dead(graph)
+        graph.toposort()
         for op, count in sorted(removed.items()):
             report.rewritten(STAGE, op, graph.name or "graph", "taken out", nodes=count)
 

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from graphopt.core.report import Report
 from graphopt.core.rule import replace_tensor
 from graphopt.ir import query, weights
+from graphopt.ir.dead import remove_dead
 from graphopt.ir.export import node_proto
 from graphopt.ir.model import Model
 from graphopt.passes.canonicalize.symbolic import integers
@@ -34,8 +35,9 @@ def fold_constants(model: Model, report: Report) -> None:
     for graph in model.all_graphs():
         graph.toposort()
         folded = 0
+        outputs = {id(t) for t in graph.outputs}
         for node in list(graph.nodes):
-            value = _value(model, graph, node)
+            value = None if any(id(t) in outputs for t in node.outputs) else _value(model, node)
             if value is None:
                 continue
             out = node.outputs[0]
@@ -43,16 +45,16 @@ def fold_constants(model: Model, report: Report) -> None:
             node.outputs.clear()
             folded += 1
         if folded:
-            graph.cleanup(remove_unused_graph_inputs=False)
+            remove_dead(graph)
             report.rewritten(STAGE, STAGE, graph.name or "graph", "became constants", nodes=folded)
 
 
-def _value(model: Model, graph: gs.Graph, node: gs.Node) -> np.ndarray | None:
+def _value(model: Model, node: gs.Node) -> np.ndarray | None:
     """Return what ``node`` always gives, if it is small; None otherwise."""
     if node.domain not in (None, "", "ai.onnx") or node.op in _KEPT or len(node.outputs) != 1:
         return None
     out = node.outputs[0]
-    if query.is_output(graph, out) or out.shape is None or out.dtype is None:
+    if out.shape is None or out.dtype is None:
         return None
     if not all(isinstance(d, (int, np.integer)) for d in out.shape):
         return None

@@ -19,6 +19,7 @@ from graphopt.core.emit import element_type, take_outputs
 from graphopt.core.op import OpSpec
 from graphopt.core.report import Report
 from graphopt.errors import InternalError
+from graphopt.ir.dead import remove_dead
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 from graphopt.passes.canonicalize.cleanup import clean_up
@@ -40,7 +41,8 @@ def legalize(model: Model, report: Report) -> None:
                 continue
             counts[spec.name] += 1
             _inline(model, graph, node, spec)
-        graph.cleanup(remove_unused_graph_inputs=False).toposort()
+        remove_dead(graph)
+        graph.toposort()
     if not counts:
         return
     for name, count in sorted(counts.items()):

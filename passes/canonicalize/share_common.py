@@ -13,7 +13,8 @@ import onnx_graphsurgeon as gs
 from graphopt.core.op import DOMAIN
 from graphopt.core.report import Report
 from graphopt.core.rule import replace_tensor
-from graphopt.ir import query, weights
+from graphopt.ir import weights
+from graphopt.ir.dead import remove_dead
 from graphopt.ir.model import Model
 
 STAGE = "share-common"
@@ -27,20 +28,21 @@ def share_common(model: Model, report: Report) -> None:
     for graph in model.all_graphs():
         graph.toposort()
         seen: dict[Any, gs.Node] = {}
+        outputs = {id(t) for t in graph.outputs}
         merged = 0
         for node in list(graph.nodes):
             key = _key(node)
             if key is None:
                 continue
             first = seen.setdefault(key, node)
-            if first is node or any(query.is_output(graph, t) for t in node.outputs):
+            if first is node or any(id(t) in outputs for t in node.outputs):
                 continue
             for old, new in zip(list(node.outputs), first.outputs, strict=True):
                 replace_tensor(graph, old, new)
             node.outputs.clear()
             merged += 1
         if merged:
-            graph.cleanup(remove_unused_graph_inputs=False)
+            remove_dead(graph)
             report.rewritten(STAGE, STAGE, graph.name or "graph", "repeated others", nodes=merged)
 
 

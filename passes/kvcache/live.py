@@ -85,12 +85,28 @@ def trace(model: Model, prober: Prober, tokens: gs.Tensor, layers: Sequence[Laye
             raise UnprovableError(f"input '{tensor.name}' is read by {place}, not only by attention")
         return True
 
+    def unproved(tensor: gs.Tensor, reader: _Reader) -> bool:
+        # What replaces it is (B, S), which is shown to give the same rotary tables, and nothing else.
+        if id(tensor) in used and used[id(tensor)].rank == 1:
+            raise UnprovableError(f"positions '{tensor.name}' of rank 1 are read for something else than rotary tables")
+        return True
+
     _walk(roots, by_node, check)
+    _walk(roots, by_node, unproved, tables=False)
     return Live(tuple(used.values()), tuple(batch_reads))
 
 
-def _walk(roots: Sequence[gs.Tensor], layers: dict[int, Layer], visit: Callable[[gs.Tensor, _Reader], bool]) -> None:
-    """Call ``visit(tensor, reader)`` once for every pair on the way back; it says whether to go on from there."""
+def _walk(
+    roots: Sequence[gs.Tensor],
+    layers: dict[int, Layer],
+    visit: Callable[[gs.Tensor, _Reader], bool],
+    *,
+    tables: bool = True,
+) -> None:
+    """Call ``visit(tensor, reader)`` once for every pair on the way back; it says whether to go on from there.
+
+    Past the layers' masks, and past their rotary ``tables`` too if these are not wanted.
+    """
     pending: list[tuple[gs.Tensor, _Reader]] = [(t, None) for t in roots]
     seen: set[tuple[int, int]] = set()
     while pending:
@@ -103,14 +119,10 @@ def _walk(roots: Sequence[gs.Tensor], layers: dict[int, Layer], visit: Callable[
         if node is None:
             continue
         layer = layers.get(id(node))
-        sources = _reads(node) if layer is None else [layer.q, layer.k, layer.v, *(layer.tables or ())]
-        pending += [(t, node) for t in sources]
-
-
-def _reads(node: gs.Node) -> list[gs.Tensor]:
-    inner = [t for sub in node.subgraphs(recursive=True) for n in sub.nodes for t in n.inputs]
-    outputs = [t for sub in node.subgraphs(recursive=True) for t in sub.outputs]
-    return [*node.inputs, *inner, *outputs]
+        if layer is None:
+            pending += [(t, node) for t in query.reads(node)]
+        else:
+            pending += [(t, node) for t in (layer.q, layer.k, layer.v, *((layer.tables or ()) if tables else ()))]
 
 
 def _is_integer(tensor: gs.Tensor) -> bool:

@@ -8,7 +8,7 @@
 All layers change or none does: they share the inputs that go. Visits the main graph.
 """
 
-__all__ = ["lower"]
+__all__ = ["STAGE", "lower"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass

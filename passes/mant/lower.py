@@ -72,6 +72,9 @@ class Mant:
                 continue
             report.step(linear.name)
             weight = quantize_weight(linear, plan.config, moments.calibration(linear, plan, entry))
+            if weight.vanished:
+                lost = f"{weight.vanished} groups of its weights are too small for float16 scales and became zeros"
+                report.note(STAGE, self.name, linear.name, lost)
             detail = _replace(model, linear, plan, weight, inputs)
             report.rewritten(STAGE, self.name, linear.name, plan.described(), **detail)
         if not dry_run:

@@ -21,6 +21,8 @@ from graphopt.passes.mant.types import INT4_TYPE, MANT, NF4, TypeTable
 _CHUNK = 1 << 18
 #: The same with GPTQ, whose cost for a column of few rows is that of its calls.
 _GPTQ_CHUNK = 1 << 22
+#: Scales below half of the smallest float16 round to zero.
+_LEAST = 2.0**-25
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class QuantizedWeight:
         scales: (G, N) float16.
         error: ||W - Ŵ|| / ||W||.
         output_error: the same of the outputs on the calibration data, ||X(W - Ŵ)ᵀ|| / ||XWᵀ||; None without GPTQ.
+        vanished: groups of weights that are too small for any float16 scale and became zeros.
     """
 
     codes: np.ndarray
@@ -55,6 +58,7 @@ class QuantizedWeight:
     scales: np.ndarray
     error: float
     output_error: float | None
+    vanished: int = 0
 
 
 def table_of(config: MantConfig) -> TypeTable:
@@ -67,7 +71,7 @@ def quantize_weight(linear: LinearView, config: MantConfig, calibration: Calibra
     """Quantize the weight of ``linear``, which is read in chunks of rows.
 
     Raises:
-        ModelError: the weight holds NaN, Inf or a value beyond what float16 scales reach.
+        ModelError: the weight holds NaN, Inf or a value beyond what float16 scales reach, or nothing that they reach.
     """
     n, k = linear.shape
     table, group, moment = table_of(config), config.group, calibration.moment
@@ -78,7 +82,7 @@ def quantize_weight(linear: LinearView, config: MantConfig, calibration: Calibra
     if calibration.importance is not None:
         importance = grouped(calibration.importance[None].astype(np.float32), group)[0]
 
-    def quantized(rows: slice) -> tuple[np.ndarray, Choice, NormalizedError]:
+    def quantized(rows: slice) -> tuple[np.ndarray, Choice, int, NormalizedError]:
         w = np.ascontiguousarray(linear.rows(rows.start, rows.stop)).astype(np.float32)
         _check(linear, w, table)
         in_groups = grouped(w, group)
@@ -92,15 +96,23 @@ def quantize_weight(linear: LinearView, config: MantConfig, calibration: Calibra
             rounded = grouped(flat, group)
             error.add_output(moment.squared_error(w), output_error)
         error.add_weight(w, w - flattened(codec.decode(rounded), k))
-        return pack_int4(flattened(rounded, k).view(np.int8)), choice, error
+        lost = np.count_nonzero((choice.scales == 0) & in_groups.any(axis=2))
+        return pack_int4(flattened(rounded, k).view(np.int8)), choice, int(lost), error
 
-    total = NormalizedError()
+    total, vanished = NormalizedError(), 0
     step = max(1, (_CHUNK if moment is None else _GPTQ_CHUNK) // (groups * group))
-    for rows, (packed, choice, error) in in_chunks(n, step, quantized):
+    for rows, (packed, choice, lost, error) in in_chunks(n, step, quantized):
         codes[rows] = packed
         ids[:, rows], scales[:, rows] = choice.ids.T, choice.scales.T
+        vanished += lost
         total.add(error)
-    return QuantizedWeight(codes, ids, scales, total.of_weight(), None if moment is None else total.of_output())
+    if vanished and not scales.any():
+        raise ModelError(
+            f"weight '{linear.weight.name}' of '{linear.name}' holds nothing above {_LEAST:.0e}, the least that "
+            "float16 scales reach; exclude this linear"
+        )
+    output_error = None if moment is None else total.of_output()
+    return QuantizedWeight(codes, ids, scales, total.of_weight(), output_error, vanished)
 
 
 def _check(linear: LinearView, w: np.ndarray, table: TypeTable) -> None:

@@ -24,8 +24,9 @@ import onnx_graphsurgeon as gs
 from graphopt.core.cache import CachedLayer
 from graphopt.core.emit import Emitter
 from graphopt.core.statistics import AttentionStatistics
+from graphopt.ir.dead import dead_nodes
 from graphopt.ir.model import Model
-from graphopt.passes.vq.projection import Projection, dead_nodes, find_projection
+from graphopt.passes.vq.projection import Projection, find_projection
 
 #: Scales of a head lie within this factor of their geometric mean: no type overflows.
 _WIDEST = 16.0
@@ -145,7 +146,7 @@ def _projections(
     model: Model, layers: Sequence[CachedLayer], statistics: Sequence[AttentionStatistics]
 ) -> list[tuple[Projection, Projection] | str]:
     """What makes q and k of each layer and of no other, or why its channels cannot be changed."""
-    dead = dead_nodes(model)
+    dead = dead_nodes(model.graph)
     found = [_projection(model, *given, dead) for given in zip(layers, statistics, strict=True)]
     uses = Counter((id(p.linear.node), p.first) for pair in found if not isinstance(pair, str) for p in pair)
     return [

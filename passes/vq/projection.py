@@ -5,7 +5,7 @@
 A norm over D does not care for the order of its channels, and drops their scales: those go into its gamma (and beta).
 """
 
-__all__ = ["Projection", "dead_nodes", "find_projection"]
+__all__ = ["Projection", "find_projection"]
 
 from dataclasses import dataclass
 from typing import Any
@@ -88,23 +88,6 @@ def find_projection(graph: gs.Graph, x: gs.Tensor, size: int, dead: set[int]) ->
     if list(known) != [stop - start, size] or linear.shape[0] % size:
         return f"the heads of '{x.name}' are not known to be rows of '{linear.name}'"
     return Projection(linear, start * size, stop - start, norm)
-
-
-def dead_nodes(model: Model) -> set[int]:
-    """Return ids of nodes of the main graph that contribute to no output of it."""
-    alive: set[int] = set()
-    pending = list(model.graph.outputs)
-    while pending:
-        for node in pending.pop().inputs:
-            if id(node) not in alive:
-                alive.add(id(node))
-                pending += _read(node)
-    return {id(node) for node in model.graph.nodes} - alive
-
-
-def _read(node: gs.Node) -> list[gs.Tensor]:
-    inner = (a for a in node.attrs.values() if isinstance(a, gs.Graph))
-    return [*node.inputs, *(t for graph in inner for n in graph.nodes for t in _read(n))]
 
 
 def _behind(tensor: gs.Tensor, *ops: str, domain: str = "") -> tuple[gs.Node | None, gs.Tensor]:

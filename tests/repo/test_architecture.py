@@ -17,6 +17,7 @@ MODULE_LINES, FUNCTION_LINES, ADAPTER_LINES = 400, 60, 200
 
 #: Tests of a folder as a whole, which mirror no single module.
 WHOLE_FOLDER = {
+    "graphopt/cli/test_shapes.py": "what all verbs print with --json",
     "graphopt/compare/test_smollm2.py": "perplexity of the real model, recorded",
     "graphopt/engine/test_custom_ops.py": "engines with every custom op",
     "graphopt/deploy/tensorrt_llm/test_package.py": "what package/ becomes, in PyTorch",

@@ -185,6 +185,12 @@ def test_nothing_of_what_was_asked_for(model: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0
     error = refused(no_past / "model.onnx", "--kv-cache", "static")
     assert "cannot be updated in place as 'static': 'model': no attention reads past and new keys" in error
+    double = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> g (double[n, 4] x) => (double[n, 4] y) '
+        "<double[4, 4] w = {1,0,0,0, 0,1,0,0, 0,0,1,0, 0,0,0,1}> { [fc] y = MatMul(x, w) }"
+    )
+    onnx.save(double, tmp_path / "double.onnx")
+    assert "preset mixq-w8a8: 'fc': weight 'w' is float64" in refused(tmp_path / "double.onnx")
     again = tmp_path / "m.opt.onnx"
     assert optimize(model).exit_code == 0
     error = refused(again, "-o", tmp_path / "o.onnx")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from graphopt.core.processes import Mapped, in_processes
 from graphopt.errors import OutputError, WorkerError
@@ -60,6 +61,21 @@ def test_tasks_are_taken_as_processes_are_free() -> None:
     with in_processes(tasks(), 2) as results:
         assert next(results) == 0
         assert len(taken) == 3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tasks_are_made_with_one_thread(processes: int) -> None:
+    made: list[set[int]] = []
+
+    def tasks() -> Iterator[tuple[str, Callable[[], int]]]:
+        for i in range(2):
+            made.append({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+            yield str(i), partial(int, i)
+
+    np.dot(np.ones((8, 8)), np.ones((8, 8)))
+    with threadpool_limits(2, user_api="blas"):
+        assert done(tasks(), processes) == [0, 1]
+    assert made == [{1}, {1}]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -214,13 +214,14 @@ def test_presets_of_layers() -> None:
 def test_a_cache(tmp_path: Path) -> None:
     assert recipe(ONE, tmp_path).cache is None
     chosen = recipe(f"{ONE}kv_cache: {{format: coded, settings: {{capacity: 8}}}}", tmp_path)
-    assert chosen.cache == CacheRule("coded", CacheConfig(capacity=8))
+    assert chosen.cache == CacheRule("coded", CacheConfig(capacity=8), "coded")
     assert chosen.assign(NAMES)["lm_head"].scheme == "toy"
 
 
 def test_presets_of_caches() -> None:
     plain = Recipe.preset("toy-w8", SCHEMES)
-    assert plain.with_cache("c4", {"capacity": 9}, CACHES).cache == CacheRule("coded", CacheConfig(bits=4, capacity=9))
+    changed = plain.with_cache("c4", {"capacity": 9}, CACHES)
+    assert changed.cache == CacheRule("coded", CacheConfig(bits=4, capacity=9), "c4")
     assert plain.cache is None
     with pytest.raises(RecipeError, match="unknown key-value cache 'plian'; did you mean 'plain'"):
         plain.with_cache("plian", {}, CACHES)

@@ -348,6 +348,22 @@ def test_positions_that_leave_the_model_are_named() -> None:
     assert reason == "positions '/model/model/Unsqueeze_output_0' are an output of the model"
 
 
+def test_positions_without_a_batch_are_for_rotary_tables_alone() -> None:
+    """What a vector of positions is replaced by has a batch: for a learned embedding of positions nothing shows that it
+    may have one."""
+    model = ir.load(EXPORTERS / "llama_torchscript17_kv.onnx")
+    positions, vector = model.graph.tensors()["/model/model/Unsqueeze_output_0"], gs.Variable("vector", np.int64, ["s"])
+    first = gs.Constant("first", np.zeros(1, np.int64))
+    model.graph.nodes.append(gs.Node("Squeeze", "squeeze", inputs=[positions, first], outputs=[vector]))
+    hidden, head = next(n.inputs for n in model.graph.nodes if n.outputs[0].name == "logits")
+    table = gs.Constant("wpe", np.ones((8, head.shape[0]), np.float32))
+    looked_up = gs.Variable("positions_embedded", np.float32, ["sequence", table.shape[1]])
+    model.graph.nodes.append(gs.Node("Gather", "wpe_gather", {"axis": 0}, [table, vector], [looked_up]))
+    insert(model, hidden.name, "Add", looked_up)
+    (reason,) = refused(model)
+    assert reason == f"positions '{vector.name}' of rank 1 are read for something else than rotary tables"
+
+
 def test_other_readers_of_the_cache_are_named() -> None:
     model = built()
     past = model.graph.tensors()["past_key_values.0.key"]

@@ -78,6 +78,17 @@ def test_weights_beyond_float16_scales_are_refused(rng: np.random.Generator) -> 
         quantize_weight(linear(w), MantConfig(), Calibration())
 
 
+def test_weights_below_float16_scales(rng: np.random.Generator) -> None:
+    """They would become zeros: some groups are counted, a whole weight is refused."""
+    w = rng.standard_normal((16, 128)).astype(np.float32)
+    w[2, 64:] = 0
+    w[3:5, :64] *= np.float32(1e-9)
+    assert quantize_weight(linear(w), MantConfig(group=64), Calibration()).vanished == 2
+    assert quantize_weight(linear(w * np.float32(1e-6)), MantConfig(group=64), Calibration()).error < 0.2
+    with pytest.raises(ModelError, match="'w' of 'lin' holds nothing above 3e-08"):
+        quantize_weight(linear(w * np.float32(1e-9)), MantConfig(group=64), Calibration())
+
+
 def test_weights_of_zeros() -> None:
     moment = SecondMoment(np.eye(70, dtype=np.float32), np.ones(70, bool), 0.01)
     for calibration in (Calibration(), Calibration(moment=moment)):

@@ -4,9 +4,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from graphopt.ir.model import Model
+from graphopt.ir.dead import dead_nodes
 from graphopt.passes.canonicalize import ops
-from graphopt.passes.vq.projection import Projection, dead_nodes, find_projection
+from graphopt.passes.vq.projection import Projection, find_projection
 
 SIZE, ALL, KEPT = 8, 5, 2
 
@@ -35,7 +35,7 @@ class Chain:
         self.graph = gs.Graph(nodes, [x], [kept], opset=18)
 
     def found(self) -> Projection | str:
-        return find_projection(self.graph, self.y, SIZE, dead_nodes(Model(self.graph)))
+        return find_projection(self.graph, self.y, SIZE, dead_nodes(self.graph))
 
     def read(self, tensor: gs.Tensor) -> None:
         """Let an output of the graph follow from ``tensor``."""
