@@ -12,7 +12,7 @@ from graphopt.numerics.packing import pack_int4
 
 # trt_plugins/mant/linear/policy.h
 _MOST_EXACT_TOKENS = 32
-_MOST_HALF_TOKENS = 128
+MOST_HALF_TOKENS = 128
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -94,7 +94,7 @@ class MantCase:
     def _folded(self, given: dict[str, np.ndarray]) -> np.ndarray:
         """y of rounded weights."""
         weight = [given[name] for name in ("codes", "types", "scale")]
-        if self.op == "MANTLinearInt8" and self.m > _MOST_HALF_TOKENS:
+        if self.op == "MANTLinearInt8" and self.m > MOST_HALF_TOKENS:
             w, row = numerics.row_bytes(*weight, given["table"], self.k, group=self.group)
             x, w = given["xq"], w.astype(np.float64) * row[:, None]
         else:
