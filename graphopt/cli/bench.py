@@ -75,7 +75,6 @@ def kernels(
     ] = "mixq",
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
     json: JsonFlag = False,
-    file: Annotated[Path | None, typer.Argument(hidden=True)] = None,
 ) -> None:
     """Time the kernels beside torch and bitsandbytes, after checking them on the same buffers.
 
@@ -93,8 +92,6 @@ def kernels(
     from graphopt.bench.suites import suite as suite_of
     from graphopt.engine.plugins import locate
 
-    if file is not None:  # `--json FILE`, which was how to write one
-        output, json = output or file, False
     chosen = suite_of(suite)
     library = Library(locate(plugins))
     ceilings = Ceilings.measure()

@@ -80,11 +80,9 @@ def test_json_is_on_standard_output(two_rows: list[str], tmp_path: Path) -> None
     assert "50% of floor" in result.stderr
 
 
-@pytest.mark.parametrize("spelling", ["-o", "--json"])
-def test_a_file_has_the_rows(two_rows: list[str], tmp_path: Path, spelling: str) -> None:
-    """The second is how it was spelled once."""
+def test_a_file_has_the_rows(two_rows: list[str], tmp_path: Path) -> None:
     file = tmp_path / "mixq.json"
-    result = CliRunner().invoke(app, [*two_rows, spelling, str(file)])
+    result = CliRunner().invoke(app, [*two_rows, "-o", str(file)])
     assert result.exit_code == 0, result.output
     assert [row["us"] for row in json.loads(file.read_text())] == [20.0, 40.0]
     assert "50% of floor" in result.stdout
