@@ -54,6 +54,15 @@ def test_pages_say_what_the_results_say(record: Any, root: Path) -> None:
 
 
 def test_a_hold_is_recorded(record: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever has been recorded by now, some of the new rows are to be new.
+    kept = {
+        "engine": [
+            r for r in rows(root, "engine") if "4 layers" in r["case"] and not r["scheme"].startswith(("vq", "mant"))
+        ],
+        "generate": [r for r in rows(root, "generate") if r["scheme"] in ("none", "mixq-w8a8")],
+    }
+    for name, found in kept.items():
+        (root / RESULTS / f"{name}.json").write_text(json.dumps(found))
     hold = tmp_path / "hold"
     hold.mkdir()
     new = [
