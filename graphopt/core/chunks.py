@@ -2,9 +2,8 @@
 
 __all__ = ["in_chunks"]
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -32,17 +31,9 @@ def in_chunks(rows: int, step: int, work: Callable[[slice], Result]) -> Iterator
         for chunk in chunks:
             yield chunk, work(chunk)
         return
-    started: deque[tuple[slice, Future[Result]]] = deque()
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         try:
-            for chunk in chunks:
-                started.append((chunk, pool.submit(work, chunk)))
-                # One more than threads: the next is ready when one ends, and no more results than that wait in memory.
-                if len(started) > threads:
-                    done, future = started.popleft()
-                    yield done, future.result()
-            while started:
-                done, future = started.popleft()
-                yield done, future.result()
+            for chunk, future in jobs.ahead(((chunk, pool.submit(work, chunk)) for chunk in chunks), threads):
+                yield chunk, future.result()
         finally:
             pool.shutdown(cancel_futures=True)

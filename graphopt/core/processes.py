@@ -16,16 +16,17 @@ import threading
 import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
+from itertools import starmap
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from graphopt.core.jobs import ahead
 from graphopt.errors import OutputError, WorkerError
 
 T = TypeVar("T")
@@ -91,17 +92,17 @@ def _here(tasks: Iterable[Task[Result]]) -> Iterator[Result]:
 
 
 def _results(pool: Any, processes: int, tasks: Iterable[Task[Result]]) -> Iterator[Result]:
-    # The tasks too, so that the files that they map stay.
-    started: deque[tuple[Task[Result], Future[Result]]] = deque()
+    # With the tasks, so that the files that they map stay; neither they nor results do longer than they must.
+    return starmap(_result, ahead(_started(pool, tasks), processes))
+
+
+def _started(pool: Any, tasks: Iterable[Task[Result]]) -> Iterator[tuple[Task[Result], "Future[Result]"]]:
     for task in _taken(tasks):
         # Here and not in the pool's thread, which would hide what goes wrong.
         pickled = pickle.dumps(task[1])
         with _uninterrupted():
-            started.append((task, pool.submit(_unpickled, pickled)))
-        if len(started) > processes:
-            yield _result(*started.popleft())
-    while started:
-        yield _result(*started.popleft())
+            future = pool.submit(_unpickled, pickled)
+        yield task, future
 
 
 def _result(task: Task[Result], future: "Future[Result]") -> Result:
