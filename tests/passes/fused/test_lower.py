@@ -13,7 +13,7 @@ from graphopt.core.op import DOMAIN, attach_bodies
 from graphopt.core.producers import PRODUCERS
 from graphopt.core.recipe import Recipe
 from graphopt.core.report import Report
-from graphopt.passes import OPS, SCHEMES, fused
+from graphopt.passes import CACHES, OPS, SCHEMES, fused
 from graphopt.passes.canonicalize import ops
 from graphopt.passes.fused.ops import FUSED
 from graphopt.passes.vq.hadamard_ops import HADAMARD
@@ -50,8 +50,10 @@ def block(name: str, seed: int, *, plugin: bool = True) -> ir.Model:
     nodes.append(spec.node("producer", operands, [h]))
     outputs = [tensor("y")]
     signs = gs.Constant("signs", (2 * rng.integers(0, 2, K) - 1).astype(np.int8))
-    reader = HADAMARD.node("reader", [h, signs], outputs, block=K)
-    nodes.append(reader if plugin else gs.Node("Neg", "reader", inputs=[h], outputs=outputs))
+    if plugin:
+        nodes.append(HADAMARD.node("reader", [h, signs], outputs, block=K))
+    else:
+        nodes.append(gs.Node("Neg", "reader", inputs=[h], outputs=outputs))
     graph = gs.Graph(nodes, inputs, outputs, opset=18, import_domains=[onnx.helper.make_opsetid("", 18)])
     return ir.Model(graph)
 
@@ -155,15 +157,32 @@ def test_decoder_of_a_scheme_on_floats(scheme: str) -> None:
     }
 
 
+LLAMA = {"FusedRMSNorm": 1, "FusedAddRMSNorm": 4, "FusedGatedSilu": 2}
+
+
 @pytest.mark.parametrize(
-    ("exporter", "scheme"),
-    [("llama_genai_fp16", "mant-w4a16"), ("llama_dynamo18_kv_fp16", "nf4"), ("llama_torchscript17_kv", "int4"),
-     ("llama_dynamo23_kv", "mant-w4a16"), ("qwen3_dynamo18_kv", "mant-w4a16")],
-)  # fmt: skip
-def test_decoders_of_exporters(exporter: str, scheme: str) -> None:
+    ("exporter", "scheme", "wanted"),
+    [
+        ("llama_torchscript17_kv", "int4", {"FusedRMSNorm": 1, "FusedAddRMSNorm": 2, "FusedGatedSilu": 1}),
+        ("bert_torchscript17", "int4", {"FusedLayerNorm": 1, "FusedAddLayerNorm": 3, "FusedGelu": 2}),
+        ("llama_dynamo18_kv_fp16", "nf4", LLAMA),
+        ("llama_dynamo18_bf16", "mant-w4a16", LLAMA),
+        ("qwen3_dynamo18_kv", "mant-w4a16", LLAMA),  # its norms of heads are read by no plugin op
+        ("llama_genai_fp16", "mant-w4a16", LLAMA),  # opset 22
+        ("llama_dynamo23_kv", "mant-w4a16", LLAMA),
+    ],
+)
+def test_models_of_exporters(exporter: str, scheme: str, wanted: dict[str, int]) -> None:
     model = ir.load(EXPORTERS / f"{exporter}.onnx")
     compile.optimize(model, Recipe.preset(scheme, SCHEMES))
-    print(ours(model))
+    assert {op: n for op, n in ours(model).items() if op.startswith("Fused")} == wanted
+
+
+def test_norms_of_heads_before_attention_over_a_cache() -> None:
+    model = ir.load(EXPORTERS / "qwen3_dynamo18_kv.onnx")
+    recipe = Recipe.preset("none", SCHEMES).with_cache("static", {"capacity": 64}, CACHES)
+    compile.optimize(model, recipe)
+    assert ours(model) == {"FusedRMSNorm": 4, "CachedAttention": 2}
 
 
 def test_a_scheme_that_fuses_itself_leaves_nothing() -> None:
