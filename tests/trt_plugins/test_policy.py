@@ -221,7 +221,7 @@ def test_what_rows_in_registers_cannot_take(program: Path) -> None:
     assert [plan[0] for plan in _ask(program, lines)] == [1, 0, 0, 0, 0, 0]
 
 
-FEW_ROWS, ROWS, FLAT, REREAD = range(4)
+FEW_ROWS, ROWS, WARP_ROWS, FLAT, REREAD = range(5)
 
 
 def test_fused_kernels_cover_every_element_once(program: Path, rng: np.random.Generator) -> None:
@@ -242,11 +242,12 @@ def test_fused_kernels_cover_every_element_once(program: Path, rng: np.random.Ge
             assert (blocks - 1) * threads * 2 < m * k // vector <= blocks * threads * 2
         else:
             few = m <= 2 * 132 and k // vector <= 1024 * 2
-            assert kernel == (FEW_ROWS if few else ROWS)
+            assert kernel == (FEW_ROWS if few else WARP_ROWS if threads == 32 else ROWS)
+            assert teams == (4 if kernel == WARP_ROWS else 1)  # rows of several warps share no barrier
             held = 2 if few else 4
             assert (threads - 32) * held < k // vector <= threads * held
             assert (blocks - 1) * teams < m <= blocks * teams
-    assert {plan[0] for plan in plans} == {FEW_ROWS, ROWS, FLAT, REREAD}
+    assert {plan[0] for plan in plans} == {FEW_ROWS, ROWS, WARP_ROWS, FLAT, REREAD}
     assert _ask(program, ["fused 2 4 4096 2 0 132"])[0][0] == REREAD  # misaligned
 
 

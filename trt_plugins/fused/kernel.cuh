@@ -25,19 +25,18 @@ struct FusedArgs {
   float epsilon;
 };
 
-/// Block: (threads of a row, its team; rows). Vector i of lane l holds elements from (i * lanes + l) * kSize; vectors past
-/// the end of the row, and all of a team without a row, hold zeros.
-template <class T, class Producer, int kCount>
+/// Block: (threads of a row; rows, one unless kOneWarp). Vector i of lane l holds elements from (i * lanes + l) * kSize;
+/// vectors past the end of the row hold zeros. Reductions depend on a row's values, so rows share no barrier.
+template <class T, class Producer, int kCount, bool kOneWarp>
 __global__ void __launch_bounds__(kMostThreads) normalize_rows(FusedArgs<T> const args) {
   static_assert(Producer::kNorm != Norm::kNone);
-  using Row = Team<false, true>;
+  using Row = Team<kOneWarp, true>;
   __shared__ float2 scratch[Row::kScratch];
   int64_t const number = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   int32_t const lanes = static_cast<int32_t>(blockDim.x) * Vec<T>::kSize;
   int32_t const first = static_cast<int32_t>(threadIdx.x) * Vec<T>::kSize;
-  int32_t const cols = number < args.rows ? args.cols : 0;  // who has no row waits at barriers with the others
   auto const channel = [&](int i) { return first + i * lanes; };
-  auto const inside = [&](int i) { return channel(i) < cols; };
+  auto const inside = [&](int i) { return channel(i) < args.cols; };
   auto const parameter = [&](int i) { return inside(i) ? channel(i) : 0; };
   int64_t const start = number * args.cols;
   auto const write = [&](T* output, Vec<T> const (&v)[kCount]) {
@@ -49,6 +48,7 @@ __global__ void __launch_bounds__(kMostThreads) normalize_rows(FusedArgs<T> cons
 
   wait_for_predecessor();
   release_successor();
+  if (number >= args.rows) return;
   Vec<T> v[kCount], second[Producer::kInputs == 2 ? kCount : 1];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {

@@ -14,8 +14,9 @@ Status launch_producer(FusedArgs<T> const& args, FusedPlan const& plan, cudaStre
   dim3 const threads(static_cast<unsigned>(plan.threads), static_cast<unsigned>(plan.rows_per_block));
   if constexpr (Producer::kNorm != Norm::kNone) {
     void (*rows)(FusedArgs<T>) = nullptr;
-    if (plan.kernel == FusedKernel::kFewRows) rows = normalize_rows<T, Producer, kFewVecs>;
-    if (plan.kernel == FusedKernel::kRows) rows = normalize_rows<T, Producer, kVecs>;
+    if (plan.kernel == FusedKernel::kFewRows) rows = normalize_rows<T, Producer, kFewVecs, false>;
+    if (plan.kernel == FusedKernel::kRows) rows = normalize_rows<T, Producer, kVecs, false>;
+    if (plan.kernel == FusedKernel::kWarpRows) rows = normalize_rows<T, Producer, kVecs, true>;
     if (rows != nullptr) return launch_at(Start::kEarly, rows, blocks, threads, 0, stream, args);
   } else if (plan.kernel == FusedKernel::kFlat) {
     int64_t const vectors = args.rows * args.cols / Vec<T>::kSize;
