@@ -123,13 +123,14 @@ vq() {
     return "$failed"
 }
 
-vq_hadamard() { by_itself hadamard vq_hadamard; }
-fused() { by_itself fused fused --host "$host"; }
+vq_hadamard() { by_itself benchmarks/kernels/hadamard.py vq_hadamard; }
+fused() { by_itself benchmarks/kernels/fused.py fused --host "$host"; }
 
-# by_itself NAME SUITE [OPTION ...]: NAME.py of benchmarks/kernels with the options, NAME_small under every tool, SUITE.
+# by_itself SCRIPT SUITE [OPTION ...]: NAME.py with the options, NAME_small under every tool, SUITE.
 by_itself() {
-    local name="$1" suite="$2" failed=0 tool
-    timeout 60 python3 "benchmarks/kernels/$name.py" --output "$out" --library "$GRAPHOPT_PLUGIN_LIBRARY" "${@:3}" \
+    local name suite="$2" failed=0 tool
+    name="$(basename "$1" .py)"
+    timeout 60 python3 "$1" --output "$out" --library "$GRAPHOPT_PLUGIN_LIBRARY" "${@:3}" \
         2>&1 | tee "$out/${name}_check.log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     for tool in memcheck racecheck synccheck; do

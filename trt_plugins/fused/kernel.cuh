@@ -28,7 +28,7 @@ struct FusedArgs {
 /// Block: (threads of a row; rows, one unless kOneWarp). Vector i of lane l holds elements from (i * lanes + l) * kSize;
 /// vectors past the end of the row hold zeros. Reductions depend on a row's values, so rows share no barrier.
 template <class T, class Producer, int kCount, bool kOneWarp>
-__global__ void __launch_bounds__(kMostThreads) normalize_rows(FusedArgs<T> const args) {
+__global__ void __launch_bounds__(kMostThreads, 1) normalize_rows(FusedArgs<T> const args) {
   static_assert(Producer::kNorm != Norm::kNone);
   using Row = Team<kOneWarp, true>;
   __shared__ float2 scratch[Row::kScratch];
