@@ -123,14 +123,13 @@ vq() {
     return "$failed"
 }
 
-vq_hadamard() { by_itself benchmarks/kernels/hadamard.py vq_hadamard; }
-fused() { by_itself benchmarks/kernels/fused.py fused --host "$host"; }
+vq_hadamard() { by_itself vq_hadamard hadamard python3 benchmarks/kernels/hadamard.py; }
+fused() { by_itself fused fused python3 benchmarks/kernels/fused.py --host "$host"; }
 
-# by_itself SCRIPT SUITE [OPTION ...]: NAME.py with the options, NAME_small under every tool, SUITE.
+# by_itself SUITE NAME COMMAND ...: the checks of COMMAND, carry/NAME_small under every tool, SUITE.
 by_itself() {
-    local name suite="$2" failed=0 tool
-    name="$(basename "$1" .py)"
-    timeout 60 python3 "$1" --output "$out" --library "$GRAPHOPT_PLUGIN_LIBRARY" "${@:3}" \
+    local suite="$1" name="$2" failed=0 tool
+    timeout 60 "${@:3}" --output "$out" --library "$GRAPHOPT_PLUGIN_LIBRARY" \
         2>&1 | tee "$out/${name}_check.log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     for tool in memcheck racecheck synccheck; do
