@@ -32,7 +32,7 @@ class Dtype(str, Enum):
 @guard
 def explain(
     model: Annotated[Path, typer.Argument(help="An optimized .onnx file.")],
-    layer: Annotated[str, typer.Option(help="Layers to explain, by name; a glob such as '*.q_proj'.")] = "*",
+    layer: Annotated[str, typer.Option(help="Layers to explain, by name; a glob such as '*q_proj*'.")] = "*",
     tokens: Annotated[list[int] | None, typer.Option(min=1, help="Tokens; repeat. Default: 1, 16, 2048.")] = None,
     device: Annotated[str, typer.Option(help="h100, h200, a100, l4, l40s, rtx4090 or rtx5090.")] = "h100",
     dtype: Annotated[Dtype | None, typer.Option(help="As if the model were of this type; default: its own.")] = None,
@@ -74,10 +74,15 @@ def explain(
     compile.check(loaded)
     linears, caches = list(vq_linears(loaded, layer)), list(coded_caches(loaded, layer))
     if not linears and not caches:
-        named = "" if layer == "*" else f" that match '{layer}'"
+        names = [view.name for view in vq_linears(loaded)] + [view.name for view in coded_caches(loaded)]
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise ModelError(
+                f"--layer '{layer}' matches none of the {len(names)} vector-quantized layers of {model} ({shown})"
+            )
         raise ModelError(
-            f"{model} has no vector-quantized layers{named}; give a model that optimize wrote with a vq scheme, "
-            "or with --kv-cache cq4 or cq2"
+            f"{model} has no vector-quantized layers; give a model that optimize wrote with a vq scheme, or with "
+            "--kv-cache cq4 or cq2"
         )
     if dtype is not None:
         linears = [replace(view, dtype=dtype.value) for view in linears]
