@@ -67,7 +67,10 @@ def build(
         pytest.skip("no nvcc, whose headers float16 needs")
     known = instructions()
     headers = [
-        p for part in ("attention", "common", "fused") for kind in ("*.cuh", "*.h") for p in (ROOT / part).rglob(kind)
+        p
+        for part in ("attention", "common", "fused", "vq")
+        for kind in ("*.cuh", "*.h")
+        for p in (ROOT / part).rglob(kind)
     ]
     for header in headers:
         name = header.relative_to(ROOT)

@@ -18,7 +18,7 @@ struct Copies {
   struct Copy {
     uint32_t to;
     char const* from;
-    uint32_t bytes;
+    uint32_t bytes, room;
   };
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open;
@@ -57,6 +57,9 @@ inline void prmt_b32(uint32_t& bytes, uint32_t low, uint32_t high, uint32_t sele
 }
 
 inline void mul_wide_u32(uint64_t& product, uint32_t a, uint32_t b) { product = uint64_t{a} * b; }
+inline void mad_wide_s32(uint64_t& sum, int32_t a, int32_t b, void const* base) {
+  sum = reinterpret_cast<uint64_t>(base) + static_cast<uint64_t>(int64_t{a} * b);
+}
 inline void ex2_approx_ftz_f32(float& y, float x) { y = std::exp2(x); }
 inline void cvt_rn_f16x2_f32(uint32_t& word, float high, float low) {
   word = joined(__float2half_rn(low), __float2half_rn(high));
@@ -98,16 +101,28 @@ inline void ld_global_nc_L1_no_allocate_v4_u32(uint32_t& a, uint32_t& b, uint32_
   ld_global_nc_v4_u32(a, b, c, d, from);
 }
 inline void ld_shared_u32(uint32_t& word, uint32_t address) { std::memcpy(&word, shared + address, 4); }
+inline void ld_shared_f32(float& value, uint32_t address) { std::memcpy(&value, shared + address, 4); }
+inline void st_shared_v4_u32(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  if (address % 16 != 0) throw std::runtime_error("a store is not aligned");
+  uint32_t const words[] = {a, b, c, d};
+  std::memcpy(shared + address, words, sizeof(words));
+}
 inline void ld_shared_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, uint32_t address) {
   uint32_t* const words[] = {&a, &b, &c, &d};
   for (int i = 0; i < 4; ++i) std::memcpy(words[i], shared + address + 4 * i, 4);
 }
 
-inline void cp_async_cg_shared_global(uint32_t to, void const* from, int bytes) {
-  if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::runtime_error("a copy is not aligned");
-  std::memset(shared + to, 0xee, 16);
-  copies[thread_index.x].open.push_back({to, static_cast<char const*>(from), static_cast<uint32_t>(bytes)});
+/// Start copying `bytes` of `room`; the others become 0.
+inline void start_copy(uint32_t to, void const* from, uint32_t bytes, uint32_t room) {
+  bool const aligned = to % room == 0 && reinterpret_cast<uintptr_t>(from) % room == 0;
+  if (!aligned) throw std::runtime_error("a copy is not aligned");
+  std::memset(shared + to, 0xee, room);
+  copies[thread_index.x].open.push_back({to, static_cast<char const*>(from), bytes, room});
 }
+inline void cp_async_cg_shared_global(uint32_t to, void const* from, int bytes) {
+  start_copy(to, from, static_cast<uint32_t>(bytes), 16);
+}
+inline void cp_async_ca_shared_global(uint32_t to, void const* from) { start_copy(to, from, 4, 4); }
 inline void cp_async_commit_group() {
   Copies& own = copies[thread_index.x];
   own.groups.push_back(std::move(own.open));
@@ -116,7 +131,7 @@ inline void cp_async_commit_group() {
 inline void cp_async_wait_group(size_t pending) {
   for (Copies& own = copies[thread_index.x]; own.groups.size() > pending; own.groups.pop_front()) {
     for (auto const& copy : own.groups.front()) {
-      std::memset(shared + copy.to, 0, 16);
+      std::memset(shared + copy.to, 0, copy.room);
       if (copy.bytes > 0) std::memcpy(shared + copy.to, copy.from, copy.bytes);
     }
   }
@@ -180,6 +195,16 @@ inline void mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& c0, float
                                                                 uint32_t b1) {
   multiply<__nv_bfloat16>({&c0, &c1, &c2, &c3}, {a0, a1, a2, a3, b0, b1});
 }
+inline void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
+                                                             uint32_t a1, uint32_t b) {
+  multiply<__half>({&c0, &c1, &c2, &c3}, {a0, a1, 0, 0, b, 0});
+}
+inline void mma_sync_aligned_m16n8k8_row_col_f32_bf16_bf16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
+                                                               uint32_t a1, uint32_t b) {
+  multiply<__nv_bfloat16>({&c0, &c1, &c2, &c3}, {a0, a1, 0, 0, b, 0});
+}
+
+/// The same over 8 elements.
 inline void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
                                                              uint32_t a1, uint32_t b) {
   multiply<__half>({&c0, &c1, &c2, &c3}, {a0, a1, 0, 0, b, 0});

@@ -56,7 +56,8 @@ struct LatticeShape {
   static constexpr int kColumns = 128;      // of a slice
   static constexpr int kGroups = kColumns / 8;
   static constexpr int kDepth = 6;
-  using Queue = UnitQueue<T, false, kDepth>;
+  static constexpr int kIdle = 16;  // see table_blocks
+  using Queue = UnitQueue<T, kDepth>;
   static constexpr int kMapBytes = 64 * 1024;
   static constexpr int kRowBytes = 128;  // of the table: first halves of all groups, then second ones
   static constexpr int kTableBytes = LatticeHalves::kSecond * 16 * kRowBytes;

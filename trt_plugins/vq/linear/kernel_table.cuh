@@ -9,7 +9,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "vq/linear/table_tiles.cuh"
 #include "vq/linear/table_walk.cuh"
 
 namespace graphopt::vq {
@@ -27,11 +29,11 @@ struct TableShape {
   static constexpr int kColumns = 256;      // of a slice
   static constexpr int kGroups = kColumns / kVector;
   static constexpr int kEntryTiles = kResiduals * 256 / 8 / kTableWarps;  // of 8 entries that a warp multiplies
-  static constexpr int kGroupTiles = kGroups / 16;
+  static constexpr int kGroupTiles = kGroups / 8;
   static constexpr int kTables = kTiled ? 2 : 1;
+  static constexpr int kIdle = 6;  // see table_blocks
   static constexpr int kTableBytes = 64 * 1024;
-  static constexpr int kDepth = 6;
-  using Queue = UnitQueue<T, kTiled, kDepth>;
+  using Queue = std::conditional_t<kTiled, TileQueue<T, 3>, UnitQueue<T, 6>>;
   static_assert(Queue::kBytes <= kTableAlignment - 1024, "beside what the system keeps");
   /// From the address 0 of shared memory on, or from a little later.
   static constexpr int kSharedBytes = kTableAlignment + kTables * kTableBytes;
@@ -90,8 +92,8 @@ class TableProduct {
       }
       if (left > 0) load_x(next);
       if constexpr (Shape::kTiled) {
-        sums[0] += look_up();
-        sums[1] += look_up();
+        sums[0] += look_up<0>();
+        sums[1] += look_up<1>();
         if (left == 0 || next.row != now.row) {
           leave_sum(args_, part, now.row, sums[0]);
           leave_sum(args_, part, now.row + kTableRows, sums[1]);
@@ -100,15 +102,12 @@ class TableProduct {
         }
       } else {
 #pragma unroll 1
-        for (int u = 0; u < count; ++u) leave_sum(args_, now.slice, now.row + u * kTableRows, look_up());
+        for (int u = 0; u < count; ++u) leave_sum(args_, now.slice, now.row + u * kTableRows, look_up<0>());
       }
       if (left == 0) return;
       if constexpr (Shape::kTiled) {
-        make_table(table_ + other_);
-        table_ += other_;
-#pragma unroll
-        for (uint32_t& group : groups_) group += other_;
-        other_ = -other_;
+        make_table(table_ + (side_ ^ Shape::kTableBytes));
+        side_ ^= Shape::kTableBytes;
       } else {
         __syncthreads();  // everyone has left the table
         make_table(table_);
@@ -119,7 +118,7 @@ class TableProduct {
   }
 
  private:
-  /// B operands: entry lane / 4 of every tile of this warp, its elements 2 t and 2 t + 1.
+  /// A operands: entry lane / 4 of every tile of this warp, its elements 2 t and 2 t + 1.
   __device__ __forceinline__ void load_entries() {
     auto const* const books = reinterpret_cast<uint32_t const*>(args_.codebooks);
 #pragma unroll
@@ -129,15 +128,17 @@ class TableProduct {
     }
   }
 
-  /// A operands of a place: groups 16 i + g and 16 i + 8 + g of x, elements 2 t and 2 t + 1.
+  /// B operands of a place: column g of tile j is group 16 (j / 2) + 4 (g / 2) + 2 (j % 2) + g % 2 of x, so that two
+  /// tiles leave products of four groups that follow each other in a lane; elements 2 t and 2 t + 1.
   __device__ __forceinline__ void load_x(Place const& at) {
-    int const first = at.slice * Shape::kColumns + lane_ / 4 * Shape::kVector + lane_ % 4 * 2;
+    int const g = lane_ / 4, group = g / 2 * 4 + g % 2;
+    int const first = at.slice * Shape::kColumns + group * Shape::kVector + lane_ % 4 * 2;
     int const limit = lane_ % 4 * 2 < Shape::kVector ? args_.k - first : 0;
     T const* const x = args_.x + first;
 #pragma unroll
-    for (int i = 0; i < 2 * kGroupTiles; ++i) {
-      int const column = 8 * i * Shape::kVector;
-      x_[i / 2][i % 2] = column < limit ? *reinterpret_cast<uint32_t const*>(x + column) : 0;
+    for (int j = 0; j < kGroupTiles; ++j) {
+      int const column = (j / 2 * 16 + j % 2 * 2) * Shape::kVector;
+      x_[j] = column < limit ? *reinterpret_cast<uint32_t const*>(x + column) : 0;
     }
   }
 
@@ -149,41 +150,45 @@ class TableProduct {
       for (uint32_t& entry : entries_) entry = lane_ % 4 * 2 < Shape::kVector ? from_half_pair<T>(entry) : 0;
     }
     int const g = lane_ / 4, t = lane_ % 4;
+    bool const swapped = g % 2 != 0;  // chunks are stored in the other order, so that lanes meet at no bank
+    uint32_t const first = table + g * 256 + t * 16;
 #pragma unroll
-    for (int i = 0; i < kEntryTiles; ++i) {
+    for (int i = 0; i < kEntryTiles; i += 2) {
       float c[kGroupTiles][4] = {};
 #pragma unroll
-      for (int j = 0; j < kGroupTiles; ++j) mma_eight<T>(c[j], x_[j][0], x_[j][1], entries_[i]);
+      for (int j = 0; j < kGroupTiles; ++j) mma_eight<T>(c[j], entries_[i], entries_[i + 1], x_[j]);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        int const entry = (warp_ * kEntryTiles + i) * 8 + 2 * t + e;
+      for (int half = 0; half < 2; ++half) {
+        int const entry = (warp_ * kEntryTiles + i + half) * 8;
+        uint32_t const place = first + entry % 256 * 256 + entry / 256 * 128;
 #pragma unroll
-        for (int half = 0; half < kGroupTiles / 2; ++half) {  // 128 bytes
-          // Lanes start at different groups of eight, so that all store to different banks.
-          float v[4] = {c[2 * half][e], c[2 * half][2 + e], c[2 * half + 1][e], c[2 * half + 1][2 + e]};
-          rotate<1>(v, (t & 1) != 0);
-          rotate<2>(v, (t & 2) != 0);
-          uint32_t const place = table + entry % 256 * 256 + (half + entry / 256) * 128 + g * 4;
+        for (int j = 0; j < kGroupTiles; j += 4) {  // two chunks of 16 groups, of which this lane has four
+          float a[4], b[4];
 #pragma unroll
-          for (int s = 0; s < 4; ++s) store_float(place + (t + s) % 4 * 32, v[s]);
+          for (int e = 0; e < 4; ++e) {
+            float const low = c[j + e / 2][2 * half + e % 2], high = c[j + 2 + e / 2][2 * half + e % 2];
+            a[e] = swapped ? high : low, b[e] = swapped ? low : high;
+          }
+          store_four(place + j * 32 + (swapped ? 64 : 0), a);
+          store_four(place + j * 32 + (swapped ? 0 : 64), b);
         }
       }
     }
   }
 
-  template <int kPlaces>
-  __device__ __forceinline__ static void rotate(float (&v)[4], bool turn) {
-    float turned[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) turned[i] = v[(i + kPlaces) % 4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = turn ? turned[i] : v[i];
+  __device__ __forceinline__ static void store_four(uint32_t place, float const (&v)[4]) {
+    store_shared(place, __float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
   }
 
   /// This lane's part of what the codes of the next unit name.
+  template <int kHalf>
   __device__ __forceinline__ float look_up() {
     uint32_t word[4];
-    queue_.take(word);
+    if constexpr (Shape::kTiled) {
+      queue_.template take<kHalf>(word);
+    } else {
+      queue_.take(word);
+    }
     float sums[2] = {};
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
@@ -191,7 +196,7 @@ class TableProduct {
 #pragma unroll
       for (int b = 0; b < 4; ++b) {
         uint32_t const group = groups_[(4 * w + b) / kResiduals];
-        sums[b % 2] += load_float(permute_bytes(turned, group, 0x7604 + (b << 4)) + b % kResiduals * 128);
+        sums[b % 2] += load_float(permute_bytes(turned, group, 0x7604 + (b << 4)) + b % kResiduals * 128 + side_);
       }
     }
     return sums[0] + sums[1];
@@ -201,11 +206,11 @@ class TableProduct {
   TableShare const share_;
   typename Shape::Queue queue_;
   uint32_t table_;
-  uint32_t other_ = Shape::kTableBytes;  // from the table to the one that is made next
+  uint32_t side_ = 0;  // of the table that is looked up in
   int const lane_, warp_;
   uint32_t shift_;
   uint32_t groups_[kBases];  // of the lane, in its order
-  uint32_t x_[kGroupTiles][2];
+  uint32_t x_[kGroupTiles];
   uint32_t entries_[kEntryTiles];
 };
 

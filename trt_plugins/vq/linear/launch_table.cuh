@@ -10,11 +10,11 @@
 
 namespace graphopt::vq {
 
-/// Blocks for so many slices: as many as there are multiprocessors, or a few less if then each has one slice only and
-/// makes its table once.
-inline int table_blocks(int multiprocessors, int slices, int units) {
+/// Blocks for so many slices: as many as there are multiprocessors, or less, by at most one of `idle`, if then each has
+/// one slice only: it makes its table once, and what blocks read at a time are neighbours, the slices of the same rows.
+inline int table_blocks(int multiprocessors, int slices, int units, int idle) {
   int const even = multiprocessors / slices * slices;
-  if (16 * even >= 15 * multiprocessors && even <= slices * units) return even;
+  if (idle * even >= (idle - 1) * multiprocessors && even <= slices * units) return even;
   return static_cast<int>(std::min<int64_t>(multiprocessors, int64_t{slices} * units));
 }
 
@@ -58,7 +58,7 @@ Status launch_table(LinearParams const& p, void (*kernel)(TableArgs<typename Sha
   TableArgs<T> args = table_args<T>(p, Shape::kColumns, Shape::kRows);
   if (Shape::kTiled) args.units += args.units % 2;
   args.blocks = Shape::kTiled ? std::min(multiprocessors, args.slices * args.units / 2)
-                              : table_blocks(multiprocessors, args.slices, args.units);
+                              : table_blocks(multiprocessors, args.slices, args.units, Shape::kIdle);
   GRAPHOPT_TRY(launch_at(Start::kEarly, kernel, dim3(static_cast<unsigned>(args.blocks)), dim3(kTableThreads),
                          static_cast<size_t>(Shape::kSharedBytes), stream, args));
   return launch_add_parts<T, Shape::kTiled>(args, stream);

@@ -25,6 +25,7 @@ struct WideShape {
   using T = T_;
   static constexpr bool kTiled = false;
   static constexpr int kBlocks = 2;            // of a cluster
+  static constexpr int kIdle = 16;             // see table_blocks
   static constexpr int kRows = kTableThreads;  // of a unit
   static constexpr int kColumns = 8 * kWideGroups;
   static constexpr int kRowBytes = kColumns / 8 * 3;  // of codes, of a slice

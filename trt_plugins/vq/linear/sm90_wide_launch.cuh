@@ -21,7 +21,7 @@ Status launch_wide(LinearParams const& p, cudaStream_t stream) {
   GRAPHOPT_TRY(
       encode_tensor_map(&args.codes, p.codes, DType::kInt8, p.n, args.table.row_bytes, Shape::kBoxRows, Shape::kPitch));
   int const sets = ceil_div(args.table.slices, Shape::kBlocks), units = args.table.units;
-  args.walk = {sets, units, table_blocks(multiprocessors / Shape::kBlocks, sets, units)};
+  args.walk = {sets, units, table_blocks(multiprocessors / Shape::kBlocks, sets, units, Shape::kIdle)};
   args.table.blocks = args.walk.clusters * Shape::kBlocks;
   GRAPHOPT_TRY(launch_split(reinterpret_cast<void const*>(linear_wide_sm90<Shape>), &args,
                             dim3(static_cast<unsigned>(args.table.blocks)), Shape::kThreads,

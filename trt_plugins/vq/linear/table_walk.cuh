@@ -161,13 +161,11 @@ class UnitRing {
   int read_ = 0, write_ = 0;
 };
 
-/// Slots belong to one thread each. With codes of tiles come the tiles' codebooks of 256 x 4, half of one with each
-/// unit.
-template <class T, bool kTiled, int kDepth_>
-class UnitQueue : public UnitRing<T, TablePlace<kTiled>, kTableThreads*(kTiled ? 20 : 16), kDepth_> {
-  using Ring = UnitRing<T, TablePlace<kTiled>, kTableThreads*(kTiled ? 20 : 16), kDepth_>;
+/// Slots belong to one thread each.
+template <class T, int kDepth_>
+class UnitQueue : public UnitRing<T, TablePlace<false>, 16 * kTableThreads, kDepth_> {
+  using Ring = UnitRing<T, TablePlace<false>, 16 * kTableThreads, kDepth_>;
   using Ring::after, Ring::ahead_, Ring::args_, Ring::read_, Ring::write_;
-  static constexpr int kUnit = 16 * kTableThreads;
 
  public:
   using Ring::kDepth;
@@ -190,16 +188,6 @@ class UnitQueue : public UnitRing<T, TablePlace<kTiled>, kTableThreads*(kTiled ?
     read_ = after(read_);
   }
 
-  /// The codebook of the tile whose first unit comes next: for each half of it, elements 2 t and 2 t + 1 of entry
-  /// lane / 4 of this warp's eight, t = lane % 4 < 2.
-  __device__ __forceinline__ void peek_entries(uint32_t (&entries)[2]) const {
-    static_assert(kTiled);
-    cp_async_wait<kDepth - 3>();
-    uint32_t const slot = shared_ + kUnit + thread_ * 4;
-    entries[0] = load_word(slot + read_);
-    entries[1] = load_word(slot + after(read_));
-  }
-
  private:
   __device__ __forceinline__ void load() {
     this->start([this] { copy(); });
@@ -212,19 +200,6 @@ class UnitQueue : public UnitRing<T, TablePlace<kTiled>, kTableThreads*(kTiled ?
         offset_by_product(args_.codes, min(ahead_.row + warp * 8 + lane / 4, args_.n - 1), args_.row_bytes);
     bool const valid = byte < args_.row_bytes;
     cp_async_16(shared_ + write_ + thread_ * 16, row + (valid ? byte : 0), valid);
-    if constexpr (kTiled) {
-      constexpr int kEntry = 8;  // bytes
-      int const half = (ahead_.row & kTableRows) != 0, pair = ahead_.row / (2 * kTableRows);
-      int const down = args_.tile_pairs == 1 ? pair : pair / args_.tile_pairs;  // a division is slow
-      int const across = args_.tile_slices == 1 ? ahead_.slice : ahead_.slice / args_.tile_slices;
-      int const book = down * args_.tiles_across + across;
-      int const entry = (2 * warp + half) * 8 + lane / 4;
-      auto const* const books = reinterpret_cast<int8_t const*>(args_.codebooks);
-      if (lane % 4 < 2) {
-        cp_async_4(shared_ + write_ + kUnit + thread_ * 4,
-                   offset_by_product(books, book, 256 * kEntry) + entry * kEntry + lane % 4 * 4);
-      }
-    }
   }
 
   uint32_t const shared_;
