@@ -57,7 +57,7 @@ Status run(int work, int64_t slab_rows, LinearParams const& p, cudaStream_t stre
   int multiprocessors = 0;
   GRAPHOPT_TRY(multiprocessor_count(&multiprocessors));
   void* const slab = static_cast<char*>(p.workspace);
-  int64_t const bytes = (slab_rows * p.k * expanded_size(p.decode) + 255) / 256 * 256;
+  int64_t const bytes = (slabs_bytes(expanded_size(p.decode), p.n, p.k, slab_rows) + 255) / 256 * 256;
   Prepared of{};
   GRAPHOPT_TRY(prepare(p, static_cast<char*>(p.workspace) + bytes, stream, &of));
   if (work != kFolded && !supports_gemm(expanded_product(p, of.x, of.tables, slab))) return Status::kBadShape;
@@ -68,7 +68,8 @@ Status run(int work, int64_t slab_rows, LinearParams const& p, cudaStream_t stre
       return launch_expanded(p, of.x, of.tables, slab, slab_rows, multiprocessors, stream);
     case kExpand:
       for (int64_t first = 0; first < p.n; first += slab_rows) {
-        GRAPHOPT_TRY(launch_expand(p, of.tables, first, std::min(slab_rows, p.n - first), slab, stream));
+        GRAPHOPT_TRY(launch_expand(p, of.tables, first, std::min(slab_rows, p.n - first), slab, /*beside=*/false,
+                                   stream));
       }
       return Status::kOk;
     default:
@@ -96,7 +97,7 @@ GRAPHOPT_EXPORT int64_t mx_slab_rows(int decode, int64_t m, int64_t n, int64_t k
 
 /// Args:
 ///   work: of Work. slab_rows: a multiple of 256, or N.
-///   workspace: slab_rows K numbers, then what prepared_bytes says with all tokens, in this order, 256 bytes more.
+///   workspace: slabs_bytes, then what prepared_bytes says with all tokens, in this order, 256 bytes more.
 ///   The rest: see LinearParams.
 GRAPHOPT_EXPORT int mx_linear(int work, int64_t slab_rows, int decode, int dtype, int64_t m, int64_t n, int64_t k,
                               int64_t group, void* x, float* sx, void* codes, void* types, void* scale, void* table,

@@ -83,8 +83,8 @@ class Library:
 
 
 def workspace(op: str, m: int, n: int, k: int, rows: int, group: int) -> torch.Tensor:
-    """Room for a slab and what is prepared."""
-    size = 1 if op == "MANTLinearInt8" else 2
+    """Room for as many slabs as take turns and what is prepared."""
+    size = (1 if op == "MANTLinearInt8" else 2) * (2 if rows < n else 1)
     prepared = {"MANTLinear": 0, "MANTLinearW4A8": 2 * m * k, "MANTLinearInt8": -(-k // group) * n * 16 + 4 * n}[op]
     return torch.empty(rows * k * size + prepared + 4096, dtype=torch.uint8, device="cuda")
 

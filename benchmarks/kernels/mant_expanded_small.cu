@@ -122,7 +122,7 @@ void check_linear(Linear linear, int only, int decode, int type, int64_t m, int6
   std::vector<float> fractions;
   for (int8_t value : halves) fractions.push_back(value / 128.0f);
   Buffer table = decode == 2 ? Buffer(halves) : Buffer(rounded(fractions, kFloat16));
-  Buffer workspace(slab * k * 2 + m * k * 2 + groups * n * 16 + n * 4 + 4096);
+  Buffer workspace(2 * slab * k * 2 + m * k * 2 + groups * n * 16 + n * 4 + 4096);
   std::vector<float> want;
   for (int work = 0; work < 2; ++work) {
     if (only >= 0 && work != only && work != 0) continue;

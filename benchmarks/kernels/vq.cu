@@ -80,7 +80,7 @@ int vq_expanded(int alone, int64_t slab_rows, int64_t const* sizes, void* const*
       params.dtype == DType::kFloat16 ? launch_expand_typed<__half> : launch_expand_typed<__nv_bfloat16>;
   auto* const factors = reinterpret_cast<float*>(static_cast<char*>(params.workspace) + slab_bytes(params, slab_rows));
   for (int64_t row = 0; row < params.n; row += slab_rows) {
-    Slab const slab{row, std::min(slab_rows, params.n - row), params.workspace, factors};
+    Slab const slab{row, std::min(slab_rows, params.n - row), params.workspace, factors, /*beside=*/false};
     Status const status = expand(params, slab, device, static_cast<cudaStream_t>(stream));
     if (status != Status::kOk) return static_cast<int>(status);
   }

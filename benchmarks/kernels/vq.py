@@ -111,7 +111,7 @@ class Operands:
             "scale": torch.rand(n, device="cuda") * 0.1 + 0.01,
             "bias": torch.randn(n, device="cuda").to(self.dtype),
             "y": torch.full((m * n + GUARD,), 7.0, device="cuda", dtype=self.dtype),
-            "workspace": torch.empty(2 * n * k + 4 * n + 128, device="cuda", dtype=torch.int8),
+            "workspace": torch.empty(2 * (n + 512) * k + 4 * n + 4096, device="cuda", dtype=torch.int8),
         }
 
     def another(self) -> "Operands":

@@ -72,7 +72,7 @@ bool run(Linear linear, Format const& f, int dtype, int kernel, int split, int64
   for (auto& word : codes) word = random();
   std::vector<uint16_t> books(f.lattice ? 1 : tiles * f.r * (int64_t{1} << f.b) * f.v);
   for (auto& value : books) value = static_cast<uint16_t>(0x3000 | (random() & 0x8fff));
-  std::vector<float> scale(n, 0.01f), workspace(n * k / 2 + n + 32);
+  std::vector<float> scale(n, 0.01f), workspace((n + 512) * k / 2 + n + 1056);
   float const ratios[2] = {1.0f, 0.26f};
   void* pointers[8] = {halves(m * k),
                        upload(codes.data(), codes.size() * 4),

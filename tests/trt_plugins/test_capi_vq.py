@@ -190,15 +190,15 @@ def test_workspace_for_few_tokens_is_that_of_the_table_kernel(lib: ctypes.CDLL) 
 
 
 @pytest.mark.parametrize(("fmt", "least"), [(GPTVQ2, 257), (AQLM2, 257), (AQLM3, 257), (QUIP4, 257), (OTHER, 17)])
-def test_workspace_for_many_tokens_holds_a_slab_of_the_weight(
+def test_workspace_for_many_tokens_holds_slabs_of_the_weight(
     lib: ctypes.CDLL, fmt: tuple[int, ...], least: int
 ) -> None:
     assert _workspace(lib, fmt, least - 1, 4096, 4096) < 1 << 21
     assert _workspace(lib, fmt, least, 4096, 4096) == 4096 * (4096 * 2 + 4)
-    assert _workspace(lib, fmt, 1 << 18, 28672, 8192) == 4096 * (8192 * 2 + 4)  # 64 MB and factors of its rows
-    assert _workspace(lib, fmt, 4096, 8192, 28672) == 1024 * (28672 * 2 + 4)  # rows by 256
-    assert _workspace(lib, fmt, 4096, 8192, 1 << 17) == 256 * ((1 << 17) * 2 + 4)
-    for n, k in ((8192, 1 << 18), (8193, 8192), (8192, 8196)):  # rows too long for a slab; no whole vectors
+    assert _workspace(lib, fmt, 1 << 18, 28672, 8192) == 8192 * (8192 * 2 + 4)  # 128 MB and factors of its rows
+    assert _workspace(lib, fmt, 4096, 8192, 28672) == 2304 * (28672 * 2 + 4)  # rows by 256
+    assert _workspace(lib, fmt, 4096, 8192, 1 << 17) == 512 * ((1 << 17) * 2 + 4)
+    for n, k in ((8192, 1 << 19), (8193, 8192), (8192, 8196)):  # rows too long for a slab; no whole vectors
         assert _workspace(lib, fmt, 4096, n, k) == _workspace(lib, fmt, 1, n, k)
 
 
@@ -210,7 +210,7 @@ def test_many_tokens_of_costly_look_ups_are_expanded_for(
     plan = _plan(lib, fmt, 4096, n, k, lattice=lattice)
     assert plan["kernel"] == "expanded"
     assert plan["slab_rows"] % 256 == 0
-    assert plan["slab_rows"] * k * 2 <= 64 << 20
+    assert plan["slab_rows"] * k * 2 <= 64 << 20  # two of them take turns
     assert "expanded" not in _plan(lib, fmt, 256, n, k, lattice=lattice)["candidates"]
     assert "expanded" not in _plan(lib, fmt, 4096, n, k, lattice=lattice, device=A100)["candidates"]
 

@@ -56,7 +56,8 @@ int main() {
       double const expanded = rows > 0 ? mant::expanded_time(element, m, n, k, rows, multiprocessors) : 0.0;
       double const folded = mant::folded_time(element, m, n, k, multiprocessors);
       std::cout << rows << ' ' << mant::most_slab_rows(element, n, k) << ' ' << std::lround(expanded) << ' '
-                << std::lround(folded) << '\n';
+                << std::lround(folded) << ' ' << mant::slabs_bytes(element, n, k, rows) << ' '
+                << mant::slabs_bytes(element, n, k) << '\n';
     } else if (kind == "even_blocks") {
       uint32_t blocks = 0, segments = 0, tiles = 0;
       std::cin >> blocks >> segments >> tiles;

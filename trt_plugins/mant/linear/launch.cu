@@ -32,7 +32,7 @@ int64_t linear_workspace_bytes(Decode decode, int64_t m, int64_t n, int64_t k, i
   if (m < kLeastMid || n < 1 || k < 1) return 0;
   int64_t const few = prepared_bytes(decode, std::min(m, kAlwaysMid), n, k, groups);
   if (m <= kAlwaysMid) return few;
-  return std::max(few, slab_bytes(expanded_size(decode), n, k) + prepared_bytes(decode, m, n, k, groups));
+  return std::max(few, slabs_bytes(expanded_size(decode), n, k) + prepared_bytes(decode, m, n, k, groups));
 }
 
 Status launch_linear(LinearParams const& params, cudaStream_t stream) {

@@ -44,7 +44,7 @@ Status launch_rounded(LinearParams const& p, void const* x, FoldedTables const& 
 
 /// What comes before the product, behind the slab, which few tokens do without.
 void* prepared(LinearParams const& p) {
-  return static_cast<char*>(p.workspace) + (p.m > kAlwaysMid ? slab_bytes(expanded_size(p.decode), p.n, p.k) : 0);
+  return static_cast<char*>(p.workspace) + (p.m > kAlwaysMid ? slabs_bytes(expanded_size(p.decode), p.n, p.k) : 0);
 }
 
 /// y of the tokens that the workspace holds at once, again and again.

@@ -153,7 +153,8 @@ class ExpandWarp {
 
 /// Write rows first.. of W to `slab`, [rows, K].
 ///   first: a multiple of kExpandRows.
-template <class Decoder>
+///   kBeside: the kernel before, which has waited for all that use the slab, may run until this one ends.
+template <class Decoder, bool kBeside>
 __global__ void __launch_bounds__(kExpandThreads, Decoder::kBlocks)
     expand_weights(LinearArgs const args, FoldedTables const tables, int64_t first, int rows,
                    typename Decoder::X* __restrict__ slab) {
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(kExpandThreads, Decoder::kBlocks)
     }
   };
   if constexpr (!Decoder::kPrepared) fill_entries();
-  wait_for_predecessor();
+  if constexpr (!kBeside) wait_for_predecessor();
   release_successor();
   if constexpr (Decoder::kPrepared) fill_entries();
   __syncthreads();
@@ -185,6 +186,10 @@ __global__ void __launch_bounds__(kExpandThreads, Decoder::kBlocks)
     warp.template store<true>(entries, shared_address(table), slab);
   } else {
     warp.template store<false>(entries, shared_address(table), slab);
+  }
+  // Whoever waits for this kernel waits for the one before, too.
+  if constexpr (kBeside) {
+    if (blockIdx.x == gridDim.x - 1 && blockIdx.y == gridDim.y - 1) wait_for_predecessor();
   }
 }
 

@@ -1,4 +1,6 @@
-// M-ANT linear by weights that are written out a slab at a time and multiplied by the Hopper matrix product.
+// M-ANT linear by weights that are written out a slab at a time and multiplied by the Hopper matrix product. Where two
+// slabs have room, they take turns, so that multiprocessors that have no tile of the product, or no more, write the
+// next one.
 #pragma once
 
 #include "common/gemm/gemm.h"
@@ -23,13 +25,14 @@ GemmParams expanded_product(LinearParams const& p, void const* x, FoldedTables c
 /// Enqueue y.
 ///
 /// Args:
-///   slab: `slab_rows` rows of W, which are a multiple of kSlabStep or all of them.
+///   slabs: slab_turns of `slab_rows` rows of W, a multiple of kSlabStep or all, a slab_pitch apart.
 ///   See expanded_product, whose product must be supported.
-Status launch_expanded(LinearParams const& p, void const* x, FoldedTables const& tables, void* slab, int64_t slab_rows,
+Status launch_expanded(LinearParams const& p, void const* x, FoldedTables const& tables, void* slabs, int64_t slab_rows,
                        int multiprocessors, cudaStream_t stream);
 
-/// Write `rows` rows of W from `first` on, a multiple of kSlabStep, to `slab`.
+/// Write `rows` rows of W from `first` on, a multiple of kSlabStep, to `slab`. beside: the kernel before, which has
+/// waited for all that use this slab, may run until this one ends.
 Status launch_expand(LinearParams const& p, FoldedTables const& tables, int64_t first, int64_t rows, void* slab,
-                     cudaStream_t stream);
+                     bool beside, cudaStream_t stream);
 
 }  // namespace graphopt::mant

@@ -12,7 +12,7 @@
 
 namespace graphopt::mant {
 
-constexpr int64_t kMostSlabBytes = int64_t{64} << 20;
+constexpr int64_t kSlabsBytes = int64_t{128} << 20;  // at most, of one slab, or of two that take turns
 constexpr int64_t kSlabStep = 256;                   // rows of a tile of the product
 constexpr int64_t kMostSlabRows = int64_t{1} << 20;  // the launch grid's second dimension
 
@@ -26,19 +26,34 @@ struct ExpandCost {
 constexpr ExpandCost kExpandInt8 = {2.0e6, 0.80, 8.0};
 constexpr ExpandCost kExpandHalf = {3.5e6, 0.85, 5.0};
 
+constexpr double kExpandLaunchTime = 1.5;  // microseconds, behind a product
+
 // `size` below: bytes of the number that a code becomes, 1 or 2.
 
 constexpr ExpandCost const& expand_cost(int size) { return size == 1 ? kExpandInt8 : kExpandHalf; }
 
-/// Rows of W that the workspace holds; 0 if it does not hold those of a tile.
+/// Rows of W that a slab has at most; 0 if that is less than a tile.
 constexpr int64_t most_slab_rows(int size, int64_t n, int64_t k) {
-  int64_t const rows = std::min(kMostSlabRows, kMostSlabBytes / (k * size));
+  int64_t const rows = std::min(kMostSlabRows, kSlabsBytes / (k * size));
   return n <= rows ? n : rows / kSlabStep * kSlabStep;
 }
 
-/// Bytes that they take, a multiple of 16.
-constexpr int64_t slab_bytes(int size, int64_t n, int64_t k) {
-  return (most_slab_rows(size, n, k) * k * size + 15) / 16 * 16;
+/// Slabs of `rows` that take turns: 2 where they are not all of W and have room, else 1.
+constexpr int slab_turns(int size, int64_t n, int64_t k, int64_t rows) {
+  return rows < n && 2 * rows * k * size <= kSlabsBytes ? 2 : 1;
+}
+
+/// Bytes from one slab of `rows` to the other, a multiple of 16.
+constexpr int64_t slab_pitch(int size, int64_t rows, int64_t k) { return (rows * k * size + 15) / 16 * 16; }
+
+/// Bytes of as many as take turns.
+constexpr int64_t slabs_bytes(int size, int64_t n, int64_t k, int64_t rows) {
+  return slab_turns(size, n, k, rows) * slab_pitch(size, rows, k);
+}
+
+/// The most that they take.
+constexpr int64_t slabs_bytes(int size, int64_t n, int64_t k) {
+  return slabs_bytes(size, n, k, most_slab_rows(size, n, k));
 }
 
 /// Estimated microseconds of kernels that decode where they multiply.
@@ -51,12 +66,9 @@ constexpr double folded_time(int size, int64_t m, int64_t n, int64_t k, int mult
 
 /// Estimated microseconds with slabs of `rows`.
 constexpr double expanded_time(int size, int64_t m, int64_t n, int64_t k, int64_t rows, int multiprocessors) {
-  auto const slab = [&](int64_t of) {
-    double const written = static_cast<double>(of * k * size) / expand_cost(size).bytes_per_microsecond;
-    return kGemmLaunchTime + written + gemm_time(m, of, k, size, multiprocessors);
-  };
-  int64_t const whole = n / rows, rest = n % rows;
-  return static_cast<double>(whole) * slab(rows) + (rest > 0 ? slab(rest) : 0.0);
+  return slabs_time(m, n, k, size, rows, slab_turns(size, n, k, rows), multiprocessors, [&](int64_t of) {
+    return kExpandLaunchTime + static_cast<double>(of * k * size) / expand_cost(size).bytes_per_microsecond;
+  });
 }
 
 /// Rows of W that are best written out at once, by estimate; 0 if kernels that decode where they multiply are faster.
@@ -69,6 +81,7 @@ constexpr int64_t pick_slab_rows(int size, int64_t m, int64_t n, int64_t k, int 
   int64_t const fewest = tiles_along(n, most);
   for (int64_t slabs = fewest; slabs < fewest + kTried; ++slabs) {
     int64_t const rows = std::min(most, tiles_along(tiles_along(n, slabs), kSlabStep) * kSlabStep);
+    if (slabs_bytes(size, n, k, rows) > slabs_bytes(size, n, k)) continue;
     double const time = expanded_time(size, m, n, k, rows, multiprocessors);
     if (time < least) least = time, best = rows;
   }

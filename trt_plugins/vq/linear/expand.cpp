@@ -15,8 +15,13 @@ constexpr double kMegahertz = 1700.0;
 constexpr double kStart = 1.5;                         // microseconds of each launch behind another one
 constexpr double kCachedBytesPerMicrosecond = 3.6e6;   // written to L2
 constexpr double kWrittenBytesPerMicrosecond = 2.4e6;  // to memory
-constexpr int64_t kCachedBytes = int64_t{40} << 20;    // of a slab that stays in L2
+constexpr int64_t kCachedBytes = int64_t{40} << 20;    // of slabs that stay in L2
 constexpr double kBookBytesPerCycle = 32.0;            // of codebooks from L2, to a multiprocessor
+
+int64_t whole_lines(int64_t bytes) {
+  constexpr int64_t kLine = 128;
+  return (bytes + kLine - 1) / kLine * kLine;
+}
 
 int64_t entries(LinearParams const& p) { return int64_t{p.residuals} << p.bits; }
 
@@ -38,17 +43,20 @@ double look_up_cycles(LinearParams const& p, ExpandShape const& shape) {
 }  // namespace
 
 int64_t most_slab_rows(LinearParams const& p) {
-  int64_t const rows = kSlabBytes / (2 * p.k);
+  int64_t const rows = kSlabsBytes / (2 * p.k);
   return p.n <= rows ? p.n : rows / kSlabStep * kSlabStep;
 }
 
-int64_t slab_bytes(LinearParams const& p, int64_t rows) {
-  constexpr int64_t kLine = 128;
-  return (2 * rows * p.k + kLine - 1) / kLine * kLine;
+int slab_turns(LinearParams const& p, int64_t rows) { return rows < p.n && 4 * rows * p.k <= kSlabsBytes ? 2 : 1; }
+
+int64_t slab_bytes(LinearParams const& p, int64_t rows) { return whole_lines(2 * rows * p.k); }
+
+int64_t slab_pitch(LinearParams const& p, int64_t rows) {
+  return slab_bytes(p, rows) + whole_lines(rows * static_cast<int64_t>(sizeof(float)));
 }
 
 int64_t expanded_workspace_bytes(LinearParams const& p, int64_t rows) {
-  return slab_bytes(p, rows) + rows * static_cast<int64_t>(sizeof(float));
+  return slab_turns(p, rows) * slab_pitch(p, rows);
 }
 
 bool has_slabs(LinearParams const& p) {
@@ -87,23 +95,21 @@ ExpandShape expand_shape(LinearParams const& p, int64_t shared_bytes) {
   return shape;
 }
 
-double expand_time(LinearParams const& p, Device const& device, int64_t rows) {
+double expand_time(LinearParams const& p, Device const& device, int64_t rows, int64_t slab_rows) {
   ExpandShape const shape = expand_shape(p, device.shared_bytes);
   double const warps = static_cast<double>(rows) * static_cast<double>(p.k) / (32 * kChunk);
   constexpr double kStores = 4.0, kCodes = 2.0;  // cycles of a warp's
   double const cycles = warps / device.multiprocessors * (look_up_cycles(p, shape) + kStores + kCodes);
   auto const bytes = static_cast<double>(slab_bytes(p, rows));
-  double const rate = slab_bytes(p, rows) <= kCachedBytes ? kCachedBytesPerMicrosecond : kWrittenBytesPerMicrosecond;
+  bool const cached = expanded_workspace_bytes(p, slab_rows) <= kCachedBytes;
+  double const rate = cached ? kCachedBytesPerMicrosecond : kWrittenBytesPerMicrosecond;
   double const books = shape.shared ? static_cast<double>(shape.shared_bytes) / kBookBytesPerCycle / kMegahertz : 0.0;
   return kStart + books + std::max(bytes / rate, cycles / kMegahertz);
 }
 
 double expanded_time(LinearParams const& p, Device const& device, int64_t slab_rows) {
-  auto const slab = [&](int64_t rows) {
-    return expand_time(p, device, rows) + gemm_time(p.m, rows, p.k, /*size=*/2, device.multiprocessors);
-  };
-  int64_t const rest = p.n % slab_rows;
-  return static_cast<double>(p.n / slab_rows) * slab(slab_rows) + (rest > 0 ? slab(rest) : 0.0);
+  return slabs_time(p.m, p.n, p.k, /*size=*/2, slab_rows, slab_turns(p, slab_rows), device.multiprocessors,
+                    [&](int64_t rows) { return expand_time(p, device, rows, slab_rows); });
 }
 
 int64_t best_slab_rows(LinearParams const& p, Device const& device) {
@@ -113,6 +119,7 @@ int64_t best_slab_rows(LinearParams const& p, Device const& device) {
   double least = expanded_time(p, device, most);
   for (int64_t slabs = fewest; slabs < fewest + kTried; ++slabs) {
     int64_t const rows = std::min(most, tiles_along(tiles_along(p.n, slabs), kSlabStep) * kSlabStep);
+    if (expanded_workspace_bytes(p, rows) > expanded_workspace_bytes(p, most)) continue;
     double const time = expanded_time(p, device, rows);
     if (time < least) least = time, best = rows;
   }

@@ -1,5 +1,6 @@
 // Many tokens on Hopper: rows of W are expanded to T in the workspace, a slab of them at a time, and multiplied by a
-// plain GEMM before the next slab takes its place. Host code only.
+// plain GEMM. Where two have room, they take turns, so that multiprocessors that have no tile of the GEMM, or no more,
+// expand the next one. Host code only.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace graphopt::vq {
 
-constexpr int64_t kSlabBytes = int64_t{64} << 20;  // at most; L2 has 50 MB of an H100's
+constexpr int64_t kSlabsBytes = int64_t{128} << 20;  // of W in the workspace at most, in one slab or two
 constexpr int64_t kSlabStep = 256;                 // rows of W: of the GEMM's largest tile
 
 /// How many rows of W a slab may have: a multiple of kSlabStep, or all; 0 if so many are too large.
@@ -17,8 +18,12 @@ int64_t most_slab_rows(LinearParams const& params);
 /// Whether sizes and T are such that W can be expanded.
 bool has_slabs(LinearParams const& params);
 
-/// Bytes of a slab of so many rows, and of the factors behind it.
+/// Slabs of so many rows that take turns: 2 where they are not all of W and have room, else 1.
+int slab_turns(LinearParams const& params, int64_t rows);
+
+/// Bytes of a slab of so many rows, also with the factors behind it, and of as many as take turns.
 int64_t slab_bytes(LinearParams const& params, int64_t rows);
+int64_t slab_pitch(LinearParams const& params, int64_t rows);
 int64_t expanded_workspace_bytes(LinearParams const& params, int64_t rows);
 
 /// The same of addresses and tiles, too. Looks at neither the device nor the number of tokens.
@@ -29,6 +34,7 @@ struct Slab {
   int64_t first_row, rows;
   void* w;         // [rows, K] T
   float* factors;  // [rows], of the lattice: scale * ratios[0]
+  bool beside;     // the kernel before, which has waited for all that use this slab, may run until this one ends
 };
 
 constexpr int kExpandColumns = 8;      // of a thread at a time: a store
@@ -50,8 +56,8 @@ struct ExpandShape {
 
 ExpandShape expand_shape(LinearParams const& params, int64_t shared_bytes);
 
-/// Estimated microseconds to expand so many rows of W.
-double expand_time(LinearParams const& params, Device const& device, int64_t rows);
+/// Estimated microseconds to expand so many rows of W, of slabs of `slab_rows`.
+double expand_time(LinearParams const& params, Device const& device, int64_t rows, int64_t slab_rows);
 
 /// Estimated microseconds of the whole linear, in slabs of so many rows.
 double expanded_time(LinearParams const& params, Device const& device, int64_t slab_rows);

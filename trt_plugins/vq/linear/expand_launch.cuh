@@ -38,6 +38,7 @@ Status launch_expand(LinearParams const& p, Slab const& slab, Device const& devi
   int const tiles = down * args.tiles_across, blocks = shape.per_multiprocessor * device.multiprocessors;
   args.parts = std::max(blocks / tiles, 1);
   args.units = tiles * args.parts;
+  args.beside = slab.beside ? 1 : 0;
   return launch_at(Start::kEarly, expand<Source>, dim3(static_cast<unsigned>(std::min(args.units, blocks))),
                    dim3(static_cast<unsigned>(shape.threads)), static_cast<size_t>(shape.shared_bytes), stream, args);
 }

@@ -37,6 +37,7 @@ struct ExpandArgs {
   int32_t tiles_across;  // along K
   int32_t parts;         // blocks that share a tile
   int32_t units;         // tiles that these rows meet, times parts
+  int32_t beside;        // see Slab
 };
 
 /// What a block does at a time: a part of the rows and columns that share codebooks.
@@ -272,7 +273,7 @@ __device__ __forceinline__ void expand_unit(ExpandArgs const& args, ExpandUnit c
   typename Source::Codes codes;
   if (row < unit.end_row) codes.start(args, row, source.first_bit(unit.first_chunk + chunk));
   if (first) {
-    wait_for_predecessor();
+    if (args.beside == 0) wait_for_predecessor();
     release_successor();
   }
   while (row < unit.end_row) {
@@ -323,6 +324,8 @@ __global__ void __launch_bounds__(Source::kShared ? kExpandThreads : kUncachedTh
       args.factors[i] = __ldg(args.scale + i) * ratio;
     }
   }
+  // Whoever waits for this kernel waits for the one before, too.
+  if (args.beside != 0 && blockIdx.x == gridDim.x - 1) wait_for_predecessor();
 }
 
 }  // namespace graphopt::vq

@@ -46,17 +46,20 @@ Status launch_generic(LinearParams const& p, cudaStream_t stream) {
 }
 
 #ifdef GRAPHOPT_SM90A
-/// Slab after slab: one is expanded when the one before has been multiplied by.
+/// Slab after slab. Where two take turns, one is expanded while the one before is multiplied by, as far as
+/// multiprocessors have nothing to do there; else behind it.
 Status launch_expanded(LinearParams const& p, Plan const& plan, cudaStream_t stream) {
   Device device{};
   GRAPHOPT_TRY(current_device(&device));
   bool const half = p.dtype == DType::kFloat16;
   auto const expand = half ? launch_expand_typed<__half> : launch_expand_typed<__nv_bfloat16>;
-  auto* const w = static_cast<char*>(p.workspace);
-  auto* const factors = reinterpret_cast<float*>(w + slab_bytes(p, plan.slab_rows));
   int64_t const element = static_cast<int64_t>(element_size(p.dtype));
-  for (int64_t row = 0; row < p.n; row += plan.slab_rows) {
-    Slab const slab{row, std::min(plan.slab_rows, p.n - row), w, factors};
+  int const turns = slab_turns(p, plan.slab_rows);
+  int turn = 0;
+  for (int64_t row = 0; row < p.n; row += plan.slab_rows, turn = turns - 1 - turn) {
+    char* const w = static_cast<char*>(p.workspace) + turn * slab_pitch(p, plan.slab_rows);
+    auto* const factors = reinterpret_cast<float*>(w + slab_bytes(p, plan.slab_rows));
+    Slab const slab{row, std::min(plan.slab_rows, p.n - row), w, factors, /*beside=*/turns > 1 && row > 0};
     GRAPHOPT_TRY(expand(p, slab, device, stream));
     GemmParams const gemm{/*operands=*/p.dtype,
                           /*dtype=*/p.dtype,
