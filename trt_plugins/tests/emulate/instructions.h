@@ -195,14 +195,6 @@ inline void mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& c0, float
                                                                 uint32_t b1) {
   multiply<__nv_bfloat16>({&c0, &c1, &c2, &c3}, {a0, a1, a2, a3, b0, b1});
 }
-inline void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
-                                                             uint32_t a1, uint32_t b) {
-  multiply<__half>({&c0, &c1, &c2, &c3}, {a0, a1, 0, 0, b, 0});
-}
-inline void mma_sync_aligned_m16n8k8_row_col_f32_bf16_bf16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
-                                                               uint32_t a1, uint32_t b) {
-  multiply<__nv_bfloat16>({&c0, &c1, &c2, &c3}, {a0, a1, 0, 0, b, 0});
-}
 
 /// The same over 8 elements.
 inline void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
