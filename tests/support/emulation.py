@@ -66,12 +66,8 @@ def build(
     if compiler is None:
         pytest.skip("no nvcc, whose headers float16 needs")
     known = instructions()
-    headers = [
-        p
-        for part in ("attention", "common", "fused", "vq")
-        for kind in ("*.cuh", "*.h")
-        for p in (ROOT / part).rglob(kind)
-    ]
+    parts, kinds = ("attention", "common", "fused", "vq"), ("*.cuh", "*.h")
+    headers = [header for part in parts for kind in kinds for header in (ROOT / part).rglob(kind)]
     for header in headers:
         name = header.relative_to(ROOT)
         target = folder / "device" / name
