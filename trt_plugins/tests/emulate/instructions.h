@@ -81,6 +81,12 @@ inline void ld_shared_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d,
   for (int i = 0; i < 4; ++i) std::memcpy(words[i], shared + address + 4 * i, 4);
 }
 
+inline void ld_global_nc_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, void const* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::runtime_error("a load is not aligned");
+  uint32_t* const words[] = {&a, &b, &c, &d};
+  for (int i = 0; i < 4; ++i) std::memcpy(words[i], static_cast<char const*>(from) + 4 * i, 4);
+}
+
 inline void cp_async_cg_shared_global(uint32_t to, void const* from, int bytes) {
   if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::runtime_error("a copy is not aligned");
   std::memset(shared + to, 0xee, 16);
