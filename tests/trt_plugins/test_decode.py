@@ -23,7 +23,10 @@ GROUP = 64  # of M-ANT
 
 @dataclass(frozen=True)
 class Case:
-    """One call: ``starts`` are tokens of each sequence before it, ``vector`` channels of a code."""
+    """One call: ``starts`` are tokens of each sequence before it, ``vector`` channels of a code.
+
+    ``tables``: of cos and sin, by which the kernel rotates queries; 0 where append has done so.
+    """
 
     kind: str
     size: int
@@ -35,6 +38,7 @@ class Case:
     kv_heads: int = 1
     seq: int = 1
     dtype: np.dtype = HALF
+    tables: int = 0
 
     @property
     def batch(self) -> int:
@@ -42,7 +46,9 @@ class Case:
 
     def __str__(self) -> str:
         sizes = f"{self.kind}{self.vector or ''}-{self.size}-{NAMES[self.dtype]}"
-        return f"{sizes}-{self.batch}x{self.seq}x{self.kv_heads}x{self.group}-{max(self.starts)}-{self.blocks}"
+        rotation = f"-rotated{self.tables}" if self.tables else ""
+        counts = f"{self.batch}x{self.seq}x{self.kv_heads}x{self.group}"
+        return f"{sizes}-{counts}-{max(self.starts)}-{self.blocks}{rotation}"
 
 
 CASES = (
@@ -60,11 +66,14 @@ CASES = (
     Case("vq", 128, 4, 300, (-5, 1 << 30), 3, 2),
     Case("vq", 128, 3, 300, (200,), 2, 4, seq=3),
     Case("vq", 128, 4, 600, (580,), 2, 4, dtype=BFLOAT),
+    Case("vq", 128, 4, 300, (290, 280, 20, 299), 2, 2, kv_heads=2),  # a block has several segments of a head
     Case("mant", 128, 4, 640, (600, 3), 5),
     Case("mant", 128, 1, 1024, (1000,), 4, kv_heads=2),
     Case("mant", 64, 8, 320, (260, 63), 3, kv_heads=2),
     Case("mant", 128, 4, 640, (639,), 2, dtype=BFLOAT),
     Case("mant", 128, 3, 320, (190,), 2, seq=3),
+    Case("mant", 128, 3, 320, (190, 63), 3, seq=3, tables=2),
+    Case("mant", 128, 4, 320, (310, 0), 2, kv_heads=2, dtype=BFLOAT, tables=1),
 )
 
 
@@ -127,15 +136,29 @@ def expected(case: Case, q: np.ndarray, keys: np.ndarray, values: np.ndarray) ->
     return np.stack(exact), np.stack(bound)
 
 
+def rotated(x: np.ndarray, *tables: np.ndarray) -> np.ndarray:
+    """Rotate x [B, S, H, D] by cos and sin [1 or B, S, D] as the ops do: each operation in float32, rounded to T."""
+    cos, sin = (table[:, :, None].astype(np.float32) for table in tables)
+    whole = x.astype(np.float32)
+    low, high = np.split(whole, 2, -1)
+    return (whole * cos + np.concatenate([-high, low], -1) * sin).astype(x.dtype)
+
+
 def excess(program: Path, case: Case, folder: Path, seed: int = 1) -> float:
     """Run a case; return the largest error as a multiple of its bound."""
     rng = np.random.default_rng(7)
     operands, keys, values = caches(case, rng)
     q = rng.standard_normal((case.batch, case.seq, case.kv_heads * case.group, case.size)).astype(case.dtype)
     q[..., :: case.size // 3] *= 4
-    for name, array in (operands | {"q": q, "start": np.array(case.starts, np.int32)}).items():
+    operands |= {"q": q, "start": np.array(case.starts, np.int32)}
+    if case.tables:
+        angle = rng.uniform(-3, 3, (case.tables, case.seq, case.size))
+        operands |= {"cos": np.cos(angle).astype(case.dtype), "sin": np.sin(angle).astype(case.dtype)}
+        q = rotated(q, operands["cos"], operands["sin"])
+    for name, array in operands.items():
         (folder / name).write_bytes(array.tobytes())
     sizes = (case.batch, case.seq, case.kv_heads, case.group, case.size, case.capacity, case.vector, case.blocks, seed)
+    sizes += (case.tables,)
     command = [program, folder, case.kind, NAMES[case.dtype], *map(str, sizes)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:

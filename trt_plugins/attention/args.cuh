@@ -26,7 +26,7 @@ struct AttentionArgs {
   T* __restrict__ y;               // [B, S, Hq, D]
   float* __restrict__ partial;     // parts of outputs, see PartialMemory
   int32_t* __restrict__ counters;  // [row tiles, Hkv, B], zero: parts that are done
-  T const* __restrict__ cos;       // [Bc, S, D], null but for launch_prefill_sm90, which can rotate q
+  T const* __restrict__ cos;       // [Bc, S, D], null but for kernels that rotate q themselves
   T const* __restrict__ sin;
   int32_t tables;                  // Bc
 };

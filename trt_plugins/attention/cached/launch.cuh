@@ -49,19 +49,24 @@ Status launch_prefill(AttentionArgs<T> const& args, cudaStream_t stream);
 template <class T>
 Status launch_generic(AttentionArgs<T> const& args, cudaStream_t stream);
 
-/// Have queries rotated by the kernel that reads the cache, where that is one that can; `*rotates` tells whether.
+/// Have queries rotated, if they are to be, by the kernel that reads the cache.
+template <class T>
+void take_rotation(CachedParams const& p, AttentionArgs<T>* args) {
+  if (!p.rotary) return;
+  args->q = static_cast<T const*>(p.q);
+  args->cos = static_cast<T const*>(p.cos);
+  args->sin = static_cast<T const*>(p.sin);
+  args->tables = static_cast<int32_t>(p.tables);
+}
+
+/// The same, where that is one that can; `*rotates` tells whether.
 ///
 /// Args:
 ///   vectors: see launch_attention.
 template <class T>
 Status leave_rotation(CachedParams const& p, bool vectors, AttentionArgs<T>* args, bool* rotates) {
   GRAPHOPT_TRY(picks_prefill_sm90(*args, vectors, rotates));
-  if (*rotates && p.rotary) {
-    args->q = static_cast<T const*>(p.q);
-    args->cos = static_cast<T const*>(p.cos);
-    args->sin = static_cast<T const*>(p.sin);
-    args->tables = static_cast<int32_t>(p.tables);
-  }
+  if (*rotates) take_rotation(p, args);
   return Status::kOk;
 }
 

@@ -20,4 +20,11 @@ struct MantArgs {
   T const* __restrict__ center;  // [Hkv, D]
 };
 
+/// Of decode.
+template <class T>
+struct MantDecodeArgs {
+  MantArgs<T> all;
+  bool own_queries;  // whether q is nothing that append writes: rotated here, or not at all
+};
+
 }  // namespace graphopt::attention

@@ -89,10 +89,4 @@ __device__ __forceinline__ void fill_mant_tables(char* tables) {
   }
 }
 
-/// Bits of what a code stands for, by the table of magnitudes.
-__device__ __forceinline__ uint32_t mant_bits(char const* tables, int type, int code) {
-  auto const* const bytes = reinterpret_cast<unsigned char const*>(tables) + type * 16 + code % kMagnitudes;
-  return bytes[0] | static_cast<uint32_t>(bytes[kMagnitudes]) << 8 | static_cast<uint32_t>(code / kMagnitudes) << 15;
-}
-
 }  // namespace graphopt::attention

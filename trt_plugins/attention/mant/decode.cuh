@@ -48,9 +48,10 @@ class MantDecodeKernel {
   static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kStageBytes, "parts do too");
 
  public:
-  __device__ __forceinline__ MantDecodeKernel(MantArgs<T> const& all, char* shared)
-      : all_(all),
-        args_(all.cache),
+  __device__ __forceinline__ MantDecodeKernel(MantDecodeArgs<T> const& args, char* shared)
+      : all_(args.all),
+        args_(args.all.cache),
+        own_queries_(args.own_queries),
         stamps_(args_.partial, static_cast<int32_t>(blockIdx.x)),
         shared_(shared),
         list_(args_, args_.kv_heads * ((args_.seq * args_.group + kMantRows - 1) / kMantRows)),
@@ -70,16 +71,17 @@ class MantDecodeKernel {
     ahead_left_ = stretch.left();
     Cursor const first = ahead_;
     stamps_.pass(Phase::kTiles);
-    // Tiles without new tokens need not wait for append, nor do the tables.
+    // Tiles without new tokens need not wait for append.
+    MantProducts::fetch_tables(shared_);
     int fetched = 0;
     for (; fetched < Shape::kStages - 1 && !is_new(); ++fetched) fetch();
-    MantProducts::fill(shared_);
     stamps_.pass(Phase::kValues);
-    wait_for_predecessor();  // append has written the queries, the new state and the counters
+    if (!own_queries_) wait_for_predecessor();  // append has written them
     stamps_.pass(Phase::kPredecessor);
     release_successor();
     for (; fetched < Shape::kStages - 1; ++fetched) fetch();
-    __syncthreads();  // the tables are filled
+    cp_async_wait<kAhead>();  // the tables' group
+    __syncthreads();
     stretch.walk(list_, first, [&](Cursor const& at, int32_t tiles, Parts const& parts) {
       begin_segment(at);
       stamps_.pass(Phase::kTables);
@@ -104,6 +106,7 @@ class MantDecodeKernel {
 
   /// Start copying the warp's page of the next tile: a group of copies for keys, one for values; empty ones past the end.
   __device__ __forceinline__ void fetch() {
+    if (is_new()) wait_for_predecessor();  // append writes it
     int32_t const page = ahead_.tile * Shape::kWarps + warp_;
     bool const exists = ahead_left_ > 0 && page * kMantPage < ahead_.length;
     int64_t const head = int64_t{ahead_.b} * args_.kv_heads + ahead_.outer % args_.kv_heads;
@@ -168,7 +171,12 @@ class MantDecodeKernel {
       for (int r = 0; r < 4; ++r) o_[n][r] = 0.0f;
     }
     bool const exists = g_ < rows_.count;
-    q_.load(exists ? args_.q + row_offset(args_, rows_.b, rows_.h, rows_.first + g_) : nullptr, t_, scale_);
+    T const *cos = nullptr, *sin = nullptr;
+    if (args_.cos != nullptr && exists) {
+      int32_t const token = (rows_.first + g_) / args_.group + (args_.tables == 1 ? 0 : rows_.b * args_.seq);
+      cos = args_.cos + int64_t{token} * kD, sin = args_.sin + int64_t{token} * kD;
+    }
+    q_.load(exists ? args_.q + row_offset(args_, rows_.b, rows_.h, rows_.first + g_) : nullptr, t_, scale_, cos, sin);
     if (at.tile == 0 && warp_ == 0) attend_sink();
   }
 
@@ -249,20 +257,20 @@ class MantDecodeKernel {
   /// Products to weights; rescales o where a maximum grows.
   __device__ __forceinline__ void weigh(float (&s)[4][4], int32_t first) {
     if (first == 0 || first + kMantPage > all_visible_) mask(s, first);
-    float scale[2];
+    float high[2];
     bool grows = false;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      float m = -INFINITY;
+      float m = s[0][e];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) m = fmaxf(m, s[i / 2][i % 2 * 2 + e]);
+      for (int i = 1; i < 8; ++i) m = fmaxf(m, s[i / 2][i % 2 * 2 + e]);
+      high[e] = m * scale_[e];  // the scale is positive
+      grows |= high[e] > max_[e] + kSlack;
+    }
+    if (__any_sync(0xffffffffu, grows)) raise(high);
 #pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, offset));
-      m = fmaxf(max_[e], m * scale_[e]);  // the scale is positive
-      float const origin = usable_max(m);
-      grows |= m > max_[e];
-      scale[e] = exp2_approx(max_[e] - origin);
-      max_[e] = m;
+    for (int e = 0; e < 2; ++e) {
+      float const origin = usable_max(max_[e]);
       float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
@@ -270,9 +278,27 @@ class MantDecodeKernel {
         x = exp2_approx(x * scale_[e] - origin);
         sum += x;
       }
-      sum_[e] = sum_[e] * scale[e] + sum;
+      sum_[e] += sum;
     }
-    if (!__any_sync(0xffffffffu, grows)) return;
+  }
+
+  /// Weights may grow to 2^kSlack before outputs are rescaled: float16 holds that as precisely as 1.
+  static constexpr float kSlack = 8.0f;
+
+  /// Take the maxima of all lanes' scores as origins, too.
+  __device__ __forceinline__ void raise(float (&high)[2]) {
+    float scale[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) {
+        high[e] = fmaxf(high[e], __shfl_xor_sync(0xffffffffu, high[e], offset));
+      }
+      high[e] = fmaxf(high[e], max_[e]);
+      scale[e] = exp2_approx(max_[e] - usable_max(high[e]));
+      max_[e] = high[e];
+      sum_[e] *= scale[e];
+    }
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -369,6 +395,7 @@ class MantDecodeKernel {
   /// Add up the warps and write y, or this block's part of it. They meet in the stages that they have just left: the
   /// same in all warps, and not yet refilled.
   __device__ __forceinline__ void end_segment(Cursor const& at, Parts const& parts) {
+    wait_for_predecessor();  // append has set the counters to 0, and has ended before this kernel does
     int const stage = (take_ == 0 ? Shape::kStages : take_) - 1;
     char* const merged = ring_ + (stage * Shape::kStageBytes - warp_ * Shape::kWarpBytes);
     auto const output = [&](int warp, int row, int column) {
@@ -406,6 +433,7 @@ class MantDecodeKernel {
 
   MantArgs<T> const& all_;
   AttentionArgs<T> const& args_;
+  bool const& own_queries_;
   Stamps stamps_;
   List list_;
   int lane_, warp_, g_, t_;
@@ -428,7 +456,7 @@ class MantDecodeKernel {
 
 template <class Traits>
 __global__ void __launch_bounds__(Traits::Shape::kThreads, kMantResident)
-    attention_mant_decode(MantArgs<typename Traits::T> const args) {
+    attention_mant_decode(MantDecodeArgs<typename Traits::T> const args) {
   extern __shared__ __align__(128) char shared[];
   MantDecodeKernel<Traits>(args, shared).run();
 }

@@ -2,7 +2,7 @@
 
 namespace graphopt::attention {
 
-template Status launch_mant_decode<__nv_bfloat16>(MantArgs<__nv_bfloat16> const&, DeviceLimits const&, bool*,
-                                       cudaStream_t);
+template Status launch_mant_decode<__nv_bfloat16>(MantDecodeArgs<__nv_bfloat16> const&, DeviceLimits const&, bool*,
+                                                  cudaStream_t);
 
 }  // namespace graphopt::attention

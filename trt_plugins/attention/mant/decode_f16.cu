@@ -2,6 +2,6 @@
 
 namespace graphopt::attention {
 
-template Status launch_mant_decode<__half>(MantArgs<__half> const&, DeviceLimits const&, bool*, cudaStream_t);
+template Status launch_mant_decode<__half>(MantDecodeArgs<__half> const&, DeviceLimits const&, bool*, cudaStream_t);
 
 }  // namespace graphopt::attention

@@ -65,9 +65,18 @@ Status launch_typed(MantParams const& p, bool aligned, cudaStream_t stream) {
   Workspace const workspace(p.cache, CacheKind::kCodes);
   // Fast kernels look for the largest product, which is the largest score where the scale is positive.
   bool const vectors = p.cache.scale > 0.0f && vector_aligned(p.cache);
-  bool rotates = false;
+  bool const few = p.cache.seq * p.cache.heads / p.cache.kv_heads <= kMaxMantDecodeRows;
+  bool const decodes = sizeof(T) == 2 && p.cache.scale > 0.0f && aligned && few && p.group == kMantPage;
+  DeviceLimits device{};
+  if (decodes) GRAPHOPT_TRY(device_limits(&device));
+  bool const own_queries = decodes && vectors && mant_decode_rotates(p.cache.head_size, device.shared_per_block);
+  bool rotates = own_queries;
   AttentionArgs<T> cache = attention_args<T>(p.cache, workspace);
-  GRAPHOPT_TRY(leave_rotation(p.cache, vectors, &cache, &rotates));
+  if (own_queries) {
+    take_rotation(p.cache, &cache);
+  } else {
+    GRAPHOPT_TRY(leave_rotation(p.cache, vectors, &cache, &rotates));
+  }
   GRAPHOPT_TRY(launch_mant_append<T>(p, workspace, !rotates, stream));
   MantArgs<T> const args{cache,
                          static_cast<uint16_t const*>(p.present.k_meta),
@@ -77,14 +86,9 @@ Status launch_typed(MantParams const& p, bool aligned, cudaStream_t stream) {
                          static_cast<T const*>(p.present.sink),
                          static_cast<T const*>(p.k_center)};
   if constexpr (sizeof(T) == 2) {
-    bool const few = p.cache.seq * args.cache.group <= kMaxMantDecodeRows;
-    if (p.cache.scale > 0.0f && aligned && few && p.group == kMantPage) {
-      bool done = false;
-      DeviceLimits device{};
-      GRAPHOPT_TRY(device_limits(&device));
-      GRAPHOPT_TRY(launch_mant_decode<T>(args, device, &done, stream));
-      if (done) return Status::kOk;
-    }
+    bool done = false;
+    if (decodes) GRAPHOPT_TRY(launch_mant_decode<T>({args, own_queries}, device, &done, stream));
+    if (done) return Status::kOk;
   }
   return launch_mant_expanded<T>(args, p, workspace, vectors, stream);
 }

@@ -24,6 +24,6 @@ Status launch_mant_expanded(MantArgs<T> const& args, MantParams const& p, Worksp
 
 /// Sets `*done` unless there is no kernel for the sizes or the device.
 template <class T>
-Status launch_mant_decode(MantArgs<T> const& args, DeviceLimits const& device, bool* done, cudaStream_t stream);
+Status launch_mant_decode(MantDecodeArgs<T> const& args, DeviceLimits const& device, bool* done, cudaStream_t stream);
 
 }  // namespace graphopt::attention

@@ -9,7 +9,7 @@
 namespace graphopt::attention {
 
 template <class Traits>
-Status launch_mant_shape(MantArgs<typename Traits::T> const& args, DeviceLimits const& device, bool* done,
+Status launch_mant_shape(MantDecodeArgs<typename Traits::T> const& args, DeviceLimits const& device, bool* done,
                          cudaStream_t stream) {
   using Shape = typename Traits::Shape;
   int const resident = resident_blocks(device, Shape::kSharedBytes, kMantResident);
@@ -21,9 +21,9 @@ Status launch_mant_shape(MantArgs<typename Traits::T> const& args, DeviceLimits 
 }
 
 template <class T>
-Status launch_mant_decode(MantArgs<T> const& args, DeviceLimits const& device, bool* done, cudaStream_t stream) {
-  if (args.cache.head_size == 64) return launch_mant_shape<MantDecodeTraits<T, 64, 4>>(args, device, done, stream);
-  if (args.cache.head_size == 128) return launch_mant_shape<MantDecodeTraits<T, 128, 2>>(args, device, done, stream);
+Status launch_mant_decode(MantDecodeArgs<T> const& args, DeviceLimits const& device, bool* done, cudaStream_t stream) {
+  if (args.all.cache.head_size == 64) return launch_mant_shape<MantDecodeTraits<T, 64, 4>>(args, device, done, stream);
+  if (args.all.cache.head_size == 128) return launch_mant_shape<MantDecodeTraits<T, 128, 2>>(args, device, done, stream);
   return Status::kOk;
 }
 

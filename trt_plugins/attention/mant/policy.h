@@ -34,4 +34,10 @@ struct MantDecodeShape {
   static_assert(kStageBytes % 16 == 0, "stages are filled 16 bytes at a time");
 };
 
+/// Whether decode runs and rotates the queries itself, so that it need not wait for append before it begins. Of 128
+/// elements a lane has both halves.
+constexpr bool mant_decode_rotates(int64_t head_size, size_t shared_per_block) {
+  return head_size == 128 && MantDecodeShape<128, 2>::kSharedBytes <= shared_per_block;
+}
+
 }  // namespace graphopt::attention

@@ -17,6 +17,7 @@
 
 #include "attention/mant/codes.cuh"
 #include "attention/mant/policy.h"
+#include "attention/mant/types.cuh"
 #include "common/code_pairs.cuh"
 #include "common/ptx.cuh"
 
@@ -52,6 +53,38 @@ struct MantPages {
   }
 };
 
+/// What decode looks up, as it stands in shared memory: the lower and upper bytes of the eight magnitudes of each type, as
+/// fill_mant_tables has them, then the pairs that bytes of two codes stand for. Blocks copy it: to make it takes them 3 us.
+struct alignas(16) MantDecodeTables {
+  uint8_t magnitudes[kMantTypes][2][kMagnitudes] = {};
+  uint32_t pairs[kMantTypes][256] = {};
+
+  __host__ __device__ constexpr MantDecodeTables() {
+    for (int type = 0; type < kMantTypes; ++type) {
+      uint32_t number[2 * kMagnitudes] = {};
+      for (int i = 0; i < kMagnitudes; ++i) {
+        number[i] = half_bits(mant_magnitude(type, i));
+        number[kMagnitudes + i] = number[i] | 0x8000u;
+        magnitudes[type][0][i] = static_cast<uint8_t>(number[i] & 0xffu);
+        magnitudes[type][1][i] = static_cast<uint8_t>(number[i] >> 8);
+      }
+      for (int byte = 0; byte < 256; ++byte) pairs[type][byte] = number[byte % 16] | number[byte / 16] << 16;
+    }
+  }
+
+ private:
+  /// Of a number from 2^-14 to 1 that float16 has, or 0.
+  __host__ __device__ static constexpr uint32_t half_bits(float x) {
+    if (x == 0.0f) return 0;
+    uint32_t exponent = 15;
+    for (; x < 1.0f; x *= 2.0f) --exponent;
+    return exponent << 10 | static_cast<uint32_t>((x - 1.0f) * 1024.0f);
+  }
+};
+static_assert(sizeof(MantDecodeTables) == kMantTypeBytes + kMantPairBytes);
+
+__device__ const MantDecodeTables kMantDecodeTables = MantDecodeTables();
+
 /// Products of 4-bit rows, 16 at a time, with eight rows of float16.
 class MantProducts {
  public:
@@ -59,12 +92,14 @@ class MantProducts {
   __device__ __forceinline__ explicit MantProducts(uint32_t tables)
       : tables_(tables), two_16_(static_cast<uint32_t>(opaque(1 << 16))) {}
 
-  /// Fill the tables; to be followed by a barrier.
-  __device__ __forceinline__ static void fill(char* tables) {
-    fill_mant_tables(tables);
-    __syncthreads();
-    fill_code_pairs(reinterpret_cast<uint4*>(tables + kMantTypeBytes), kMantTypes,
-                    [&](int type, int code) { return mant_bits(tables, type, code); });
+  /// Start copying the tables, as a group of copies of every thread; to be followed by the wait for it and a barrier.
+  __device__ __forceinline__ static void fetch_tables(char* tables) {
+    char const* const from = reinterpret_cast<char const*>(&kMantDecodeTables);
+    uint32_t const to = shared_address(tables);
+    for (uint32_t at = threadIdx.x * 16; at < sizeof(MantDecodeTables); at += blockDim.x * 16) {
+      cp_async_16(to + at, from + at, true);
+    }
+    cp_async_commit();
   }
 
   /// Add the products of two rows of 64 codes, of which this lane has 8 bytes each, with four steps of the other operand.

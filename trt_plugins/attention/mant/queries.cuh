@@ -7,6 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "attention/append.cuh"
 #include "attention/mant/products.cuh"
 #include "common/ptx.cuh"
 #include "common/vec.cuh"
@@ -18,17 +19,12 @@ class MantQueries {
  public:
   /// Row lane / 4 of the rows at `q`; zeros where that is null. `scale`: to be divided out of products with rows 2 t and
   /// 2 t + 1, t = lane % 4.
-  __device__ __forceinline__ void load(T const* q, int t, float (&scale)[2]) {
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        int const column = group * kMantPage + mant_place(t) + 2 * s;
-        uint32_t const* const own = reinterpret_cast<uint32_t const*>(q + column);
-        uint32_t const low = q != nullptr ? own[0] : 0u, high = q != nullptr ? own[8] : 0u;  // 16 columns further on
-        words_[group * 4 + s][0] = permute_bytes(low, high, 0x5410u);
-        words_[group * 4 + s][1] = permute_bytes(low, high, 0x7632u);
-      }
+  ///   cos, sin: tables of the row's position to rotate it by, or null.
+  __device__ __forceinline__ void load(T const* q, int t, float (&scale)[2], T const* cos = nullptr,
+                                       T const* sin = nullptr) {
+    load_row(q, t, words_);
+    if constexpr (kGroups == 2) {
+      if (cos != nullptr) rotate(cos, sin, t);
     }
     if constexpr (!std::is_same_v<T, __half>) halve_range(t, scale);
   }
@@ -84,6 +80,51 @@ class MantQueries {
       int const power = __shfl_sync(0xffffffffu, exponent, (t * 2 + e) * 4);
       scale[e] *= __uint_as_float(static_cast<uint32_t>(127 + power) << 23);
     }
+  }
+
+  /// A row in that layout; zeros where it is null.
+  __device__ __forceinline__ static void load_row(T const* row, int t, uint32_t (&words)[4 * kGroups][2]) {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int s = 0; s < 4; ++s) {
+        int const column = group * kMantPage + mant_place(t) + 2 * s;
+        uint32_t const* const own = reinterpret_cast<uint32_t const*>(row + column);
+        // 16 columns further on
+        uint32_t const low = row != nullptr ? own[0] : 0u, high = row != nullptr ? own[8] : 0u;
+        words[group * 4 + s][0] = permute_bytes(low, high, 0x5410u);
+        words[group * 4 + s][1] = permute_bytes(low, high, 0x7632u);
+      }
+    }
+  }
+
+  /// Rotate the row: a half of it is a group, so that a lane has both elements of a pair.
+  __device__ __forceinline__ void rotate(T const* cos, T const* sin, int t) {
+    uint32_t c[4 * kGroups][2], s[4 * kGroups][2];
+    load_row(cos, t, c);
+    load_row(sin, t, s);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int next = 0; next < 2; ++next) {
+        float low[2], high[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float const x = element(words_[i][next], e), y = element(words_[4 + i][next], e);
+          low[e] = rotated_value(x, -y, element(c[i][next], e), element(s[i][next], e));
+          high[e] = rotated_value(y, x, element(c[4 + i][next], e), element(s[4 + i][next], e));
+        }
+        words_[i][next] = round_pair<T>(low[0], low[1]);
+        words_[4 + i][next] = round_pair<T>(high[0], high[1]);
+      }
+    }
+  }
+
+  /// One of a pair of T.
+  __device__ __forceinline__ static float element(uint32_t pair, int e) {
+    Vec<T> both;
+    both.word[0] = pair;
+    return both.get(e);
   }
 
   uint32_t words_[4 * kGroups][2];

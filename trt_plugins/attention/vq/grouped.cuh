@@ -46,6 +46,11 @@ class GroupedVqKernel {
   static constexpr int kPairs = kVector / 2;              // words of a value's centroid
   static constexpr int kParts = kVector == 2 ? kValueWords : kPairs;
   static constexpr int kColumns = kGroups * kVector;      // D
+  static constexpr int kChunks = kGroups / 16;            // of 16 bytes of a row of codes
+  static constexpr int kRowsAtOnce = 32 / kChunks;        // rows that a warp copies with one instruction
+  static_assert(kRowsAtOnce % 4 == 0, "displaced is the same for rows that a lane copies");
+  // Weights may grow to 2^kSlack before outputs are rescaled: any T holds that as precisely as 1.
+  static constexpr float kSlack = 8.0f;
   static_assert(4 * (Shape::kWarps * kRows * (kColumns + 2)) <= Shape::kScoreBytes, "warps meet in the scores' table");
   static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kScoreBytes, "parts do too");
 
@@ -87,6 +92,8 @@ class GroupedVqKernel {
     rows_.first = at.outer / args_.kv_heads * kRows;
     rows_.count = min(kRows, args_.seq * args_.group - rows_.first);
     length_ = at.length;
+    int64_t const place = (int64_t{rows_.b} * args_.kv_heads + rows_.h) * args_.capacity + warp_ * Shape::kTokens;
+    own_ = (place + lane_ / kChunks) * kGroups + lane_ % kChunks * 16;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       int const r = min(t_ % 2 * 2 + e, rows_.count - 1);
@@ -234,8 +241,27 @@ class GroupedVqKernel {
     return tile * Shape::kTileTokens + warp_ * Shape::kTokens;
   }
 
+  /// As fetch_codes; but where a lane's codes of a whole tile are depends on nothing but the tile's number.
   __device__ __forceinline__ void fetch(void const* cache, char* target, int32_t tile) const {
-    fetch_codes<kGroups, Shape::kTokens>(args_, rows_, cache, target, tile >= 0, first_token(tile), length_, displaced);
+    if (tile >= 0) {
+      char const* const all = static_cast<char const*>(cache);
+      char const* const source = all + own_ + int64_t{tile} * (Shape::kTileTokens * kGroups);
+      int const row = lane_ / kChunks;
+      uint32_t const to = shared_address(target + row * kGroups + ((lane_ % kChunks * 16) ^ displaced(row)));
+      int32_t const left = length_ - first_token(tile);
+      bool const whole = left >= Shape::kTokens;
+#pragma unroll
+      for (int i = 0; i < Shape::kTokens / kRowsAtOnce; ++i) {
+        int const step = i * kRowsAtOnce;
+        if (whole) {
+          cp_async_16(to + static_cast<uint32_t>(step * kGroups), source + step * kGroups, true);
+        } else {
+          bool const valid = row + step < left;
+          cp_async_16(to + static_cast<uint32_t>(step * kGroups), valid ? source + step * kGroups : all, valid);
+        }
+      }
+    }
+    cp_async_commit();
   }
 
   __device__ __forceinline__ static uint32_t word_at(char const* pointer) {
@@ -282,30 +308,43 @@ class GroupedVqKernel {
   /// Scores to weights in the layout of an mma's B; rescales outputs and sums where a maximum grows.
   __device__ __forceinline__ void weigh(float (&s)[kTiles][2], uint32_t (&p)[kTiles], int32_t first) {
     if (first + Shape::kTokens > all_visible_) mask(s, first);
-    float scale[2];
+    float high[2];
     bool grows = false;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      float m = max_[e];
+      high[e] = s[0][e];
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) m = fmaxf(m, s[i][e]);
+      for (int i = 1; i < kTiles; ++i) high[e] = fmaxf(high[e], s[i][e]);
+      grows |= high[e] > max_[e] + kSlack;
+    }
+    if (__any_sync(0xffffffffu, grows)) raise(high);
 #pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, offset));
-      float const origin = usable_max(m);
-      grows |= m > max_[e];
-      scale[e] = exp2_approx(max_[e] - origin);
-      max_[e] = m;
-      float sum = 0.0f;
+    for (int e = 0; e < 2; ++e) {
+      float const origin = usable_max(max_[e]);
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         s[i][e] = exp2_approx(s[i][e] - origin);
-        sum += s[i][e];
+        sum_[e] += s[i][e];
       }
-      sum_[e] = sum_[e] * scale[e] + sum;
     }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) p[m] = transpose_8x8(round_pair<T>(s[m][0], s[m][1]));
-    if (!__any_sync(0xffffffffu, grows)) return;
+  }
+
+  /// Take the maxima of all lanes' scores as origins, too.
+  __device__ __forceinline__ void raise(float (&high)[2]) {
+    float scale[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) {
+        high[e] = fmaxf(high[e], __shfl_xor_sync(0xffffffffu, high[e], offset));
+      }
+      high[e] = fmaxf(high[e], max_[e]);
+      scale[e] = exp2_approx(max_[e] - usable_max(high[e]));
+      max_[e] = high[e];
+      sum_[e] *= scale[e];
+    }
 #pragma unroll
     for (int i = 0; i < 2 * kParts; ++i) {
 #pragma unroll
@@ -339,15 +378,15 @@ class GroupedVqKernel {
         words[k][0] = word_at(own);
       }
     }
+    // Of step i and the first pair of numbers. The second pair's are those of the step that is two further on.
+    uint32_t weights[4][2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      int const number = (i + t_) & 3;  // of the lane's groups that it looks up
-      uint32_t weight[2][2];
+      bool const agree = ((i + t_) & 3) == g_ / 4;  // the lane's group that it looks up, and the column's
+      weights[i][0] = agree ? p : 0u, weights[i][1] = agree ? next_p : 0u;
+    }
 #pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
-        bool const agree = number == 2 * pair + g_ / 4;
-        weight[pair][0] = agree ? p : 0u, weight[pair][1] = agree ? next_p : 0u;
-      }
+    for (int i = 0; i < 4; ++i) {
       uint32_t entry[4][kParts];
 #pragma unroll
       for (int k = 0; k < 4; ++k) look_up(words[k], i, entry[k]);
@@ -359,7 +398,10 @@ class GroupedVqKernel {
                                permute_bytes(entry[2][part], entry[3][part], 0x5410u),
                                permute_bytes(entry[2][part], entry[3][part], 0x7632u)};
 #pragma unroll
-        for (int pair = 0; pair < 2; ++pair) mma_16bit<T>(o_[part * 2 + pair], a, weight[pair][0], weight[pair][1]);
+        for (int pair = 0; pair < 2; ++pair) {
+          uint32_t const(&weight)[2] = weights[(i + 2 * pair) & 3];
+          mma_16bit<T>(o_[part * 2 + pair], a, weight[0], weight[1]);
+        }
       }
     }
   }
@@ -395,6 +437,7 @@ class GroupedVqKernel {
   uint32_t pick_;
   SegmentRows rows_;
   int32_t length_;
+  int64_t own_;  // the lane's codes of the warp's first tile in the cache, in bytes
   float o_[2 * kParts][4];  // by part and pair of numbers: channels of the row, rows 2 (t % 2).. of the number of t / 2
   float max_[2], sum_[2];
   int32_t visible_[2], all_visible_;

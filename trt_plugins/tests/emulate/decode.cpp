@@ -1,7 +1,7 @@
-// Decode over a cache, block by block, on the host: decode FOLDER KIND TYPE B S HKV GROUP D C VECTOR BLOCKS SEED
+// Decode over a cache, block by block, on the host: decode FOLDER KIND TYPE B S HKV GROUP D C VECTOR BLOCKS SEED TABLES
 //
-// KIND: cached, vq or mant; TYPE: f16 or bf16; VECTOR: channels of a code. The folder has a file for each operand, as
-// AttentionArgs, VqArgs and MantArgs name them; `y` is added.
+// KIND: cached, vq or mant; TYPE: f16 or bf16; VECTOR: channels of a code; TABLES: of cos and sin, 0 where queries are
+// rotated. The folder has a file for each operand, as AttentionArgs, VqArgs and MantArgs name them; `y` is added.
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -125,18 +125,19 @@ void decode_codes(AttentionArgs<T> const& cache, Folder& folder, Launch const& h
 template <class T, int kD>
 void decode_mant(AttentionArgs<T> const& cache, Folder& folder, Launch const& how) {
   using Traits = MantDecodeTraits<T, kD, kD == 64 ? 4 : 2>;
-  MantArgs<T> const args{cache,
-                         folder.read<uint16_t>("k_meta"),
-                         folder.read<uint16_t>("v_meta"),
-                         folder.read<int8_t>("v_window"),
-                         folder.read<__half>("v_scale"),
-                         folder.read<T>("sink"),
-                         folder.read<T>("center")};
+  MantArgs<T> const all{cache,
+                        folder.read<uint16_t>("k_meta"),
+                        folder.read<uint16_t>("v_meta"),
+                        folder.read<int8_t>("v_window"),
+                        folder.read<__half>("v_scale"),
+                        folder.read<T>("sink"),
+                        folder.read<T>("center")};
+  MantDecodeArgs<T> const args{all, cache.cos != nullptr};
   launch<MantDecodeKernel<Traits>, typename Traits::Shape>(args, how);
 }
 
 template <class T>
-void run(std::string const& kind, Folder& folder, int32_t const (&sizes)[9]) {
+void run(std::string const& kind, Folder& folder, int32_t const (&sizes)[10]) {
   AttentionArgs<T> args{};
   args.batch = sizes[0], args.seq = sizes[1], args.kv_heads = sizes[2], args.group = sizes[3];
   args.head_size = sizes[4], args.capacity = sizes[5], args.heads = args.kv_heads * args.group;
@@ -147,6 +148,8 @@ void run(std::string const& kind, Folder& folder, int32_t const (&sizes)[9]) {
   args.k = folder.read<char>("k");
   args.v = folder.read<char>("v");
   args.start = folder.read<int32_t>("start");
+  args.tables = sizes[9];
+  if (args.tables > 0) args.cos = folder.read<T>("cos"), args.sin = folder.read<T>("sin");
   Bytes const y(static_cast<size_t>(args.batch * args.heads * args.seq * d) * sizeof(T));
   int64_t const part = PartialMemory::floats(std::min<int64_t>(rows, kDecodeRows), d);
   Bytes const partial(static_cast<size_t>(2 * how.blocks * part) * sizeof(float));
@@ -182,14 +185,14 @@ void run(std::string const& kind, Folder& folder, int32_t const (&sizes)[9]) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 13) {
+  if (count != 14) {
     std::cerr << "see decode.cpp\n";
     return 2;
   }
   try {
     Folder folder(arguments[1]);
-    int32_t sizes[9];
-    for (int i = 0; i < 9; ++i) sizes[i] = std::stoi(arguments[4 + i]);
+    int32_t sizes[10];
+    for (int i = 0; i < 10; ++i) sizes[i] = std::stoi(arguments[4 + i]);
     if (std::string(arguments[3]) == "f16") {
       run<__half>(arguments[2], folder, sizes);
     } else {
