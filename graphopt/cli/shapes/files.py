@@ -206,6 +206,7 @@ class Comparison(Shape):
     passed: bool = of("every output is there and within the tolerance")
     samples: int = of("inputs run")
     missing: list[str] = of("outputs that it lacks")
+    other_form: list[str] = of("outputs that hold the cache in another format, and are not compared")
     outputs: list[Difference] = of("in the reference's order")
     layers: list[LayerDifference] = of("with --per-layer, in graph order")
     uncompared: list[str] = of("layers that it does not have under a name, such as merged ones")
