@@ -153,6 +153,8 @@ class Decoder:
 
     def _too_long(self, tokens: int, limit: int) -> GraphOptError:
         hint = "build the plan with larger shapes" if self.runner.profiles else "export it for longer sequences"
+        if self.runner.cache is not None and self.runner.cache.capacity is not None:
+            hint = "optimize the model with a larger --kv-capacity"
         return GraphOptError(
             f"{self.runner.path} takes at most {limit} tokens, not the {tokens} of the prompt and what follows it; "
             f"ask for fewer, or {hint}"

@@ -1,6 +1,6 @@
 """Runners on the CPU, from the ONNX file itself: ONNX Runtime, and onnx.reference, which defines the operators."""
 
-__all__ = ["HostRunner", "ort_runner", "reference_runner"]
+__all__ = ["HostRunner", "ort_runner", "reference_evaluator", "reference_runner"]
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ def ort_runner(path: Path, *, optimize: bool = True, threads: int | None = None)
 
 
 @functools.cache
-def _reference_evaluator() -> "type[ReferenceEvaluator]":
+def reference_evaluator() -> "type[ReferenceEvaluator]":
     """Return onnx.reference's evaluator with an operator that it lacks before opset 19, though bodies of ours use it.
 
     DequantizeLinear of opset 19 takes more types than before and means the same. Functions of a model are evaluated by
@@ -117,7 +117,7 @@ def reference_runner(path: Path) -> HostRunner:
 
     def start() -> Run:
         try:
-            evaluator = _reference_evaluator()(str(path))
+            evaluator = reference_evaluator()(str(path))
         except Exception as e:  # whatever numpy and Python raise where the model does not fit together
             raise ModelError(f"onnx.reference cannot open {path}: {e}") from e
 

@@ -231,7 +231,7 @@ class EvalPpl(Shape):
     ppl_fp32: float | None = of("of --reference")
     kl: float | None = of("mean KL divergence from --reference, in nats")
     top1_agreement: float | None = of("share of tokens for which both say the same next one")
-    tokens: int = of("of a chunk")
+    tokens: int = of("scored: of each chunk all but the first")
     chunks: int = of("of text")
     commit: str = of("of graphopt's sources, or its version")
     date: str = of("UTC")
