@@ -121,8 +121,8 @@ def generation(rows: Sequence[dict]) -> Iterator[str]:
 def scaling(rows: Sequence[dict]) -> Iterator[str]:
     yield (
         "`graphopt optimize` of random decoders in float16, without calibration: `python benchmarks/scaling.py PRESET`."
-        " The machine had other work and a slow disk (its load is in the last column; it has 2 cores): what the"
-        " compiler itself takes is processor time.\n"
+        " The machine had other work and a slow disk (its load is in the last column): what the compiler itself takes"
+        " is processor time.\n"
     )
     head = (
         "model",
@@ -137,7 +137,7 @@ def scaling(rows: Sequence[dict]) -> Iterator[str]:
     )
     yield from tables.table(head, [
         (r["model"], r["scheme"], f"{r['seconds']:.0f}", f"{r['user_s'] + r['system_s']:.0f}", f"{r['peak_mb']:,}",
-         f"{r['model_mb']:,}", f"{r['optimized_mb']:,}", f"{r['load']:.1f}") for r in rows
+         f"{r['model_mb']:,}", f"{r['optimized_mb']:,}", str(r["cores"]), f"{r['load']:.1f}") for r in rows
     ])  # fmt: skip
 
 

@@ -160,7 +160,8 @@ def _complete(inputs: Sequence[Input], given: Mapping[str, np.ndarray], source: 
 def _derived(item: Input, given: Mapping[str, np.ndarray], source: str, past: int) -> np.ndarray:
     """The value of an input that was not given, from the token ids (B, S), those before them and, if given, the mask.
 
-    A cache that is updated in place is as long as the chunk, where it may be.
+    A cache that is updated in place is as long as the chunk, where it may be: so its rows can be compared with those of
+    one that grows. One of codes cannot, and its format may want whole pages.
     """
     hint = f"{source} gives no value for input '{item.name}'; give one in an .npz with --data"
     if TOKENS not in given:
@@ -170,7 +171,8 @@ def _derived(item: Input, given: Mapping[str, np.ndarray], source: str, past: in
     if item.role == "start":
         return np.full(batch, past, np.int32)
     if item.role == "cache":
-        sizes = (d if isinstance(d, int) else length if axis == 2 else batch for axis, d in enumerate(item.shape))
+        rows = kv_cache.rows_for(length) if item.dtype == np.int8 else length
+        sizes = (d if isinstance(d, int) else rows if axis == 2 else batch for axis, d in enumerate(item.shape))
         return np.zeros(tuple(sizes), item.dtype)
     all_ones = np.ones((batch, past + length), np.int64)
     if item.name == "attention_mask" and len(item.shape) == 2:

@@ -133,6 +133,13 @@ def _first(names: Sequence[str]) -> str:
 def _render(out: Console, results: list[tuple[Path, Comparison]]) -> None:
     for path, result in results:
         out.print(_table(f"{path.name}: outputs", "value", [(d.name, d) for d in result.outputs]))
+        if result.other_form:
+            out.print(
+                f"{len(result.other_form)} outputs hold the cache in another format and are not compared: "
+                f"{_first(result.other_form)}",
+                highlight=False,
+                soft_wrap=True,
+            )
         if result.layers:
             out.print(_table(f"{path.name}: layers", "layer", [(d.layer, d) for d in result.layers]))
         if result.uncompared:

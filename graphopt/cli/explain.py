@@ -56,7 +56,7 @@ def explain(
 
       graphopt explain model.opt.onnx
 
-      graphopt explain model.opt.onnx --layer '*.layers.0.*' --tokens 1 --no-cache --no-dataflow --no-fusion
+      graphopt explain model.opt.onnx --layer '*layers.0*' --tokens 1 --no-cache --no-dataflow --no-fusion
 
       graphopt explain model.opt.onnx --device a100 --json
     """

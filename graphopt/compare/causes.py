@@ -25,8 +25,13 @@ class Evidence:
         ours, reference: its output in both models, float32.
         x: its input in the reference, (..., K); None where that is unknown.
         dtype: type of its output in our model; None where the file does not say.
-        outliers: channels of x that our model keeps out of quantization; None where it quantizes nothing.
+        outliers: channels of x that our model keeps out of quantization; None where it keeps none out by design.
         difference: over all feeds.
+        weight_bits: bits per weight of our layer, where it has fewer than the reference's; None where it has not.
+        int8_input: whether our layer reads x in 8 bits, and the reference's does not.
+        same_op: the op that the layer is in both models, if it is a custom one.
+        parted: the op that made our input, and how far that input is from the reference's, where the layer itself is
+            the same in both.
     """
 
     ours: np.ndarray
@@ -35,11 +40,18 @@ class Evidence:
     dtype: str | None
     outliers: np.ndarray | None
     difference: Difference
+    weight_bits: float | None = None
+    int8_input: bool = False
+    same_op: str | None = None
+    parted: tuple[str, float] | None = None
 
 
 def likely_cause(evidence: Evidence) -> str:
     """Return one clause; the first sign that is there, from the certain to the probable."""
-    signs = (_shape, _poisoned_input, _float16_range, _overflow, _uncovered_outliers, _quantization, _rounding)
+    signs = (
+        _shape, _poisoned_input, _float16_range, _overflow, _uncovered_outliers, _quantization, _rounding,
+        _parted_input, _runner,
+    )  # fmt: skip
     found = (sign(evidence) for sign in signs)
     return next((clause for clause in found if clause), "no known cause: its input, its weight or its kernel differs")
 
@@ -81,27 +93,38 @@ def _overflow(e: Evidence) -> str | None:
 
 
 def _uncovered_outliers(e: Evidence) -> str | None:
-    if e.outliers is None or e.x is None:
+    if e.x is None or (e.outliers is None and not e.int8_input):
         return None
     x = e.x.reshape(-1, e.x.shape[-1])
     rms = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
     peaks = np.abs(x).max(axis=0)
-    uncovered = np.setdiff1d(np.flatnonzero(peaks > _OUTLIER * rms), e.outliers)
+    uncovered = np.setdiff1d(np.flatnonzero(peaks > _OUTLIER * rms), () if e.outliers is None else e.outliers)
     if not uncovered.size:
         return None
     worst = uncovered[np.argmax(peaks[uncovered])]
+    beyond = f"{uncovered.size} channel{'s' * (uncovered.size != 1)} of its input beyond {_OUTLIER:.0f} rms"
+    peak = f"(channel {worst}: {peaks[worst] / rms:.1f} rms)"
+    if e.outliers is None:
+        return (
+            f"{beyond} {peak} {'set' if uncovered.size != 1 else 'sets'} the scale of its 8-bit rows, and its scheme "
+            "keeps none out: use one that does (mixq), or one that leaves inputs as they are"
+        )
     return (
-        f"{uncovered.size} channels of its input beyond {_OUTLIER:.0f} rms are outside its set of {e.outliers.size} "
-        f"outliers (channel {worst}: {peaks[worst] / rms:.1f} rms): calibrate on such data or raise the capacity"
+        f"{beyond} {'are' if uncovered.size != 1 else 'is'} outside its set of {e.outliers.size} outliers {peak}: "
+        "calibrate on such data or raise the capacity"
     )
 
 
 def _quantization(e: Evidence) -> str | None:
-    if e.outliers is None:
+    error = f"(normalized error {e.difference.normalized:.3g})"
+    if e.outliers is not None:
+        return f"quantization alone, with no outlier outside its set {error}: give it more bits, or leave it out"
+    if e.weight_bits is None:
         return None
+    rows = " and its input 8" if e.int8_input else ""
     return (
-        f"quantization alone, with no outlier outside its set (normalized error {e.difference.normalized:.3g}): "
-        "give it more bits, or leave it out"
+        f"quantization: its weight has {e.weight_bits:.3g} bits{rows} {error}: give it more bits, calibrate with "
+        "second moments, or leave it out"
     )
 
 
@@ -110,3 +133,16 @@ def _rounding(e: Evidence) -> str | None:
     if e.difference.normalized > _ROUNDINGS * step:
         return None
     return f"rounding to {e.dtype} (normalized error {e.difference.normalized:.3g})"
+
+
+def _parted_input(e: Evidence) -> str | None:
+    if e.parted is None:
+        return None
+    op, error = e.parted
+    return f"its input differs already (normalized error {error:.3g}); it comes from {op}"
+
+
+def _runner(e: Evidence) -> str | None:
+    if e.same_op is None:
+        return None
+    return f"it is a {e.same_op} in both models: its input, its operands or a runner's kernel differs"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,14 +16,18 @@ from graphopt.calibrate import taps
 from graphopt.calibrate.feeds import Feed
 from graphopt.calibrate.taps import Run, Tap, TappedModel
 from graphopt.compare.causes import Evidence, likely_cause
-from graphopt.compare.linears import weight_layers
+from graphopt.compare.linears import bits_per_weight, weight_layers
 from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
 from graphopt.compare.side import Side
+from graphopt.core.canonical import LINEAR_OPS
+from graphopt.core.op import DOMAIN
 from graphopt.ir import query, weights
 from graphopt.passes import OPS
 from graphopt.passes.canonicalize.naming import module_path
 from graphopt.passes.mixq.merge import SEPARATOR
 
+#: Ops that move values and change none; what a value comes from is in front of them.
+_LAYOUT = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Split", "Slice")
 #: A model, and what it is fed with.
 Fed = tuple[Side, Sequence[Feed]]
 
@@ -101,15 +106,52 @@ def find_culprit(layers: Sequence[LayerDifference], ours: Fed, theirs: Fed) -> C
         return None
     (_, node), (_, reference) = (_makers(side.model)[bad.name] for side, _ in (ours, theirs))
     source = reference.inputs[0]
+    x = theirs[1][0].get(source.name) if query.producer(source) is None else _value(theirs, source.name)
     evidence = Evidence(
         ours=_value(ours, bad.name),
         reference=_value(theirs, bad.name),
-        x=theirs[1][0].get(source.name) if query.producer(source) is None else _value(theirs, source.name),
+        x=x,
         dtype=_dtype(node.outputs[0]),
-        outliers=_outliers(node),
         difference=bad,
+        **_quantized(node, reference, _bits(ours[0].model, node)),
+        parted=None if x is None or _is_lowered(node) else _parted(ours, node, x, bad),
     )
     return Culprit(bad.layer, bad.name, likely_cause(evidence))
+
+
+def _is_lowered(node: gs.Node) -> bool:
+    """Whether a scheme made ``node``."""
+    return node.domain == DOMAIN and node.op not in LINEAR_OPS
+
+
+def _quantized(node: gs.Node, reference: gs.Node, bits: float | None) -> dict[str, Any]:
+    """What `Evidence` says of how ``node`` is quantized and ``reference`` is not; of the same op, only which it is."""
+    if not _is_lowered(node):
+        return {"outliers": None}
+    if node.op == reference.op:
+        return {"outliers": None, "same_op": node.op}
+    taken = _operands(node)
+    outliers = _outliers(node) if "xo" in taken else None
+    return {"outliers": outliers, "weight_bits": bits, "int8_input": "xq" in taken}
+
+
+def _bits(model: ir.Model, node: gs.Node) -> float | None:
+    """Bits per weight of the layer that ``node`` is."""
+    return bits_per_weight(w for w in weight_layers(model) if w.output == node.outputs[0].name)
+
+
+def _parted(fed: Fed, node: gs.Node, x: np.ndarray, bad: LayerDifference) -> tuple[str, float] | None:
+    """The op that made the input of ``node``, and how far it is from ``x``; None if it is about as near as rounding."""
+    source = node.inputs[0]
+    made = maker = query.producer(source)
+    while maker is not None and query.is_op(maker, *_LAYOUT):
+        made, maker = maker, query.producer(maker.inputs[0])
+    if made is None:
+        return None
+    meter = DifferenceMeter(source.name, Tolerance(rtol=bad.normalized / 2))
+    meter.update(_value(fed, source.name), x)
+    found = meter.result()
+    return None if found.passed else ((maker or made).op, found.normalized)
 
 
 def _makers(model: ir.Model) -> dict[str, tuple[str, gs.Node]]:
@@ -141,14 +183,16 @@ def _dtype(tensor: gs.Tensor) -> str | None:
     return None if tensor.dtype is None else str(weights.numpy_dtype(weights.onnx_dtype(tensor.dtype)))
 
 
+def _operands(node: gs.Node) -> dict[str, gs.Tensor]:
+    """The inputs of a custom op by the names that its definition gives them; none of other nodes."""
+    spec = next((s for s in OPS if s.is_node(node)), None)
+    return {} if spec is None else {p.name: t for p, t in zip(spec.inputs, node.inputs, strict=True)}
+
+
 def _outliers(node: gs.Node) -> np.ndarray | None:
     """The outlier channels of a lowered linear, which its quantizing op has; None for other nodes."""
     quantizer = query.producer(node.inputs[0])
-    spec = next((s for s in OPS if quantizer is not None and s.is_node(quantizer)), None)
-    if quantizer is None or spec is None:
-        return None
-    given = {p.name: t for p, t in zip(spec.inputs, quantizer.inputs, strict=True)}
-    idx = given.get("idx")
+    idx = None if quantizer is None else _operands(quantizer).get("idx")
     if not isinstance(idx, gs.Constant):
         return None
     channels: np.ndarray = weights.read(idx)

@@ -8,11 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graphopt.calibrate.feeds import Feed
 from graphopt.compare.layers import Culprit, LayerDifference, compare_layers, find_culprit, uncompared
 from graphopt.compare.metrics import Difference, DifferenceMeter, Tolerance
 from graphopt.compare.side import Side
 from graphopt.errors import ModelError, nearest
+from graphopt.ir.kv_cache import KvCache
+
+#: The format in which a cache is as the model's author left it: rows of the activation type.
+_PLAIN = "static"
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Comparison:
         outputs: one difference for each output that both have, in the reference's order.
         layers: one for each weight layer whose output both have, in graph order; empty unless asked for.
         missing: outputs of the reference that the model lacks.
+        other_form: outputs that hold the cache, which the two keep in different formats: nothing to compare.
         samples: number of feeds.
         culprit: the first of ``layers`` that is beyond the tolerance, with its likely cause; None without one.
         uncompared: weight layers of the reference whose output the model computes under no name, such as merged ones.
@@ -34,6 +41,7 @@ class Comparison:
     samples: int
     culprit: Culprit | None = None
     uncompared: tuple[str, ...] = ()
+    other_form: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -46,6 +54,7 @@ class Comparison:
             "passed": self.passed,
             "samples": self.samples,
             "missing": list(self.missing),
+            "other_form": list(self.other_form),
             "outputs": [d.to_dict() for d in self.outputs],
             "layers": [d.to_dict() for d in self.layers],
             "uncompared": list(self.uncompared),
@@ -94,16 +103,35 @@ def compare_models(
         if not common:
             known = nearest(missing[0], a.outputs)
             raise ModelError(f"{ours.path} and {theirs.path} have no output in common{known}")
-        meters = {name: DifferenceMeter(name, tolerance) for name in common}
+        formats = [_presents(runner.cache) for runner in (a, b)]
+        other_form = tuple(name for name in common if len({f.get(name, _PLAIN) for f in formats}) > 1)
+        cached = {name for name in common if any(name in f for f in formats)}
+        meters = {name: DifferenceMeter(name, tolerance) for name in common if name not in other_form}
         for number, (our_feed, feed) in enumerate(zip(our_feeds, feeds, strict=True)):
-            values, expected = a.infer(our_feed, common), b.infer(feed, common)
+            values, expected = a.infer(our_feed, list(meters)), b.infer(feed, list(meters))
             for name, meter in meters.items():
-                meter.update(values[name], expected[name])
+                pair = (values[name], expected[name])
+                meter.update(*(_filled(*pair) if name in cached else pair))
             if progress:
                 progress(number + 1, len(feeds))
     outputs = tuple(m.result() for m in meters.values())
     if not per_layer:
-        return Comparison(outputs, (), tuple(missing), len(feeds))
+        return Comparison(outputs, (), tuple(missing), len(feeds), other_form=other_form)
     layers = compare_layers((ours, our_feeds), (theirs, feeds), tolerance)
     culprit = find_culprit(layers, (ours, our_feeds), (theirs, feeds))
-    return Comparison(outputs, layers, tuple(missing), len(feeds), culprit, uncompared(theirs.model, layers))
+    unnamed = uncompared(theirs.model, layers)
+    return Comparison(outputs, layers, tuple(missing), len(feeds), culprit, unnamed, other_form)
+
+
+def _presents(cache: KvCache | None) -> dict[str, str]:
+    """The format of every output that holds a cache which is updated in place."""
+    return {} if cache is None else {present: cache.kind for _, present in cache.pairs}
+
+
+def _filled(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (axis 2) that both have: a cache updated in place may have more than are filled, one that grows has not.
+
+    Feeds begin with an empty cache, so filled rows come first.
+    """
+    rows = min(a.shape[2], b.shape[2])
+    return a[:, :, :rows], b[:, :, :rows]

@@ -160,6 +160,8 @@ def read_slower(path: Path) -> dict[str, str]:
     Raises:
         EngineError: the file is no such measurement.
     """
+    if not path.is_file():
+        raise EngineError(f"{path} does not exist; 'graphopt bench engine --baseline PLAN --json' prints such a file")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["slower"]
         return {str(name): f"{path.name}: {entry['sentence']}" for entry in entries for name in entry["names"]}

@@ -9,7 +9,7 @@ sequence has already; a call appends S rows behind them, and the next call start
 capacity, which start + S must not exceed.
 """
 
-__all__ = ["CAPACITY", "KEY", "KvCache", "read", "write"]
+__all__ = ["CAPACITY", "KEY", "KvCache", "read", "rows_for", "write"]
 
 import json
 from collections.abc import Iterable
@@ -23,6 +23,8 @@ from graphopt.ir.model import Model
 KEY = "graphopt.kv_cache"
 #: Symbol of axis 2 of every past and present of a cache whose capacity is not fixed in the model.
 CAPACITY = "cache_capacity"
+#: Rows of the pages that formats may divide a sequence into: any capacity that is chosen is a multiple.
+_PAGE = 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class KvCache:
     capacity: int | None
     bits: float
     pairs: tuple[tuple[str, str], ...]
+
+
+def rows_for(tokens: int) -> int:
+    """Return the smallest capacity that holds ``tokens`` tokens in every format."""
+    return -(-tokens // _PAGE) * _PAGE
 
 
 def read(properties: Iterable[onnx.StringStringEntryProto]) -> KvCache | None:

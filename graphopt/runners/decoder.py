@@ -15,13 +15,12 @@ import numpy as np
 
 from graphopt.calibrate.feeds import TOKENS, Input, from_tokens
 from graphopt.errors import GraphOptError, ModelError, nearest
+from graphopt.ir import kv_cache
 from graphopt.runners.protocol import Array, Loop, Runner
 from graphopt.runners.spans import UNBOUNDED, longest_call, spans_of
 
 LOGITS = "logits"
 _PAST = re.compile(r"past(_key_values|_key_value)?")
-#: Where a cache may have any capacity, it is a multiple of this many rows.
-_CAPACITY_STEP = 64
 
 
 class Decoder:
@@ -142,7 +141,7 @@ class Decoder:
         if fitting:
             return fitting[0]
         if UNBOUNDED in sizes:
-            return -(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP
+            return kv_cache.rows_for(tokens)
         raise self._too_long(tokens, max(sizes, default=0))
 
     def _limit(self) -> int:
@@ -154,6 +153,8 @@ class Decoder:
 
     def _too_long(self, tokens: int, limit: int) -> GraphOptError:
         hint = "build the plan with larger shapes" if self.runner.profiles else "export it for longer sequences"
+        if self.runner.cache is not None and self.runner.cache.capacity is not None:
+            hint = "optimize the model with a larger --kv-capacity"
         return GraphOptError(
             f"{self.runner.path} takes at most {limit} tokens, not the {tokens} of the prompt and what follows it; "
             f"ask for fewer, or {hint}"

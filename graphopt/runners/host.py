@@ -1,12 +1,15 @@
 """Runners on the CPU, from the ONNX file itself: ONNX Runtime, and onnx.reference, which defines the operators."""
 
-__all__ = ["HostRunner", "ort_runner", "reference_runner"]
+__all__ = ["HostRunner", "ort_runner", "reference_evaluator", "reference_runner"]
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from graphopt import ir
 from graphopt.calibrate.feeds import Input, declared
@@ -16,6 +19,9 @@ from graphopt.engine.profiles import Profile, Shape
 from graphopt.errors import ModelError
 from graphopt.ir import kv_cache, origin
 from graphopt.runners.protocol import Array
+
+if TYPE_CHECKING:
+    from onnx.reference import ReferenceEvaluator
 
 
 class HostRunner:
@@ -87,14 +93,31 @@ def ort_runner(path: Path, *, optimize: bool = True, threads: int | None = None)
     return HostRunner(path, lambda: Session(path, optimize=optimize, threads=threads).run, "ONNX Runtime")
 
 
+@functools.cache
+def reference_evaluator() -> "type[ReferenceEvaluator]":
+    """Return onnx.reference's evaluator with an operator that it lacks before opset 19, though bodies of ours use it.
+
+    DequantizeLinear of opset 19 takes more types than before and means the same. Functions of a model are evaluated by
+    the class that evaluates the model, so the hook holds for them too.
+    """
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.ops import load_op
+
+    class Evaluator(ReferenceEvaluator):
+        def _load_impl(self, node: onnx.NodeProto, input_types: onnx.TypeProto | None = None) -> Any:
+            if (node.domain, node.op_type) == ("", "DequantizeLinear") and self.opsets[""] < 19:
+                return load_op("", node.op_type, 19)
+            return super()._load_impl(node, input_types)
+
+    return Evaluator
+
+
 def reference_runner(path: Path) -> HostRunner:
     """Return ``path`` in onnx.reference: slow, and as the ONNX specification says."""
 
     def start() -> Run:
-        from onnx.reference import ReferenceEvaluator
-
         try:
-            evaluator = ReferenceEvaluator(str(path))
+            evaluator = reference_evaluator()(str(path))
         except Exception as e:  # whatever numpy and Python raise where the model does not fit together
             raise ModelError(f"onnx.reference cannot open {path}: {e}") from e
 

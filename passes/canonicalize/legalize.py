@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 
+from graphopt.core.canonical import LINEAR_OPS
 from graphopt.core.emit import element_type, take_outputs
 from graphopt.core.op import OpSpec
 from graphopt.core.report import Report
@@ -65,8 +66,10 @@ def _inline(model: Model, graph: gs.Graph, node: gs.Node, spec: OpSpec) -> None:
     results = dict(zip((p.name for p in spec.outputs), take_outputs(node), strict=True))
     # Two files' worth of names meet in one that was optimized before: "rotary/add" may be another rotary's there.
     unique = {name: model.unique_name(f"{node.name}/{name}") for name in sorted(_names(inlined))}
+    # The name by which recipes and statistics call a linear is that of its product, here as in the file it came from.
+    product = next((n for n in inlined.nodes if n.op == "MatMul"), None) if spec.name in LINEAR_OPS else None
     for inner in inlined.nodes:
-        inner.name = unique[inner.name]
+        inner.name = str(node.name) if inner is product else unique[inner.name]
         inner.metadata = dict(getattr(node, "metadata", {}))
         for i, tensor in enumerate(inner.inputs):
             if tensor.name in actual:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results"
 PLUGINS, README = ROOT / "trt_plugins/README.md", ROOT / "README.md"
 SCHEMES = sorted((ROOT / "passes").glob("*/README.md"))
+PAGES = [README, PLUGINS, *SCHEMES, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 
 Cells = list[str]
 
@@ -32,6 +33,13 @@ def section(page: Path, title: str) -> str:
     start = text.index(f"\n{title}\n") + 1
     end = re.search(rf"^#{{1,{title.index(' ')}}} ", text[start + len(title) :], re.MULTILINE)
     return text[start : start + len(title) + end.start()] if end else text[start:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rows_have_a_cell_for_every_title(page: Path) -> None:
+    for head, rows in tables_of(page.read_text().replace(r"\|", "")):
+        for row in rows:
+            assert len(row) == len(head), row
 
 
 @pytest.mark.parametrize("page", SCHEMES, ids=lambda p: p.parent.name)

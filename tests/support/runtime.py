@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
+
+from graphopt.runners.host import reference_evaluator
 
 
 def run_ort(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -40,7 +41,7 @@ def run_reference(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[
         NotImplementedError: onnx.reference has no implementation of one of the operators at the model's opset.
     """
     try:
-        return [np.asarray(v) for v in ReferenceEvaluator(model).run(None, feeds)]
+        return [np.asarray(v) for v in reference_evaluator()(model).run(None, feeds)]
     except RuntimeError as e:
         if "No implementation" in str(e):
             raise NotImplementedError(str(e)) from e

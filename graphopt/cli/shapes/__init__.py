@@ -70,8 +70,13 @@ def _line(shape: type[Shape]) -> str:
 
 
 def _table(shape: type[Shape]) -> str:
-    rows = [f"| {name} | {_spelled(f.annotation)} | {f.description} |" for name, f in shape.model_fields.items()]
+    rows = [f"| {name} | {_spelled(f.annotation)} | {_cell(f.description)} |" for name, f in shape.model_fields.items()]
     return "\n".join(["| field | type | what it is |", "| --- | --- | --- |", *rows, ""])
+
+
+def _cell(description: str | None) -> str:
+    """A bar in a table of Markdown begins the next cell, even within a formula."""
+    return (description or "").replace("|", r"\|")
 
 
 def _inside(shape: type[Shape]) -> Iterator[type[Shape]]:

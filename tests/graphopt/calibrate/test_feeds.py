@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,8 @@ def test_a_cache_updated_in_place_has_room_for_the_tokens() -> None:
     cache = [Input(f"c{i}", FLOAT, ("batch", 3, rows, 16), role="cache") for i, rows in enumerate(("capacity", 40))]
     feed = feeds.from_tokens([DECODER[0], start, *cache], np.array([[7, 8, 9]] * 2), past=4)
     assert feed["start"].tolist() == [4, 4]
+    codes = replace(cache[0], name="codes", dtype=np.dtype(np.int8))
+    assert feeds.from_tokens([DECODER[0], codes], np.ones((2, 65), int))["codes"].shape == (2, 3, 128, 16)
     assert (feed["c0"].shape, feed["c1"].shape) == ((2, 3, 3, 16), (2, 3, 40, 16))
 
 

@@ -227,6 +227,7 @@ def test_what_was_slower_stays_as_it_is(model: Path, tmp_path: Path) -> None:
 
 def test_bad_profiles(model: Path, tmp_path: Path) -> None:
     bench = tmp_path / "bench.json"
+    assert "bench.json does not exist" in refused(model, "--from-profile", bench)
     for content in ("", "[]", "{}", '{"slower": [{"names": ["x"]}]}'):
         bench.write_text(content)
         assert "is not what 'graphopt bench engine --baseline PLAN --json' prints" in refused(

@@ -61,11 +61,41 @@ def test_outliers_outside_the_set(same: Evidence, rng: np.random.Generator) -> N
     rms = np.sqrt((x.astype(np.float64) ** 2).mean())
     assert 200 / rms > 6
     assert (
-        f"1 channels of its input beyond 6 rms are outside its set of 2 outliers (channel 50: {200 / rms:.1f} rms)"
+        f"1 channel of its input beyond 6 rms is outside its set of 2 outliers (channel 50: {200 / rms:.1f} rms)"
         in (likely_cause(partly))
     )
     covered = replace(partly, outliers=np.array([9, 33, 50]))
     assert "quantization alone, with no outlier outside its set" in likely_cause(covered)
+
+
+def test_a_quantized_weight(same: Evidence) -> None:
+    coded = measured_again(same, 1.1, weight_bits=4.0625)
+    assert "its weight has 4.06 bits (normalized error 0.1): give it more bits" in likely_cause(coded)
+    assert same.x is not None
+    flat = replace(coded, int8_input=True, x=np.clip(same.x, -1, 1))
+    assert "its weight has 4.06 bits and its input 8 (normalized error 0.1)" in likely_cause(flat)
+
+
+def test_outliers_of_a_scheme_that_keeps_none_out(same: Evidence, rng: np.random.Generator) -> None:
+    x = rng.standard_normal((40, 64)).astype(np.float32)
+    x[5, 50] = 200
+    cause = likely_cause(replace(measured_again(same, 1.1, weight_bits=4.0, int8_input=True), x=x))
+    assert cause.startswith("1 channel of its input beyond 6 rms (channel 50: ")
+    assert "sets the scale of its 8-bit rows, and its scheme keeps none out" in cause
+
+
+def test_what_is_not_the_layer_itself(same: Evidence) -> None:
+    """An input that parted before, or the same custom op run by two runners: no quantization is to blame."""
+    parted = measured_again(same, 1.1, parted=("CachedAttention", 0.2))
+    assert likely_cause(parted) == ("its input differs already (normalized error 0.2); it comes from CachedAttention")
+    runs = likely_cause(measured_again(same, 1.1, same_op="VQLinear"))
+    assert runs.startswith("it is a VQLinear in both models: its input, its operands or a runner's kernel differs")
+
+
+def measured_again(same: Evidence, factor: float, **known: object) -> Evidence:
+    """The layer, off by ``factor``, with what else is known of it."""
+    assert same.x is not None
+    return measured(same.x, same.reference, same.reference * np.float32(factor), **known)
 
 
 def test_rounding_to_16_bits(same: Evidence) -> None:

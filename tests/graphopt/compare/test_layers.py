@@ -1,5 +1,6 @@
 """The first layer that differs in decoders: quantized, spoiled, and run by another runner."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from graphopt.core.canonical import linears
 from graphopt.core.recipe import Recipe
 from graphopt.core.statistics import Statistics
 from graphopt.errors import ModelError
-from graphopt.passes import SCHEMES
+from graphopt.models.llama import build_llama
+from graphopt.models.weights import RandomWeights
+from graphopt.passes import CACHES, SCHEMES
 from graphopt.runners import tensorrt
 from tests.support import host_engine
 from tests.support.decoders import CONFIG, with_static_cache, write_decoder
@@ -35,9 +38,9 @@ def feeds(decoder: Path) -> list[dict[str, np.ndarray]]:
     return [from_tokens(declared(ir.load(decoder)), ids)]
 
 
-def quantized(decoder: Path, path: Path, statistics: Statistics | None) -> Path:
+def quantized(decoder: Path, path: Path, statistics: Statistics | None, preset: str = "mixq-w8a8") -> Path:
     model = ir.load(decoder)
-    compile.optimize(model, Recipe.preset("mixq-w8a8", SCHEMES), statistics)
+    compile.optimize(model, Recipe.preset(preset, SCHEMES), statistics)
     ir.save(model, path)
     return path
 
@@ -59,6 +62,54 @@ def test_quantization_alone(decoder: Path, feeds: list, tmp_path: Path) -> None:
     assert result.culprit.layer == FIRST
     assert "quantization alone, with no outlier outside its set" in result.culprit.cause
     assert compare_models(model, decoder, feeds, Tolerance(rtol=0.1), per_layer=True, threads=1).culprit is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "cause"),
+    [
+        ("mant-w4a16", "quantization: its weight has 4."),
+        ("mant-w4a8", "and its scheme keeps none out: use one that does (mixq)"),
+        ("vq-gptvq2", "quantization: its weight has "),
+    ],
+)
+def test_quantization_by_the_other_schemes(decoder: Path, feeds: list, tmp_path: Path, preset: str, cause: str) -> None:
+    model = quantized(decoder, tmp_path / "opt.onnx", None, preset)
+    result = compare_models(model, decoder, feeds, Tolerance(rtol=1e-3), per_layer=True, threads=1)
+    assert result.culprit is not None
+    assert result.culprit.layer == FIRST
+    assert cause in result.culprit.cause
+
+
+def test_a_quantized_cache(feeds: list, tmp_path: Path) -> None:
+    """Its pages are longer than the chunk; the first linear behind it has the weight that it had."""
+    wide = replace(CONFIG, head_dim=32)
+    decoder = build_llama(wide, RandomWeights(wide, seed=3), tmp_path / "wide.onnx")[0]
+    feeds = [from_tokens(declared(ir.load(decoder)), feed["input_ids"]) for feed in feeds]
+    model = ir.load(decoder)
+    compile.optimize(model, Recipe.preset("none", SCHEMES, ()).with_cache("kv-mant4", {}, CACHES), None)
+    ir.save(model, tmp_path / "kv.onnx")
+    result = compare_models(tmp_path / "kv.onnx", decoder, feeds, Tolerance(rtol=1e-3), per_layer=True, threads=1)
+    assert result.culprit is not None
+    assert result.culprit.layer == "/model/layers.0/self_attn/o_proj/MatMul"
+    assert result.culprit.cause.startswith("its input differs already (normalized error 0.")
+    assert result.culprit.cause.endswith("it comes from MANTCachedAttention")
+    assert [d.name for d in result.outputs] == ["logits"]
+    assert result.other_form == tuple(f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value"))
+    assert compare_models(tmp_path / "kv.onnx", decoder, feeds, Tolerance(rtol=0.1), threads=1).passed
+
+
+def test_layers_that_are_quantized_alike(decoder: Path, feeds: list, tmp_path: Path) -> None:
+    """Between two runs of one quantized file quantization is no cause; a spoiled scale is one of the operands."""
+    model = quantized(decoder, tmp_path / "opt.onnx", None)
+    proto = onnx.load(model)
+    node = next(n for n in proto.graph.node if n.op_type.startswith("MixQLinear"))
+    scale = next(t for t in proto.graph.initializer if t.name == node.input[4])
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.5), scale.name))
+    onnx.save(proto, tmp_path / "bad.onnx")
+    result = compare_models(tmp_path / "bad.onnx", model, feeds, Tolerance(rtol=1e-2), per_layer=True, threads=1)
+    assert result.culprit is not None
+    assert result.culprit.layer == FIRST
+    assert result.culprit.cause.startswith(f"it is a {node.op_type} in both models")
 
 
 def test_layers_go_by_the_names_that_recipes_use(decoder: Path, feeds: list, tmp_path: Path) -> None:
@@ -105,6 +156,16 @@ def test_a_cache_updated_in_place_is_fed_from_the_same_tokens(decoder: Path, fee
     assert result.outputs[0].name == "logits"
     assert len(result.layers) > 10
     assert all(d.passed for d in result.layers)
+
+
+def test_a_cache_with_room_to_spare(decoder: Path, feeds: list, tmp_path: Path) -> None:
+    """Rows that are filled are compared; layers that no scheme took have the names that they had."""
+    static = with_static_cache(decoder, tmp_path / "static.onnx", 64)
+    result = compare_models(static, decoder, feeds, Tolerance(rtol=1e-5), per_layer=True, threads=1)
+    assert result.passed
+    assert [d.name for d in result.outputs][:2] == ["logits", "present.0.key"]
+    assert result.layers[0].layer == FIRST
+    assert result.uncompared == ()
 
 
 def test_layers_in_tensorrt(decoder: Path, feeds: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
