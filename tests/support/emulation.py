@@ -63,7 +63,8 @@ def build(folder: Path, program: str, change: Callable[[str, str], str] = lambda
     if compiler is None:
         pytest.skip("no nvcc, whose headers float16 needs")
     known = instructions()
-    headers = [p for part in ("attention", "common") for kind in ("*.cuh", "*.h") for p in (ROOT / part).rglob(kind)]
+    parts = ("attention", "common", "vq/linear")
+    headers = [p for part in parts for kind in ("*.cuh", "*.h") for p in (ROOT / part).rglob(kind)]
     for header in headers:
         name = header.relative_to(ROOT)
         target = folder / "device" / name
