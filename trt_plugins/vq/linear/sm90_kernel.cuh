@@ -51,12 +51,9 @@ class Sm90Consumer {
         stages_(shared.stages()),
         half_(warpgroup % Traits::kHalves),
         group_(kGroups == 1 ? 0 : warpgroup / Traits::kHalves),
-        range_(StageRange::of(args)) {
+        range_(StageRange::of(args)),
+        ratios_(ratios_of<Weights>(args.ratios)) {
     for (int i = 0; i < group_; ++i) at_.advance();
-    if constexpr (Weights::kLattice) {
-      ratio_ = Weights::ratio_of(args.ratios);
-      asm volatile("" : "+r"(ratio_));  // or the compiler divides again for every stage
-    }
   }
 
   __device__ __forceinline__ void run() {
@@ -137,7 +134,7 @@ class Sm90Consumer {
     load(codes, i + group_ + Traits::kAhead * kGroups);
     acquire_books();
     if (kGroups > 1 && i + group_ >= range_.end) return release_books(i);
-    Decoder const decoder = current_decoder();
+    Decoder const decoder(shared_.table(Weights::kTiled ? book_.stage : 0), lane_, ratios_);
     if constexpr (!Traits::kVectors) {
       decoder.align(words[0]);
       decoder.align(words[1]);
@@ -172,14 +169,6 @@ class Sm90Consumer {
       mbarrier_arrive(shared_.table_empty(book_.stage));
       book_.advance();
       left_ = 0;
-    }
-  }
-
-  __device__ __forceinline__ Decoder current_decoder() const {
-    if constexpr (Weights::kLattice) {
-      return Decoder(shared_.table(0), lane_, ratio_);
-    } else {
-      return Decoder(shared_.table(Weights::kTiled ? book_.stage : 0), lane_, args_.ratios);
     }
   }
 
@@ -305,7 +294,7 @@ class Sm90Consumer {
   int left_ = 0;       // stages until the codebooks change
   int8_t const* codes_[2];
   float factor_[2], bias_[2];
-  uint32_t ratio_ = 0;  // of the lattice
+  decltype(ratios_of<Weights>(nullptr)) const ratios_;
   uint32_t sum_[Traits::kSums];
 };
 
