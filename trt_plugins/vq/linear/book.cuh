@@ -259,17 +259,4 @@ struct BookWeights {
   };
 };
 
-/// What decoders take of the ratios, to be made before a loop: the lattice's in a register. It is hidden from the
-/// compiler, which divides again in each turn of the loop rather than keep it.
-template <class Weights>
-__device__ __forceinline__ auto ratios_of(float const* ratios) {
-  if constexpr (Weights::kLattice) {
-    uint32_t ratio = Weights::ratio_of(ratios);
-    asm volatile("" : "+r"(ratio));
-    return ratio;
-  } else {
-    return ratios;
-  }
-}
-
 }  // namespace graphopt::vq

@@ -290,7 +290,6 @@ class FewTokens {
     release_successor();
     int const steps = (end_ - begin_ + kGroups - 1) / kGroups;
     if (steps > 0) fetch_panel(0);
-    auto const ratios = ratios_of<Weights>(args_.ratios);
     int left = 0, panel = -1;  // steps until the next panel of X
     uint32_t x = 0;
 #pragma unroll 1
@@ -313,7 +312,7 @@ class FewTokens {
         load(codes[d], chunk + kDepth * kGroups);
         if (chunk < end_) {
           uint32_t const table = tables_at(step) + (Weights::kTiled ? group_ * Weights::kTableBytes : 0);
-          multiply_chunk<Weights>(sums, now, typename Weights::Decoder(table, lane_, ratios), x, tokens_);
+          multiply_chunk<Weights>(sums, now, typename Weights::Decoder(table, lane_, args_.ratios), x, tokens_);
         }
         x += kGroups * kEights * tokens_ * 64;
         --left;

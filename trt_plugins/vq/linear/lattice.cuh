@@ -109,21 +109,17 @@ struct LatticeWeights {
 
   /// What the second code of a word is multiplied by, as two T.
   __device__ __forceinline__ static uint32_t ratio_of(float const* ratios) {
-    if constexpr (r == 1) return 0;
     float const ratio = __ldg(ratios + 1) / __ldg(ratios);
     return round_pair<T>(ratio, ratio);
   }
 
   class Decoder {
    public:
-    /// `ratio`: see ratio_of.
-    __device__ __forceinline__ Decoder(uint32_t table, int lane, uint32_t ratio)
-        : table_(table + lane % kCopies * 16), signs_(table + kSigns + lane * 4), ratio_(ratio) {
-      static_assert(!kPairs);
-    }
-
     __device__ __forceinline__ Decoder(uint32_t table, int lane, float const* ratios)
-        : Decoder(table, lane, ratio_of(ratios)) {}
+        : table_(table + lane % kCopies * 16), signs_(table + kSigns + lane * 4) {
+      static_assert(!kPairs);
+      if constexpr (r == 2) ratio_ = ratio_of(ratios);
+    }
 
     /// See BookWeights; in units of ratios[0].
     __device__ __forceinline__ void eight(uint32_t (&out)[4], Codes const& codes, int q) const {
@@ -174,7 +170,7 @@ struct LatticeWeights {
 
     uint32_t table_;
     uint32_t signs_;
-    uint32_t ratio_;
+    uint32_t ratio_ = 0;
   };
 
   /// See BookWeights.

@@ -33,6 +33,19 @@ struct DecoderOf<Weights, kWords, true> {
   using Type = typename Weights::VectorDecoder;
 };
 
+/// What decoders take of the ratios, to be made before a loop: the lattice's in a register. It is hidden from the
+/// compiler, which divides again for every stage rather than keep it.
+template <class Weights>
+__device__ __forceinline__ auto ratios_of(float const* ratios) {
+  if constexpr (Weights::kLattice) {
+    uint32_t ratio = Weights::ratio_of(ratios);
+    asm volatile("" : "+r"(ratio));
+    return ratio;
+  } else {
+    return ratios;
+  }
+}
+
 /// One warpgroup that multiplies: 64 rows of W of every tile of Y, and of its K every kGroups-th stage.
 template <class Traits>
 class Sm90Consumer {
