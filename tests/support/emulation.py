@@ -66,9 +66,8 @@ def build(
     if compiler is None:
         pytest.skip("no nvcc, whose headers float16 needs")
     known = instructions()
-    headers = [
-        p for part in ("attention", "common", "fused") for kind in ("*.cuh", "*.h") for p in (ROOT / part).rglob(kind)
-    ]
+    parts = ("attention", "common", "fused", "vq/linear")
+    headers = [p for part in parts for kind in ("*.cuh", "*.h") for p in (ROOT / part).rglob(kind)]
     for header in headers:
         name = header.relative_to(ROOT)
         target = folder / "device" / name

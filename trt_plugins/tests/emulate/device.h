@@ -249,6 +249,7 @@ inline float __uint_as_float(uint32_t bits) {
   return x;
 }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t sum) {
   for (int byte = 0; byte < 32; byte += 8) sum += (a >> byte & 255u) * (b >> byte & 255u);

@@ -97,6 +97,32 @@ inline void ld_global_nc_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t&
 inline void ld_global_nc_L1_no_allocate_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, void const* from) {
   ld_global_nc_v4_u32(a, b, c, d, from);
 }
+/// a b + c, rounded once.
+template <class T>
+uint32_t fused(uint32_t a, uint32_t b, uint32_t c, T (*round)(float)) {
+  auto const of = [&](int half) {
+    auto const value = [&](uint32_t word) { return static_cast<double>(static_cast<float>(element<T>(word, half))); };
+    double const exact = value(a) * value(b) + value(c);
+    if (exact != static_cast<double>(static_cast<float>(exact))) missing("a sum that float32 does not hold");
+    return round(static_cast<float>(exact));
+  };
+  return joined(of(0), of(1));
+}
+inline void add_rn_f16x2(uint32_t& sum, uint32_t a, uint32_t b) {
+  constexpr uint32_t kOnes = 0x3c003c00u;
+  sum = fused<__half>(a, kOnes, b, __float2half_rn);
+}
+inline void fma_rn_f16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
+  sum = fused<__half>(a, b, c, __float2half_rn);
+}
+inline void fma_rn_bf16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
+  sum = fused<__nv_bfloat16>(a, b, c, __float2bfloat16_rn);
+}
+inline void st_shared_u32(uint32_t address, uint32_t word) { std::memcpy(shared + address, &word, 4); }
+inline void st_shared_v4_u32(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  uint32_t const words[] = {a, b, c, d};
+  std::memcpy(shared + address, words, 16);
+}
 inline void ld_shared_u32(uint32_t& word, uint32_t address) { std::memcpy(&word, shared + address, 4); }
 inline void ld_shared_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, uint32_t address) {
   uint32_t* const words[] = {&a, &b, &c, &d};

@@ -8,6 +8,7 @@
 #include "common/sm90_ring.cuh"
 #include "common/vec.cuh"
 #include "vq/linear/sm90_tile.h"
+#include "vq/linear/sm90_vectors.cuh"
 
 namespace graphopt::vq {
 
@@ -92,6 +93,12 @@ struct Sm90Shared {
     return stages().full(2 * Traits::kStages + buffer);
   }
   __device__ __forceinline__ uint32_t table_empty(int buffer) const { return table_full(2 + buffer); }
+  /// Whether the words of a stage lie in the order of vectors.
+  __device__ __forceinline__ uint32_t ordered(int stage) const { return table_full(4 + stage); }
+  /// What readers of a stage wait for.
+  __device__ __forceinline__ uint32_t ready(int stage) const {
+    return Traits::kVectors ? ordered(stage) : stages().full(stage);
+  }
   /// Where a warpgroup leaves its sums for another one.
   __device__ __forceinline__ uint32_t sums(int group, int half) const {
     return stages().base + (Traits::kSlots == 1 ? 0 : 2 * group + half) * Traits::kSlotBytes;
@@ -165,6 +172,28 @@ __device__ __forceinline__ void produce_books(Sm90Args<typename Traits::T> const
       mbarrier_wait(shared.table_empty(at.stage), at.parity ^ 1);
       loader.store(shared.table(at.stage));
       mbarrier_arrive(shared.table_full(at.stage));
+      at.advance();
+    }
+  }
+}
+
+/// kLoaderThreads threads: put the words of every stage that the copy engine has brought into the order of vectors.
+template <class Traits>
+__device__ __forceinline__ void order_vectors(Sm90Args<typename Traits::T> const& args,
+                                              Sm90Shared<Traits> const& shared) {
+  static_assert(Traits::kRowBytes == 128 && Traits::kTokens % 4 == 0);
+  auto const stages = shared.stages();
+  VectorRows<Traits::kLoaderThreads> rows(static_cast<int>(threadIdx.x) - 32);
+  typename Sm90Shared<Traits>::Stages::Position at;
+  StageRange const range = StageRange::of(args);
+  SharedWalk<Traits> walk(args);
+  int token, row;
+  while (walk.next(token, row)) {
+    for (int i = range.begin; i < range.end; ++i) {
+      mbarrier_wait(stages.full(at.stage), at.parity);
+      rows.order(stages.x(at.stage), args.x_rows);
+      async_proxy_fence();
+      mbarrier_arrive(shared.ordered(at.stage));
       at.advance();
     }
   }
