@@ -65,19 +65,6 @@ inline void cvt_rn_bf16x2_f32(uint32_t& word, float high, float low) {
   word = joined(__float2bfloat16_rn(low), __float2bfloat16_rn(high));
 }
 inline void rcp_approx_ftz_f32(float& y, float x) { y = 1.0f / x; }
-inline void add_rn_f16x2(uint32_t& sum, uint32_t a, uint32_t b) {
-  auto const of = [&](int half) {
-    return __float2half_rn(__half2float(element<__half>(a, half)) + __half2float(element<__half>(b, half)));
-  };
-  sum = joined(of(0), of(1));
-}
-inline void fma_rn_bf16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
-  auto const value = [](uint32_t word, int half) { return __bfloat162float(element<__nv_bfloat16>(word, half)); };
-  auto const of = [&](int half) {
-    return __float2bfloat16_rn(std::fma(value(a, half), value(b, half), value(c, half)));
-  };
-  sum = joined(of(0), of(1));
-}
 inline void sub_f16x2(uint32_t& difference, uint32_t a, uint32_t b) {
   auto const of = [&](int half) {
     return __float2half_rn(__half2float(element<__half>(a, half)) - __half2float(element<__half>(b, half)));

@@ -40,10 +40,12 @@ void run(std::string const& folder, int rows, uint32_t seed) {
     }
   }
   constexpr int kThreads = 96, kLoaders = 512;
+  emulate::block_size.x = kThreads;
   emulate::Block(kThreads, seed, [&] {
     VectorRows<kThreads>(static_cast<int>(threadIdx.x)).order(kStage, rows);
   }).run();
   using Weights = LatticeVectors<T>;
+  emulate::block_size.x = kLoaders;
   emulate::Block(kLoaders, seed, [&] {
     typename Weights::template Loader<kLoaders>(static_cast<int>(threadIdx.x)).copy(nullptr, kTable);
   }).run();
