@@ -84,14 +84,20 @@ inline void ld_global_nc_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t&
 inline void ld_global_nc_L1_no_allocate_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, void const* from) {
   ld_global_nc_v4_u32(a, b, c, d, from);
 }
+/// A float whose rounding to a type of half the bits is that of x: to odd where it does not hold x.
+inline float rounded_to_odd(double x) {
+  float const nearest = static_cast<float>(x);
+  if (!std::isfinite(nearest) || static_cast<double>(nearest) == x) return nearest;
+  bool const beyond = std::abs(static_cast<double>(nearest)) > std::abs(x);
+  return bits_of<float>(bits_of<uint32_t>(beyond ? std::nextafter(nearest, 0.0f) : nearest) | 1u);
+}
+
 /// a b + c, rounded once.
 template <class T>
 uint32_t fused(uint32_t a, uint32_t b, uint32_t c, T (*round)(float)) {
   auto const of = [&](int half) {
     auto const value = [&](uint32_t word) { return static_cast<double>(static_cast<float>(element<T>(word, half))); };
-    double const exact = value(a) * value(b) + value(c);
-    if (exact != static_cast<double>(static_cast<float>(exact))) missing("a sum that float32 does not hold");
-    return round(static_cast<float>(exact));
+    return round(rounded_to_odd(value(a) * value(b) + value(c)));
   };
   return joined(of(0), of(1));
 }
