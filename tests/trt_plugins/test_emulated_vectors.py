@@ -29,20 +29,23 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return emulation.build(tmp_path_factory.mktemp("vectors"), "vectors", _twice)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 13, 16, 37, 64])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(1, 64), (4, 8), (13, 64), (16, 56), (17, 40), (32, 64), (37, 64), (64, 64), (100, 64), (128, 24)],
+)
 @pytest.mark.parametrize("name", TYPES)
-def test_stage_multiplies_as_its_definition(program: Path, tmp_path: Path, name: str, rows: int) -> None:
+def test_stage_multiplies_as_its_definition(program: Path, tmp_path: Path, name: str, rows: int, columns: int) -> None:
     random = np.random.default_rng(rows)
-    x = random.standard_normal((64, 64)).astype(TYPES[name])
+    x = random.standard_normal((rows, columns)).astype(TYPES[name])
     x[:, 5] *= TYPES[name].type(20)
     codes = random.integers(0, 1 << 16, (64, 8, 2), dtype=np.uint16)
     ratios = np.array(e8.RATIOS, np.float32)
     for file, array in (("x", x), ("codes", codes), ("ratios", ratios)):
         array.tofile(tmp_path / file)
-    subprocess.run([program, tmp_path, name, str(rows), str(rows)], check=True)
+    subprocess.run([program, tmp_path, name, str(rows), str(columns), str(rows)], check=True)
     points = e8.decode_points(codes.astype(np.int64)).reshape(64, 8, 2, 8).astype(np.float64)
     ratio = np.float64(np.float32(ratios[1] / ratios[0]).astype(TYPES[name]))
     w = (points[:, :, 0] + points[:, :, 1] * ratio).astype(np.float32).astype(TYPES[name]).reshape(64, 64)
-    expected = x[:rows].astype(np.float64) @ w.astype(np.float64).T
+    expected = x.astype(np.float64) @ w[:, :columns].astype(np.float64).T
     y = np.fromfile(tmp_path / "y", np.float32).reshape(rows, 64)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)

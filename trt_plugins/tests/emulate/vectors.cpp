@@ -1,8 +1,8 @@
-// A stage of the Hopper kernel for weights of whole vectors, on the host: vectors FOLDER TYPE ROWS SEED
+// A stage of the Hopper kernel for weights of whole vectors, on the host: vectors FOLDER TYPE ROWS COLUMNS SEED
 //
-// TYPE: f16 or bf16. The folder has `x` [64, 64] T, `codes` [64, 32] bytes and `ratios` [2] float32. X is put into the
-// order of vectors, of its first ROWS rows, and W decoded, as the kernel does both; `y` [ROWS, 64] float32 is what
-// wgmma makes of them, by its definition.
+// TYPE: f16 or bf16. The folder has `x` [ROWS, COLUMNS] T, `codes` [64, 32] bytes and `ratios` [2] float32. X, with
+// zero columns up to 64, is put into the order of vectors, and W decoded, as the kernel does both; `y` [ROWS, 64]
+// float32 is what wgmma makes of them, by its definition.
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -17,8 +17,8 @@ namespace {
 using namespace graphopt;
 using namespace graphopt::vq;
 
-constexpr int kRows = 64, kColumns = 64, kRowBytes = 128, kCodeBytes = 32;
-constexpr uint32_t kTable = 64 * 1024, kStage = 2 * kTable, kEnd = kStage + kRows * kRowBytes;
+constexpr int kRows = 64, kColumns = 64, kMostTokens = 128, kRowBytes = 128, kCodeBytes = 32;
+constexpr uint32_t kTable = 64 * 1024, kStage = 2 * kTable, kEnd = kStage + kMostTokens * kRowBytes;
 
 std::vector<char> read(std::string const& path) {
   std::ifstream file(path, std::ios::binary);
@@ -29,23 +29,29 @@ std::vector<char> read(std::string const& path) {
 /// Where 16 bytes of a row lie in a tile that the copy engine has swizzled.
 uint32_t place(int row, int chunk) { return kStage + row * kRowBytes + (chunk ^ row % 8) * 16; }
 
+/// A warp orders a stage as the kernel does for so many rows.
+template <int kParts>
+void order(uint32_t seed) {
+  emulate::block_size.x = 32;
+  emulate::Block(32, seed, [] { VectorRows<kParts>(static_cast<int>(threadIdx.x)).order(kStage); }).run();
+}
+
 template <class T>
-void run(std::string const& folder, int rows, uint32_t seed) {
+void run(std::string const& folder, int rows, int columns, uint32_t seed) {
   std::vector<char> const x = read(folder + "/x"), codes = read(folder + "/codes"), bytes = read(folder + "/ratios");
   std::vector<char> memory(kEnd + 4096, '\x55');
   emulate::shared = memory.data();
-  for (int row = 0; row < kRows; ++row) {
-    for (int chunk = 0; chunk < 8; ++chunk) {
-      std::memcpy(&memory[place(row, chunk)], &x[row * kRowBytes + chunk * 16], 16);
+  if (x.size() != static_cast<size_t>(rows * columns) * sizeof(T)) throw std::runtime_error("x has another size");
+  for (int row = 0; row < rows; ++row) {
+    for (int chunk = 0; chunk < 8; ++chunk) {  // what lies outside reads as zero
+      std::memset(&memory[place(row, chunk)], 0, 16);
+      if (chunk * 8 < columns) std::memcpy(&memory[place(row, chunk)], &x[(row * columns + chunk * 8) * 2], 16);
     }
   }
-  constexpr int kThreads = 96, kLoaders = 512;
-  emulate::block_size.x = kThreads;
-  emulate::Block(kThreads, seed, [&] {
-    VectorRows<kThreads>(static_cast<int>(threadIdx.x)).order(kStage, rows);
-  }).run();
-  using Weights = LatticeVectors<T>;
+  (rows <= 16 ? order<1> : rows <= 32 ? order<2> : rows <= 64 ? order<4> : order<8>)(seed);
+  constexpr int kLoaders = 512;
   emulate::block_size.x = kLoaders;
+  using Weights = LatticeVectors<T>;
   emulate::Block(kLoaders, seed, [&] {
     typename Weights::template Loader<kLoaders>(static_cast<int>(threadIdx.x)).copy(nullptr, kTable);
   }).run();
@@ -89,9 +95,10 @@ void run(std::string const& folder, int rows, uint32_t seed) {
 
 int main(int count, char** argument) {
   try {
-    if (count != 5) throw std::runtime_error("vectors FOLDER TYPE ROWS SEED");
+    if (count != 6) throw std::runtime_error("vectors FOLDER TYPE ROWS COLUMNS SEED");
     auto const run_type = std::string(argument[2]) == "f16" ? run<__half> : run<__nv_bfloat16>;
-    run_type(argument[1], std::stoi(argument[3]), static_cast<uint32_t>(std::stoul(argument[4])));
+    run_type(argument[1], std::stoi(argument[3]), std::stoi(argument[4]),
+             static_cast<uint32_t>(std::stoul(argument[5])));
   } catch (std::exception const& error) {
     std::cerr << error.what() << "\n";
     return 1;

@@ -177,26 +177,47 @@ __device__ __forceinline__ void produce_books(Sm90Args<typename Traits::T> const
   }
 }
 
-/// kLoaderThreads threads: put the words of every stage that the copy engine has brought into the order of vectors.
+/// Each of three warps: put the words of every third stage into the order of vectors.
+///   kParts: kVectorRows rows each, that a stage has.
+template <class Traits, int kParts>
+__device__ __forceinline__ void order_parts(Sm90Args<typename Traits::T> const& args,
+                                            Sm90Shared<Traits> const& shared) {
+  constexpr int kWarps = Traits::kLoaderThreads / 32;
+  static_assert(Traits::kRowBytes == 128 && Traits::kStages % kWarps == 0);
+  int const warp = static_cast<int>(threadIdx.x) / 32 - 1, lane = static_cast<int>(threadIdx.x) % 32;
+  auto const stages = shared.stages();
+  VectorRows<kParts> const rows(lane);
+  typename Sm90Shared<Traits>::Stages::Position at;
+  StageRange const range = StageRange::of(args);
+  for (int i = 0; i < warp; ++i) at.advance();
+  SharedWalk<Traits> walk(args);
+  int token, row, skipped = warp;  // stages of a tile before this warp's first one
+  while (walk.next(token, row)) {
+    int i = range.begin + skipped;
+#pragma unroll 1
+    for (; i < range.end; i += kWarps) {
+      mbarrier_wait(stages.full(at.stage), at.parity);
+      rows.order(stages.x(at.stage));
+      async_proxy_fence();
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(shared.ordered(at.stage));
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) at.advance();
+    }
+    skipped = i - range.end;
+  }
+}
+
+/// The same of as many parts as there are tokens for.
 template <class Traits>
 __device__ __forceinline__ void order_vectors(Sm90Args<typename Traits::T> const& args,
                                               Sm90Shared<Traits> const& shared) {
-  static_assert(Traits::kRowBytes == 128 && Traits::kTokens % 4 == 0);
-  auto const stages = shared.stages();
-  VectorRows<Traits::kLoaderThreads> rows(static_cast<int>(threadIdx.x) - 32);
-  typename Sm90Shared<Traits>::Stages::Position at;
-  StageRange const range = StageRange::of(args);
-  SharedWalk<Traits> walk(args);
-  int token, row;
-  while (walk.next(token, row)) {
-    for (int i = range.begin; i < range.end; ++i) {
-      mbarrier_wait(stages.full(at.stage), at.parity);
-      rows.order(stages.x(at.stage), args.x_rows);
-      async_proxy_fence();
-      mbarrier_arrive(shared.ordered(at.stage));
-      at.advance();
-    }
+  static_assert(Traits::kTokens == 64 || Traits::kTokens == 128);
+  if constexpr (Traits::kTokens == 64) {
+    if (args.x_rows <= kVectorRows) return order_parts<Traits, 1>(args, shared);
+    if (args.x_rows <= 2 * kVectorRows) return order_parts<Traits, 2>(args, shared);
   }
+  order_parts<Traits, Traits::kTokens / kVectorRows>(args, shared);
 }
 
 }  // namespace graphopt::vq

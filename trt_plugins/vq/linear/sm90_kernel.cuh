@@ -329,7 +329,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
     if constexpr (Traits::kVectors) {
       for (int stage = 0; stage < Traits::kStages; ++stage) {
-        mbarrier_init(shared.ordered(stage), Traits::kLoaderThreads);
+        mbarrier_init(shared.ordered(stage), 1);
       }
     }
     mbarrier_init_fence();

@@ -42,7 +42,7 @@ struct Sm90Traits {
 
   // A multiprocessor has 64 K registers, and a block's threads begin with the same share of them, a multiple of 8.
   static constexpr int kGivenRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = Weights::kTiled || kVectors ? 64 : 32;
+  static constexpr int kProducerRegisters = kVectors && kGroups == 1 ? 88 : Weights::kTiled || kVectors ? 64 : 32;
   static constexpr int kConsumerRegisters =
       ((kConsumers + 1) * kGivenRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static_assert(kConsumerRegisters <= 256 - 8);
@@ -54,7 +54,7 @@ struct Sm90Traits {
   static constexpr int kStagingBytes = 2 * kHalves * kStoreBytes;
   static constexpr int kBarrierBytes = 1024;
   static constexpr int kMaxSharedBytes = 227 * 1024;
-  static constexpr int kMostStages = 8;
+  static constexpr int kMostStages = kVectors ? 12 : 8;
 
   // Y on its way, barriers, codebooks, and the ring of X. Codebooks that begin at a multiple of more than the block's
   // memory does are given room for that.
@@ -64,7 +64,9 @@ struct Sm90Traits {
   static constexpr int kRingOffset = kTableOffset + Weights::kSharedBytes;
   static_assert(kAlignment == 1024 || kBarrierOffset + kBarrierBytes + 1024 <= kAlignment, "wherever memory begins");
   static constexpr int kFittingStages = (kMaxSharedBytes - kRingOffset) / kStageBytes;
-  static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
+  // Who takes every so-many-th stage must meet its stages again each time round: a barrier tells two phases apart only.
+  static constexpr int kTurns = kGroups * (kVectors ? kLoaderThreads / 32 : 1);
+  static constexpr int kStages = (kFittingStages < kMostStages ? kFittingStages : kMostStages) / kTurns * kTurns;
   static_assert(kStages >= 2 && 8 * (3 * kStages + 4) <= kBarrierBytes);
   static constexpr int kSharedBytes = kRingOffset + kStages * kStageBytes;
   static_assert(kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "a swizzled tile starts at a multiple of 1024");

@@ -34,7 +34,7 @@ Status launch_sm90_typed(LinearParams const& p, Plan const& plan, cudaStream_t s
       if (plan.kernel == LinearKernel::kTable) return launch_wide<WideShape<T>>(p, stream);
       return launch_tile_format<Aqlm3<T>, Aqlm3<T>, Aqlm3<T>>(p, plan, stream);
     case Preset::kQuip4:
-      return launch_tile_format<LatticeVectors<T>, Quip4Pairs<T>, Quip4Pairs<T>>(p, plan, stream);
+      return launch_tile_format<LatticeVectors<T>, LatticeVectors<T>, Quip4Pairs<T>>(p, plan, stream);
     case Preset::kNone:
       break;
   }

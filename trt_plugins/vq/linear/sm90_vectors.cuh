@@ -5,7 +5,8 @@
 // same: here they are the eight columns of one vector, in two steps of 16. A lane then looks up its own codes, 16 bytes
 // at a time, and the signs of a point of E8 once instead of four times; it also keeps a quarter as many codes.
 //
-// X is brought as it is. Three warps that have nothing else to do put the words of a stage into that order.
+// X is brought as it is. Three warps that have nothing else to do put the words of stages into that order, each those of
+// stages of its own: what a stage waits for, one after the other, takes longer than its instructions.
 #pragma once
 
 #include <cstdint>
@@ -79,45 +80,47 @@ constexpr bool kHasVectors<LatticeVectors<T>> = true;
 /// vector / 2. A stage has two vectors of each of four lanes: 2 t and 2 t + 1, which are halves 0 and 1 of the stage.
 __host__ __device__ constexpr int vector_chunk(int vector, int word) { return 4 * (vector % 2) + word; }
 
-/// A thread's part of rows of X on their way into the order of vectors: one vector of each. Eight lanes take a row of
-/// 128 bytes; a warp's reads and writes meet all banks alike.
-///   kThreads: that share a stage, by warps.
-template <int kThreads>
+/// Rows of X that a warp reads before it writes them.
+constexpr int kVectorRows = 16;
+
+/// A warp that puts the words of a stage, kParts times kVectorRows rows, into the order of vectors. Eight lanes take a
+/// row of 128 bytes; reads and writes meet all banks alike.
+template <int kParts>
 class VectorRows {
-  static constexpr int kRows = 3, kPitch = kThreads / 8;  // rows of a thread at a time, and between them
-  static_assert(kThreads % 32 == 0);
+  static constexpr int kSteps = kVectorRows / 4;  // of four rows
 
  public:
-  __device__ __forceinline__ explicit VectorRows(int thread) : row_(thread / 8), vector_(thread % 8) {}
+  __device__ __forceinline__ explicit VectorRows(int lane) {
+    int const row = lane / 8, vector = lane % 8;
+    from_ = row * 128 + (vector ^ row) * 16;
+    to_ = row * 128 + (vector_chunk(vector, 0) ^ row) * 16 + vector / 2 * 4;
+  }
 
-  /// Put the words of the first `rows` rows, or up to three more, into the order of vectors.
-  __device__ __forceinline__ void order(uint32_t stage, int rows) {
-#pragma unroll 1
-    for (int skipped = 0; skipped < rows; skipped += kRows * kPitch) {
-      read(stage, skipped, rows);
+  __device__ __forceinline__ void order(uint32_t stage) const {
+    uint32_t words[2][kSteps][4];
+    read(words[0], stage, 0);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
       __syncwarp();  // rows have been read before they are written
-      write(stage, skipped, rows);
+      if (part + 1 < kParts) read(words[(part + 1) % 2], stage, part + 1);
+      write(words[part % 2], stage, part);
     }
   }
 
  private:
-  /// Rows of which the warp's first one is below `rows`, `skipped` rows from the first ones on.
-  __device__ __forceinline__ void read(uint32_t stage, int skipped, int rows) {
+  __device__ __forceinline__ void read(uint32_t (&words)[kSteps][4], uint32_t stage, int part) const {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      int const r = row_ + skipped + i * kPitch;
-      if (r / 4 * 4 < rows) load_shared(word_[i], stage + r * 128 + (vector_ ^ r % 8) * 16);
+    for (int i = 0; i < kSteps; ++i) {
+      load_shared(words[i], stage + (from_ ^ i % 2 * 64) + (part * kSteps + i) * 512);
     }
   }
 
-  __device__ __forceinline__ void write(uint32_t stage, int skipped, int rows) const {
+  __device__ __forceinline__ void write(uint32_t const (&words)[kSteps][4], uint32_t stage, int part) const {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      int const r = row_ + skipped + i * kPitch;
-      if (r / 4 * 4 >= rows) continue;
+    for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        store_word(stage + r * 128 + (vector_chunk(vector_, w) ^ r % 8) * 16 + vector_ / 2 * 4, word_[i][w]);
+        store_word(stage + (to_ ^ (i % 2 * 64 + w * 16)) + (part * kSteps + i) * 512, words[i][w]);
       }
     }
   }
@@ -126,8 +129,9 @@ class VectorRows {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
   }
 
-  int const row_, vector_;  // the first row, and which of its vectors
-  uint32_t word_[kRows][4];
+  // A lane's vector in the first four rows, and its first word in order: other words differ in bits 4 and 5, the second
+  // four of eight rows in bit 6.
+  uint32_t from_, to_;
 };
 
 }  // namespace graphopt::vq
