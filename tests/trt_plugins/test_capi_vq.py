@@ -163,10 +163,18 @@ def test_products_are_looked_up_for_one_token_only(lib: ctypes.CDLL, fmt: tuple[
 @pytest.mark.parametrize(
     ("n", "k", "kernels"),
     [
-        (8192, 8192, {9: "tile64", 16: "tile64", 32: "tile64", 64: "tile64", 128: "tile128", 256: "tile256"}),
-        (28672, 8192, {32: "tile64", 64: "tile64", 128: "tile128", 256: "tile256"}),
-        (8192, 28672, {4: "few16", 32: "tile64", 64: "tile64", 128: "tile128", 256: "tile256"}),
-        (4096, 4096, {4: "rows8", 9: "tile64", 32: "tile64", 128: "tile64", 256: "tile128"}),
+        (
+            8192,
+            8192,
+            {4: "rows8", 8: "tile64", 16: "tile64", 64: "tile64", 96: "tile128", 128: "tile128", 256: "tile256"},
+        ),
+        (
+            28672,
+            8192,
+            {4: "rows8", 8: "tile64", 16: "tile64", 64: "tile64", 96: "tile128", 128: "tile128", 256: "tile256"},
+        ),
+        (8192, 28672, {8: "tile64", 16: "tile64", 64: "tile64", 96: "tile128", 128: "tile128", 256: "tile256"}),
+        (4096, 4096, {4: "rows8", 9: "tile64", 16: "tile64", 64: "tile64", 128: "tile64", 512: "tile256"}),
     ],
 )
 def test_lattices_take_what_was_fastest(lib: ctypes.CDLL, n: int, k: int, kernels: dict[int, str]) -> None:
