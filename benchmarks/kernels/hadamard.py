@@ -47,6 +47,8 @@ CHECKS = (
     (5, 576, 64), (3, 768, 256), (4, 1536, 512), (3, 5120, 1024), (2, 6144, 2048), (3, 4096, 4096), (2, 11008, 256),
     (2, 8192, 8192), (1, 16384, 16384), (2, 128, 128), (3, 1000, 64), (5, 60, 16), (1, 7, 1), (2, 100, 32),
 )  # fmt: skip
+#: Of layer norms of 16 bits whose first row alone has its mean far above its deviation.
+FAR_CHECKS = ((5, 576, 64), (6, 1024, 1024), (3, 1536, 512), (4, 2048, 2048), (2, 4096, 4096))
 PLAIN_CHECKS = ((3, 28672, 4096), (1, 32768, 32768), (2, 65536, 65536), (130, 576, 64), (70000, 64, 64))
 
 hadamard = by_path("hadamard")
@@ -86,6 +88,7 @@ class Case:
     Attributes:
         nan: whether the second row has a NaN.
         shift: elements that x lies off its alignment.
+        far: whether the mean of the first row is five deviations from zero.
     """
 
     producer: str
@@ -95,6 +98,7 @@ class Case:
     block: int
     nan: bool = True
     shift: int = 0
+    far: bool = False
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,6 +108,9 @@ class Case:
             self.tensors["x"][1, 5] = math.nan
         if "Add" in self.producer or "Gated" in self.producer:
             self.tensors["other"] = self._rows()
+        if self.far:
+            for x in self.tensors.values():
+                x[0] = torch.randn(self.k, device="cuda") * 2 + 10
         if "Norm" in self.producer:
             self.tensors["gamma"] = torch.rand(self.k, device="cuda").add(0.5).to(self.dtype)
         if "Layer" in self.producer:
@@ -229,6 +236,10 @@ def checks(library: Library) -> Iterator[dict[str, Any]]:
                 nan = rows > 1 and k > 5
                 yield check(library, Case(producer, dtype, rows, k, block, nan=nan))
             yield check(library, Case(producer, dtype, 3, 4096, 4096, shift=1))
+    for producer in ("LayerNorm", "AddLayerNorm"):
+        for dtype in (torch.float16, torch.bfloat16):
+            for rows, k, block in FAR_CHECKS:
+                yield check(library, Case(producer, dtype, rows, k, block, nan=False, far=True))
     for producer in ("Plain", "AddRMSNorm"):
         yield check(library, Case(producer, torch.float16, 2300, 4096, 4096))
 

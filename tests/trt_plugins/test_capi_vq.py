@@ -160,6 +160,27 @@ def test_products_are_looked_up_for_one_token_only(lib: ctypes.CDLL, fmt: tuple[
     assert "table" not in _plan(lib, fmt, 2, 8192, 8192, lattice=lattice)["candidates"]
 
 
+@pytest.mark.parametrize(
+    ("n", "k", "kernels"),
+    [
+        (
+            8192,
+            8192,
+            {4: "rows8", 8: "tile64", 16: "tile64", 64: "tile64", 96: "tile128", 128: "tile128", 256: "tile256"},
+        ),
+        (
+            28672,
+            8192,
+            {4: "rows8", 8: "tile64", 16: "tile64", 64: "tile64", 96: "tile128", 128: "tile128", 256: "tile256"},
+        ),
+        (8192, 28672, {8: "tile64", 16: "tile64", 64: "tile64", 96: "tile128", 128: "tile128", 256: "tile256"}),
+        (4096, 4096, {4: "rows8", 9: "tile64", 16: "tile64", 64: "tile64", 128: "tile64", 512: "tile256"}),
+    ],
+)
+def test_lattices_take_what_was_fastest(lib: ctypes.CDLL, n: int, k: int, kernels: dict[int, str]) -> None:
+    assert {m: _plan(lib, QUIP4, m, n, k, lattice=1)["kernel"] for m in kernels} == kernels
+
+
 def test_products_need_shared_memory_and_tiles_of_as_many_rows(lib: ctypes.CDLL) -> None:
     candidates = [_plan(lib, fmt, 1, 512, 512, device=A100)["candidates"] for fmt in (GPTVQ2, AQLM2)]
     assert ["table" in found for found in candidates] == [False, True]

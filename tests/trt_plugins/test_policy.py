@@ -180,24 +180,27 @@ def test_a_quantize_plan_covers_the_row_and_fits_the_device(program: Path, rng: 
     assert {plan[4] for plan in plans} == {0, 1}
 
 
-PLAIN, ADD_RMS_NORM, GATED_SILU = 0, 2, 5
+PLAIN, ADD_RMS_NORM, LAYER_NORM, ADD_LAYER_NORM, GATED_SILU = 0, 2, 3, 4, 5
 SLOT, WARP_CHANNELS = 256, 1024
 
 
 @pytest.mark.parametrize("shared_kib", [99, 227])
 def test_transforms_cover_every_channel_once(program: Path, rng: np.random.Generator, shared_kib: int) -> None:
-    producers, rows = rng.choice([PLAIN, ADD_RMS_NORM, GATED_SILU], 400), rng.integers(1, 9000, 400)
+    kinds = [PLAIN, ADD_RMS_NORM, LAYER_NORM, ADD_LAYER_NORM, GATED_SILU]
+    producers, rows = rng.choice(kinds, 400), rng.integers(1, 9000, 400)
     blocks, counts = 1 << rng.integers(6, 16, 400), rng.integers(1, 40, 400)
     cases = list(zip(producers, rows, blocks * counts, blocks, strict=True))
     lines = [f"hadamard {p} {m} {k} {k} {b} 2 1 {shared_kib}" for p, m, k, b in cases]
     for (producer, m, k, block), plan in zip(cases, _ask(program, lines), strict=True):
         fits, units, parts, threads, block_units, block_warps, shared = plan
-        norm = producer == ADD_RMS_NORM
+        norm = producer not in (PLAIN, GATED_SILU)
         if not fits:
             assert block * 4 > (shared_kib - 4) * 1024 or (norm and k > 8 * WARP_CHANNELS)
             continue
         channels = threads // 32 * WARP_CHANNELS
         assert threads * block_units <= 1024
+        # Rows of a block wait for each other, and some rows of a layer norm make one more reduction.
+        assert block_units == (1 if producer in (LAYER_NORM, ADD_LAYER_NORM) else max(1, 128 // threads))
         assert threads <= (512 if norm else 1024)
         assert block_warps == max(1, block // WARP_CHANNELS)
         assert threads // 32 % block_warps == 0  # a block of H has all of its warps

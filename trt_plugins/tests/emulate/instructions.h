@@ -68,19 +68,6 @@ inline void cvt_rn_bf16x2_f32(uint32_t& word, float high, float low) {
   word = joined(__float2bfloat16_rn(low), __float2bfloat16_rn(high));
 }
 inline void rcp_approx_ftz_f32(float& y, float x) { y = 1.0f / x; }
-inline void add_rn_f16x2(uint32_t& sum, uint32_t a, uint32_t b) {
-  auto const of = [&](int half) {
-    return __float2half_rn(__half2float(element<__half>(a, half)) + __half2float(element<__half>(b, half)));
-  };
-  sum = joined(of(0), of(1));
-}
-inline void fma_rn_bf16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
-  auto const value = [](uint32_t word, int half) { return __bfloat162float(element<__nv_bfloat16>(word, half)); };
-  auto const of = [&](int half) {
-    return __float2bfloat16_rn(std::fma(value(a, half), value(b, half), value(c, half)));
-  };
-  sum = joined(of(0), of(1));
-}
 inline void sub_f16x2(uint32_t& difference, uint32_t a, uint32_t b) {
   auto const of = [&](int half) {
     return __float2half_rn(__half2float(element<__half>(a, half)) - __half2float(element<__half>(b, half)));
@@ -99,6 +86,38 @@ inline void ld_global_nc_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t&
 }
 inline void ld_global_nc_L1_no_allocate_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, void const* from) {
   ld_global_nc_v4_u32(a, b, c, d, from);
+}
+/// A float whose rounding to a type of half the bits is that of x: to odd where it does not hold x.
+inline float rounded_to_odd(double x) {
+  float const nearest = static_cast<float>(x);
+  if (!std::isfinite(nearest) || static_cast<double>(nearest) == x) return nearest;
+  bool const beyond = std::abs(static_cast<double>(nearest)) > std::abs(x);
+  return bits_of<float>(bits_of<uint32_t>(beyond ? std::nextafter(nearest, 0.0f) : nearest) | 1u);
+}
+
+/// a b + c, rounded once.
+template <class T>
+uint32_t fused(uint32_t a, uint32_t b, uint32_t c, T (*round)(float)) {
+  auto const of = [&](int half) {
+    auto const value = [&](uint32_t word) { return static_cast<double>(static_cast<float>(element<T>(word, half))); };
+    return round(rounded_to_odd(value(a) * value(b) + value(c)));
+  };
+  return joined(of(0), of(1));
+}
+inline void add_rn_f16x2(uint32_t& sum, uint32_t a, uint32_t b) {
+  constexpr uint32_t kOnes = 0x3c003c00u;
+  sum = fused<__half>(a, kOnes, b, __float2half_rn);
+}
+inline void fma_rn_f16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
+  sum = fused<__half>(a, b, c, __float2half_rn);
+}
+inline void fma_rn_bf16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
+  sum = fused<__nv_bfloat16>(a, b, c, __float2bfloat16_rn);
+}
+inline void st_shared_u32(uint32_t address, uint32_t word) { std::memcpy(shared + address, &word, 4); }
+inline void st_shared_v4_u32(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  uint32_t const words[] = {a, b, c, d};
+  std::memcpy(shared + address, words, 16);
 }
 inline void ld_shared_u32(uint32_t& word, uint32_t address) { std::memcpy(&word, shared + address, 4); }
 inline void ld_shared_f32(float& value, uint32_t address) { std::memcpy(&value, shared + address, 4); }

@@ -51,7 +51,8 @@ inline HadamardPlan plan_hadamard(HadamardProblem const& p, int64_t shared_per_b
   plan.parts = static_cast<int>(divide(p.k, unit));
   plan.units = p.rows * plan.parts;
   plan.unit_threads = static_cast<int>(threads);
-  plan.block_units = static_cast<int>(std::max<int64_t>(1, kBlockThreads / threads));
+  // Teams of a block meet at its barriers, and a layer norm has one more where a row's mean is far above its deviation.
+  plan.block_units = is_layer_norm(p.producer) ? 1 : static_cast<int>(std::max<int64_t>(1, kBlockThreads / threads));
   plan.block_warps = static_cast<int>(shared_by);
   plan.shared_bytes = shared_by > 1 ? plan.block_units * threads * kThreadBytes : 0;
   constexpr int64_t kMostUnits = int64_t{1} << 30;

@@ -107,15 +107,18 @@ struct LatticeWeights {
     return (spread << (15 - 2 * pair)) & 0x80008000u;
   }
 
+  /// What the second code of a word is multiplied by, as two T.
+  __device__ __forceinline__ static uint32_t ratio_of(float const* ratios) {
+    float const ratio = __ldg(ratios + 1) / __ldg(ratios);
+    return round_pair<T>(ratio, ratio);
+  }
+
   class Decoder {
    public:
     __device__ __forceinline__ Decoder(uint32_t table, int lane, float const* ratios)
         : table_(table + lane % kCopies * 16), signs_(table + kSigns + lane * 4) {
       static_assert(!kPairs);
-      if constexpr (r == 2) {
-        float const ratio = __ldg(ratios + 1) / __ldg(ratios);
-        ratio_ = round_pair<T>(ratio, ratio);
-      }
+      if constexpr (r == 2) ratio_ = ratio_of(ratios);
     }
 
     /// See BookWeights; in units of ratios[0].
@@ -174,12 +177,10 @@ struct LatticeWeights {
   template <int kWords>
   class PairDecoder {
    public:
-    __device__ __forceinline__ PairDecoder(uint32_t table, int lane, float const* ratios) : table_(table + lane * 4) {
+    /// `ratio`: see ratio_of.
+    __device__ __forceinline__ PairDecoder(uint32_t table, int lane, uint32_t ratio)
+        : table_(table + lane * 4), ratio_(ratio) {
       static_assert(kPairs && kPitch == 256);
-      if constexpr (r == 2) {
-        float const ratio = __ldg(ratios + 1) / __ldg(ratios);
-        ratio_ = round_pair<T>(ratio, ratio);
-      }
     }
 
     __device__ __forceinline__ void align(uint32_t (&)[kWords]) const {}
@@ -203,8 +204,7 @@ struct LatticeWeights {
       return permute_bytes(word, table_, 0x7604u | static_cast<uint32_t>(i) << 4);
     }
 
-    uint32_t table_;
-    uint32_t ratio_ = 0;
+    uint32_t table_, ratio_;
   };
 };
 

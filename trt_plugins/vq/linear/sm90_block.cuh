@@ -8,6 +8,7 @@
 #include "common/sm90_ring.cuh"
 #include "common/vec.cuh"
 #include "vq/linear/sm90_tile.h"
+#include "vq/linear/sm90_vectors.cuh"
 
 namespace graphopt::vq {
 
@@ -92,6 +93,12 @@ struct Sm90Shared {
     return stages().full(2 * Traits::kStages + buffer);
   }
   __device__ __forceinline__ uint32_t table_empty(int buffer) const { return table_full(2 + buffer); }
+  /// Whether the words of a stage lie in the order of vectors.
+  __device__ __forceinline__ uint32_t ordered(int stage) const { return table_full(4 + stage); }
+  /// What readers of a stage wait for.
+  __device__ __forceinline__ uint32_t ready(int stage) const {
+    return Traits::kVectors ? ordered(stage) : stages().full(stage);
+  }
   /// Where a warpgroup leaves its sums for another one.
   __device__ __forceinline__ uint32_t sums(int group, int half) const {
     return stages().base + (Traits::kSlots == 1 ? 0 : 2 * group + half) * Traits::kSlotBytes;
@@ -168,6 +175,49 @@ __device__ __forceinline__ void produce_books(Sm90Args<typename Traits::T> const
       at.advance();
     }
   }
+}
+
+/// Each of three warps: put the words of every third stage into the order of vectors.
+///   kParts: kVectorRows rows each, that a stage has.
+template <class Traits, int kParts>
+__device__ __forceinline__ void order_parts(Sm90Args<typename Traits::T> const& args,
+                                            Sm90Shared<Traits> const& shared) {
+  constexpr int kWarps = Traits::kLoaderThreads / 32;
+  static_assert(Traits::kRowBytes == 128 && Traits::kStages % kWarps == 0);
+  int const warp = static_cast<int>(threadIdx.x) / 32 - 1, lane = static_cast<int>(threadIdx.x) % 32;
+  auto const stages = shared.stages();
+  VectorRows<kParts> const rows(lane);
+  typename Sm90Shared<Traits>::Stages::Position at;
+  StageRange const range = StageRange::of(args);
+  for (int i = 0; i < warp; ++i) at.advance();
+  SharedWalk<Traits> walk(args);
+  int token, row, skipped = warp;  // stages of a tile before this warp's first one
+  while (walk.next(token, row)) {
+    int i = range.begin + skipped;
+#pragma unroll 1
+    for (; i < range.end; i += kWarps) {
+      mbarrier_wait(stages.full(at.stage), at.parity);
+      rows.order(stages.x(at.stage));
+      async_proxy_fence();
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive(shared.ordered(at.stage));
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) at.advance();
+    }
+    skipped = i - range.end;
+  }
+}
+
+/// The same of as many parts as there are tokens for.
+template <class Traits>
+__device__ __forceinline__ void order_vectors(Sm90Args<typename Traits::T> const& args,
+                                              Sm90Shared<Traits> const& shared) {
+  static_assert(Traits::kTokens == 64 || Traits::kTokens == 128);
+  if constexpr (Traits::kTokens == 64) {
+    if (args.x_rows <= kVectorRows) return order_parts<Traits, 1>(args, shared);
+    if (args.x_rows <= 2 * kVectorRows) return order_parts<Traits, 2>(args, shared);
+  }
+  order_parts<Traits, Traits::kTokens / kVectorRows>(args, shared);
 }
 
 }  // namespace graphopt::vq

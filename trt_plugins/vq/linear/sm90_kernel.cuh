@@ -22,14 +22,38 @@
 
 namespace graphopt::vq {
 
+/// What decodes codes of a stage, kWords words of each row.
+template <class Weights, int kWords, bool kVectors = kHasVectors<Weights>>
+struct DecoderOf {
+  using Type = typename Weights::template PairDecoder<kWords>;
+};
+
+template <class Weights, int kWords>
+struct DecoderOf<Weights, kWords, true> {
+  using Type = typename Weights::VectorDecoder;
+};
+
+/// What decoders take of the ratios, to be made before a loop: the lattice's in a register. It is hidden from the
+/// compiler, which divides again for every stage rather than keep it.
+template <class Weights>
+__device__ __forceinline__ auto ratios_of(float const* ratios) {
+  if constexpr (Weights::kLattice) {
+    uint32_t ratio = Weights::ratio_of(ratios);
+    asm volatile("" : "+r"(ratio));
+    return ratio;
+  } else {
+    return ratios;
+  }
+}
+
 /// One warpgroup that multiplies: 64 rows of W of every tile of Y, and of its K every kGroups-th stage.
 template <class Traits>
 class Sm90Consumer {
   using T = typename Traits::T;
   using Weights = typename Traits::Weights;
   using Product = Wgmma<Traits::kTokens>;
-  using Decoder = typename Weights::template PairDecoder<Traits::kWords>;
-  using Words = uint32_t[Traits::kWords];
+  using Decoder = typename DecoderOf<Weights, Traits::kWords>::Type;
+  using Words = uint32_t[Traits::kLaneWords];
   static constexpr int kHalfSteps = Traits::kSteps / 2;
   static constexpr int kGroups = Traits::kGroups;
 
@@ -40,7 +64,8 @@ class Sm90Consumer {
         stages_(shared.stages()),
         half_(warpgroup % Traits::kHalves),
         group_(kGroups == 1 ? 0 : warpgroup / Traits::kHalves),
-        range_(StageRange::of(args)) {
+        range_(StageRange::of(args)),
+        ratios_(ratios_of<Weights>(args.ratios)) {
     for (int i = 0; i < group_; ++i) at_.advance();
   }
 
@@ -82,7 +107,10 @@ class Sm90Consumer {
   __device__ __forceinline__ void load(Words (&words)[2], int stage) const {
     int const limit = stage < range_.end ? args_.row_bytes : 0;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) load_codes(words[h], codes_[h], stage * (4 * Traits::kWords), limit);
+    for (int h = 0; h < 2; ++h) {
+      int const first = Traits::kVectors ? lane_ % 4 * (4 * Traits::kLaneWords) : 0;
+      load_codes(words[h], codes_[h], stage * (4 * Traits::kWords) + first, limit);
+    }
   }
 
   /// sums = W X^T. Halves of a stage take turns with two sets of registers, codes of kAhead stages are on their way.
@@ -114,16 +142,18 @@ class Sm90Consumer {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int w = 0; w < Traits::kWords; ++w) words[h][w] = codes[h][w];
+      for (int w = 0; w < Traits::kLaneWords; ++w) words[h][w] = codes[h][w];
     }
     load(codes, i + group_ + Traits::kAhead * kGroups);
     acquire_books();
     if (kGroups > 1 && i + group_ >= range_.end) return release_books(i);
-    Decoder const decoder(shared_.table(Weights::kTiled ? book_.stage : 0), lane_, args_.ratios);
-    decoder.align(words[0]);
-    decoder.align(words[1]);
+    Decoder const decoder(shared_.table(Weights::kTiled ? book_.stage : 0), lane_, ratios_);
+    if constexpr (!Traits::kVectors) {
+      decoder.align(words[0]);
+      decoder.align(words[1]);
+    }
     decode<0>(first, decoder, words);
-    mbarrier_wait(stages_.full(at_.stage), at_.parity);
+    mbarrier_wait(shared_.ready(at_.stage), at_.parity);
     uint64_t const x = wgmma_descriptor<Traits::kRowBytes>(stages_.x(at_.stage));
     start_products(first, x);
     release_previous();
@@ -158,10 +188,15 @@ class Sm90Consumer {
   /// A of half a stage.
   template <int kHalf>
   __device__ __forceinline__ void decode(Half& a, Decoder const& decoder, Words const (&words)[2]) const {
+    if constexpr (Traits::kVectors) {
+      static_assert(kHalfSteps == 2 && Traits::kLaneWords == 2, "a vector of each row is half a stage");
+      decoder.half(a, words[0][kHalf], words[1][kHalf]);
+    } else {
 #pragma unroll
-    for (int s = 0; s < kHalfSteps; ++s) {
+      for (int s = 0; s < kHalfSteps; ++s) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[4 * s + i] = decoder.pair(words[i % 2], 2 * (kHalf * kHalfSteps + s) + i / 2);
+        for (int i = 0; i < 4; ++i) a[4 * s + i] = decoder.pair(words[i % 2], 2 * (kHalf * kHalfSteps + s) + i / 2);
+      }
     }
   }
 
@@ -272,6 +307,7 @@ class Sm90Consumer {
   int left_ = 0;       // stages until the codebooks change
   int8_t const* codes_[2];
   float factor_[2], bias_[2];
+  decltype(ratios_of<Weights>(nullptr)) const ratios_;
   uint32_t sum_[Traits::kSums];
 };
 
@@ -291,6 +327,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       mbarrier_init(shared.table_full(buffer), Traits::kLoaderThreads);
       mbarrier_init(shared.table_empty(buffer), Traits::kConsumers * kWarpgroup);
     }
+    if constexpr (Traits::kVectors) {
+      for (int stage = 0; stage < Traits::kStages; ++stage) {
+        mbarrier_init(shared.ordered(stage), 1);
+      }
+    }
     mbarrier_init_fence();
   }
   if constexpr (!Weights::kTiled) {
@@ -306,6 +347,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     if (warp == 0) produce_x<Traits>(args, shared);
     if constexpr (Weights::kTiled) {
       if (warp > 0) produce_books<Traits>(args, shared);
+    } else if constexpr (Traits::kVectors) {
+      if (warp > 0) order_vectors<Traits>(args, shared);
     }
     __syncwarp();
   } else {

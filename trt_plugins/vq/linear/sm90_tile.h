@@ -8,6 +8,10 @@ namespace graphopt::vq {
 constexpr int kSm90Rows = 128;      // of W, in a block
 constexpr int kWgmmaTileRows = 64;  // of them, of a warpgroup
 
+/// Whether lanes decode whole vectors, see sm90_vectors.cuh.
+template <class Weights>
+constexpr bool kHasVectors = false;
+
 /// Sizes that follow from a kind of weights and the tokens of a tile.
 ///   kGroups: pairs of warpgroups that share K stage by stage, and then add their sums: with few tokens, decoding is
 ///     all the work.
@@ -28,14 +32,17 @@ struct Sm90Traits {
   static constexpr int kSteps = kColumns / 16;
   static constexpr int kWords = Weights::Codes::bits_of(kColumns) / 32;  // of codes of a row in a stage
   static_assert(Weights::Codes::bits_of(kColumns) % 32 == 0);
-  static constexpr int kAhead = kGroups == 1 || kWords <= 4 ? 2 : 1;  // stages of codes on their way
+  static constexpr bool kVectors = kHasVectors<Weights>;
+  static_assert(!kVectors || (Weights::Codes::kVector == 8 && !Weights::kTiled));
+  static constexpr int kLaneWords = kVectors ? kWords / 4 : kWords;  // of them, that a lane reads
+  static constexpr int kAhead = kGroups == 1 || kLaneWords <= 4 ? 2 : 1;  // stages of codes on their way
 
   // Stages that codes are brought into L2 ahead, where little else is to be done meanwhile. 0: they are not.
   static constexpr int kPrefetch = kGroups == 1 ? 0 : 16;
 
   // A multiprocessor has 64 K registers, and a block's threads begin with the same share of them, a multiple of 8.
   static constexpr int kGivenRegisters = 65536 / kThreads / 8 * 8;
-  static constexpr int kProducerRegisters = Weights::kTiled ? 64 : 32;
+  static constexpr int kProducerRegisters = kVectors && kGroups == 1 ? 88 : Weights::kTiled || kVectors ? 64 : 32;
   static constexpr int kConsumerRegisters =
       ((kConsumers + 1) * kGivenRegisters - kProducerRegisters) / kConsumers / 8 * 8;
   static_assert(kConsumerRegisters <= 256 - 8);
@@ -47,7 +54,7 @@ struct Sm90Traits {
   static constexpr int kStagingBytes = 2 * kHalves * kStoreBytes;
   static constexpr int kBarrierBytes = 1024;
   static constexpr int kMaxSharedBytes = 227 * 1024;
-  static constexpr int kMostStages = 8;
+  static constexpr int kMostStages = kVectors ? 12 : 8;
 
   // Y on its way, barriers, codebooks, and the ring of X. Codebooks that begin at a multiple of more than the block's
   // memory does are given room for that.
@@ -57,8 +64,10 @@ struct Sm90Traits {
   static constexpr int kRingOffset = kTableOffset + Weights::kSharedBytes;
   static_assert(kAlignment == 1024 || kBarrierOffset + kBarrierBytes + 1024 <= kAlignment, "wherever memory begins");
   static constexpr int kFittingStages = (kMaxSharedBytes - kRingOffset) / kStageBytes;
-  static constexpr int kStages = kFittingStages < kMostStages ? kFittingStages : kMostStages;
-  static_assert(kStages >= 2 && 8 * (2 * kStages + 4) <= kBarrierBytes);
+  // Who takes every so-many-th stage must meet its stages again each time round: a barrier tells two phases apart only.
+  static constexpr int kTurns = kGroups * (kVectors ? kLoaderThreads / 32 : 1);
+  static constexpr int kStages = (kFittingStages < kMostStages ? kFittingStages : kMostStages) / kTurns * kTurns;
+  static_assert(kStages >= 2 && 8 * (3 * kStages + 4) <= kBarrierBytes);
   static constexpr int kSharedBytes = kRingOffset + kStages * kStageBytes;
   static_assert(kStageBytes % 1024 == 0 && kStoreBytes % 1024 == 0, "a swizzled tile starts at a multiple of 1024");
 
