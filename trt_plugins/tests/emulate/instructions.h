@@ -115,10 +115,6 @@ inline void fma_rn_bf16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
   sum = fused<__nv_bfloat16>(a, b, c, __float2bfloat16_rn);
 }
 inline void st_shared_u32(uint32_t address, uint32_t word) { std::memcpy(shared + address, &word, 4); }
-inline void st_shared_v4_u32(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  uint32_t const words[] = {a, b, c, d};
-  std::memcpy(shared + address, words, 16);
-}
 inline void ld_shared_u32(uint32_t& word, uint32_t address) { std::memcpy(&word, shared + address, 4); }
 inline void ld_shared_f32(float& value, uint32_t address) { std::memcpy(&value, shared + address, 4); }
 inline void st_shared_v4_u32(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
