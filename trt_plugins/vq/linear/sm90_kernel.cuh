@@ -2,11 +2,12 @@
 //
 // Y^T = W X^T: wgmma takes its A operand from registers, so the rows of its product are rows of W and its columns
 // tokens. A lane holds two columns of every eight: it looks up that word of an entry, and the lanes that share an entry
-// read it together, without a shuffle and without a tile of decoded weights in shared memory.
+// read it together, without a shuffle and without a tile of decoded weights in shared memory. Or it has whole vectors,
+// see sm90_vectors.cuh.
 //
 // One persistent block per multiprocessor: one warp of the first warpgroup brings X, three bring the codebooks of the
-// next tile where these change along K; the others multiply 64 rows of W each. Half of a stage is decoded while the
-// products of the other half run.
+// next tile where these change along K, or put X into the order of vectors; the others multiply 64 rows of W each. Half
+// of a stage is decoded while the products of the other half run.
 //
 // Where tiles are fewer than multiprocessors, two blocks of a cluster share a tile's K, and with few tokens two pairs
 // of warpgroups do. Then blocks are not persistent: the ring becomes room for their sums.
