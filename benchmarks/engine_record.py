@@ -1,4 +1,4 @@
-"""Record what engines did on a GPU: results, the page made of them, and the tables and sentences that repeat them.
+"""Record what engines did on a GPU: results, the page made of them, and the tables that repeat them.
 
     python benchmarks/engine_record.py FROM [NAME=FILE ...] [--texts FOLDER] [--root FOLDER]
 
@@ -6,9 +6,9 @@ FROM is what engine_hold.py wrote, a folder or a .tgz of one. Rows of a case and
 replaced, but TensorRT's own float16 by a faster one only: what its builder chooses differs from build to build, and
 the ratios of all rows, older ones too, are to the best that it has reached. Texts are judged (benchmarks/generate.py
 judge) by the ONNX files of their schemes, none=FILE among them, with the prompts in FOLDER. Changed are
-results/h100/engine.json and generate.json, docs/how_fast_how_accurate.md, the tables in NOTES.md and the paragraph in
-README.md. What the numbers mean is for whoever reads them: so the steps, how long each took, and the outputs that
-were checked are printed.
+results/h100/engine.json and generate.json, docs/how_fast_how_accurate.md, the tables in NOTES.md and the one in
+README.md. What the numbers mean is for whoever reads them: so the steps, how long each took, and the outputs that were
+checked are printed.
 """
 
 import argparse
@@ -29,14 +29,24 @@ from graphopt.results import write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = "### TensorRT 8.6 engines"
-#: The paragraph of README.md: where it begins, and what ends it.
-OPENING, ENDING = "In TensorRT 8.6 on an H100,", " All numbers: "
-#: The engines of that paragraph, and what it calls them.
+#: The table of README.md: the sentence before it, and what comes after it.
+OPENING, ENDING = "Engines in TensorRT 8.6 on an H100,", "All numbers: "
+INTRODUCTION = f"""{OPENING} as multiples of the speed of TensorRT's own float16 engine: layers of
+Llama-2's shapes with random weights, four of 7B (one for the prompt) or one of 70B. Decode adds a token to each of B
+sequences of 2048, a prompt has 2048. SmolLM2: the perplexity of its engine."""
+#: The engines of that table, and what it calls them.
 HEADLINE = {
-    "mixq-w8a8": "w8a8", "mixq-w4a8": "w4a8", "mixq-w4a8+cq4": "w4a8 with a 4-bit cache (cq4)",
-    "vq-quip4": "quip4", "vq-quip4+cq4": "quip4 with cq4", "mant-w4a8": "M-ANT's w4a8",
-    "mant-w4a8+kv-mant4": "M-ANT's w4a8 and 4-bit cache",
+    "mixq-w8a8": "MixQ w8a8", "mixq-w4a8": "MixQ w4a8", "mixq-w4a8+cq4": "MixQ w4a8, cq4 cache",
+    "vq-quip4": "VQ quip4", "vq-quip4+cq4": "VQ quip4, cq4 cache", "mant-w4a8": "M-ANT w4a8",
+    "mant-w4a8+kv-mant4": "M-ANT w4a8, 4-bit cache",
 }  # fmt: skip
+#: Its columns: model, phase and sequences of the rows.
+COLUMNS = {
+    **{f"7B, B = {b}": ("llama-2-7b 4 layers", "decode", b) for b in (1, 4, 16, 64)},
+    "7B, prompt": ("llama-2-7b 1 layer", "prefill", 1),
+    **{f"70B, B = {b}": ("llama-2-70b 1 layer", "decode", b) for b in (1, 4, 16, 64)},
+    "70B, prompt": ("llama-2-70b 1 layer", "prefill", 1),
+}
 #: Names of schemes and caches in the accuracy file, where they are others.
 JUDGED = {"none": "fp", "kv-mant4": "mant4"}
 
@@ -95,50 +105,25 @@ def text_table(rows: Sequence[Row], accuracy: Sequence[Row]) -> str:
     return "\n".join(tables.table(head, lines)) + "\n"
 
 
-def listed(items: Sequence[str]) -> str:
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def times(rows: Sequence[Row]) -> str:
-    ratios = (r["peers"][page.REFERENCE] / r["us"] for r in rows)
-    return listed([f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:.0f}" for ratio in ratios])
-
-
-def paragraph(rows: Sequence[Row], texts: Sequence[Row]) -> str:
+def headline(rows: Sequence[Row], texts: Sequence[Row]) -> str:
     """What README.md says of engines."""
+    perplexity = {r["scheme"]: f"{r['ppl']:.3f}" for r in texts if r["suite"] == "perplexity"}
+    speeds = {
+        (model_of(r), r["phase"], r["B"], r["scheme"]): r["peers"][page.REFERENCE] / r["us"]
+        for r in rows
+        if r["scheme"] in HEADLINE and page.REFERENCE in r["peers"]
+    }
+    names = [name for name in HEADLINE if any(name == scheme for *_, scheme in speeds)]
+    columns = {title: where for title, where in COLUMNS.items() if any((*where, name) in speeds for name in names)}
 
-    def of(layers: str, phase: str) -> list[tuple[str, list[Row]]]:
-        """Name and rows of the headline's schemes, in the order of batches."""
-        found = [
-            (name, [r for r in rows if f"{layers} {phase}" in r["case"] and r["scheme"] == scheme])
-            for scheme, name in HEADLINE.items()
-        ]
-        return [(name, mine) for name, mine in found if mine and all(page.REFERENCE in r["peers"] for r in mine)]
+    def cell(ratio: float | None) -> str:
+        return "" if ratio is None else f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:.0f}×"
 
-    def batches(mine: Sequence[Row]) -> str:
-        return f"{listed([str(r['B']) for r in mine])} sequences"
-
-    (name, first), *others = of("2-7b 4 layers", "decode")
-    sentences = [
-        f"{OPENING} four Llama-2-7B-shaped layers decode one token with 2048 in the cache {times(first)} times as fast "
-        f"in {name} as in TensorRT's own float16 engine, for {batches(first)}"
-        + "".join(f"; in {name} {times(mine)} times" for name, mine in others)
-        + "."
-    ]
-    if large := of("2-70b 1 layer", "decode"):
-        ratios = "; ".join(f"{name} {times(mine)} times" for name, mine in large)
-        sentences.append(f"One layer of Llama-2-70B's shape, for {batches(large[0][1])}: {ratios}.")
-    for layer, shape in (("2-7b 1 layer", "Llama-2-7B"), ("2-70b 1 layer", "Llama-2-70B")):
-        if prompts := of(layer, "prefill"):
-            ratios = listed([f"{name} {times(mine)} times" for name, mine in prompts])
-            sentences.append(f"A prompt of 2048 tokens through one layer of {shape}'s shape: {ratios}.")
-    values = [
-        f"{r['ppl']:.3f} in {HEADLINE.get(r['scheme'], 'float16' if r['scheme'] == 'none' else r['scheme'])}"
-        for r in texts
-        if r["suite"] == "perplexity"
-    ]
-    sentences.append(f"SmolLM2's perplexity through such engines is {listed(values)}.")
-    return " ".join(sentences)
+    lines = [("TensorRT's float16", *("1×" for _ in columns), perplexity["none"])]
+    for name in names:
+        cells = (cell(speeds.get((*where, name))) for where in columns.values())
+        lines.append((HEADLINE[name], *cells, perplexity.get(name, "")))
+    return "\n".join((INTRODUCTION, "", *tables.table(("engine", *columns, "SmolLM2"), lines), "", ""))
 
 
 def with_tables(notes: str, engines: str, texts: str) -> str:
@@ -157,8 +142,8 @@ def with_tables(notes: str, engines: str, texts: str) -> str:
     return notes[:start] + part + notes[end:]
 
 
-def with_paragraph(readme: str, text: str) -> str:
-    """README.md with another paragraph about engines."""
+def with_headline(readme: str, text: str) -> str:
+    """README.md with another table of engines."""
     start = readme.index(OPENING)
     return readme[:start] + text + readme[readme.index(ENDING, start) :]
 
@@ -191,11 +176,11 @@ def record(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def repeat(root: Path, engines: Sequence[Row], texts: Sequence[Row]) -> None:
-    """Write the tables and the paragraph into NOTES.md and README.md."""
+    """Write the tables into NOTES.md and README.md."""
     accuracy = json.loads((root / "benchmarks/results/accuracy/smollm2.json").read_text())
     notes, readme = root / "benchmarks/NOTES.md", root / "README.md"
     notes.write_text(with_tables(notes.read_text(), engine_tables(engines), text_table(texts, accuracy)))
-    readme.write_text(with_paragraph(readme.read_text(), paragraph(engines, texts)))
+    readme.write_text(with_headline(readme.read_text(), headline(engines, texts)))
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@
 #     vq           kernels of vector-quantized weights, from build_vq.sh: against decoded weights, under compute-sanitizer,
 #                  VQ-LLM's optimizations one by one, and graphopt bench kernels --suite vq; then vq_hadamard (4 min)
 #     vq_hadamard  their transform and what it is fused with: against evaluators, under compute-sanitizer, and its suite
+#     fused        norms and activations by themselves: the same
 #     timing       graphopt bench kernels, the suites of MixQ (3 min)
 #     counters     hardware counters of MixQ's kernels
 #     all          correctness sanitizer online mant attention timing counters (default)
@@ -122,17 +123,21 @@ vq() {
     return "$failed"
 }
 
-vq_hadamard() {
-    local failed=0 tool
-    timeout 60 python3 benchmarks/kernels/hadamard.py --output "$out" --library "$GRAPHOPT_PLUGIN_LIBRARY" \
-        2>&1 | tee "$out/hadamard_check.log"
+vq_hadamard() { by_itself vq_hadamard hadamard python3 benchmarks/kernels/hadamard.py; }
+fused() { by_itself fused fused python3 benchmarks/kernels/fused.py --host "$host"; }
+
+# by_itself SUITE NAME COMMAND ...: the checks of COMMAND, carry/NAME_small under every tool, SUITE.
+by_itself() {
+    local suite="$1" name="$2" failed=0 tool
+    timeout 60 "${@:3}" --output "$out" --library "$GRAPHOPT_PLUGIN_LIBRARY" \
+        2>&1 | tee "$out/${name}_check.log"
     [ "${PIPESTATUS[0]}" = 0 ] || failed=1
     for tool in memcheck racecheck synccheck; do
         timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
-            carry/hadamard_small "$GRAPHOPT_PLUGIN_LIBRARY" > "$out/hadamard_$tool.log" 2>&1 || failed=1
-        grep 'cases\|ERROR SUMMARY\|RACECHECK SUMMARY' "$out/hadamard_$tool.log"
+            "carry/${name}_small" "$GRAPHOPT_PLUGIN_LIBRARY" > "$out/${name}_$tool.log" 2>&1 || failed=1
+        grep 'cases\|ERROR SUMMARY\|RACECHECK SUMMARY' "$out/${name}_$tool.log"
     done
-    bench vq_hadamard
+    bench "$suite"
     return "$failed"
 }
 

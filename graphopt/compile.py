@@ -1,6 +1,7 @@
 """The compiler on one screen: the ordered stages that turn an ONNX model into an optimized one.
 
-load -> infer shapes -> canonicalize -> key-value cache -> schemes -> legalize what is left -> attach bodies -> save
+load -> infer shapes -> canonicalize -> key-value cache -> schemes -> norms and activations between plugin ops
+  -> legalize what is left -> attach bodies -> save
 """
 
 __all__ = ["canonicalize", "check", "optimize"]
@@ -21,7 +22,7 @@ from graphopt.errors import ModelError
 from graphopt.ir import origin
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
-from graphopt.passes import CACHES, CANONICALIZE, OPS, SCHEMES, kvcache, legalize
+from graphopt.passes import CACHES, CANONICALIZE, OPS, SCHEMES, fused, kvcache, legalize
 from graphopt.passes.canonicalize import PRODUCT_RULES
 
 _INFER = Stage("infer-shapes", lambda model, report: infer_shapes(model))
@@ -143,6 +144,6 @@ def optimize(
 
     stages = [_INFER, *CANONICALIZE, Stage("kv-cache", lower_cache), Stage("lower", lower)]
     if not dry_run:
-        stages += [Stage("legalize", legalize), _ATTACH]
+        stages += [Stage(fused.STAGE, fused.lower), Stage("legalize", legalize), _ATTACH]
     with at_most(jobs):
         return pipeline.run(model, stages, dump_dir=dump_dir, progress=progress)

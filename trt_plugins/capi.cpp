@@ -10,6 +10,7 @@
 #include "attention/vq/params.h"
 #include "common/export.h"
 #include "common/tensor.h"
+#include "fused/params.h"
 #include "mant/linear/params.h"
 #include "mixq/linear/params.h"
 #include "mixq/linear_w4a4/params.h"
@@ -429,6 +430,15 @@ GRAPHOPT_EXPORT int32_t graphopt_vq_hadamard(int32_t producer, int32_t dtype, in
       static_cast<graphopt::Producer>(producer), static_cast<DType>(dtype), rows, k, channels, block, epsilon, x, other,
       gamma, beta, signs, z, sum, y};
   return static_cast<int32_t>(graphopt::vq::launch_hadamard(params, static_cast<cudaStream_t>(stream)));
+}
+
+GRAPHOPT_EXPORT int32_t graphopt_fused(int32_t producer, int32_t dtype, int64_t rows, int64_t cols, void const* x,
+                                       void const* other, void const* gamma, void const* beta, float epsilon, void* y,
+                                       void* sum, void* stream) {
+  graphopt::fused::FusedParams const params{
+      static_cast<graphopt::Producer>(producer), static_cast<DType>(dtype), rows, cols, epsilon, x, other, gamma, beta,
+      y, sum};
+  return static_cast<int32_t>(graphopt::fused::launch_fused(params, static_cast<cudaStream_t>(stream)));
 }
 
 GRAPHOPT_EXPORT char const* graphopt_status_string(int32_t status) {

@@ -238,6 +238,12 @@ int32_t graphopt_mant_attention(int32_t dtype, int64_t batch, int64_t seq, int64
                                 void const* cos, void const* sin, void const* k_center, void const* const* past,
                                 int32_t const* start, void* y, void* const* present, void* workspace, void* stream);
 
+// y of a producer alone, in T: any of graphopt_mixq_producer but PLAIN and those of a GLU.
+//   x, other, gamma, beta   as above
+//   y, sum                  [rows, K] T; sum null: not written
+int32_t graphopt_fused(int32_t producer, int32_t dtype, int64_t rows, int64_t cols, void const* x, void const* other,
+                       void const* gamma, void const* beta, float epsilon, void* y, void* sum, void* stream);
+
 // One sentence; never null, owned by the library.
 char const* graphopt_status_string(int32_t status);
 

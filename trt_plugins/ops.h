@@ -1,4 +1,4 @@
-// Every plugin op of the library: the list of schemes that it is made of.
+// Every plugin op of the library: the list of schemes that it is made of, and what stands between them.
 #pragma once
 
 #include <utility>
@@ -6,6 +6,7 @@
 
 #include "attention/ops.h"
 #include "common/op.h"
+#include "fused/ops.h"
 #include "mant/ops.h"
 #include "mixq/ops.h"
 #include "vq/ops.h"
@@ -24,6 +25,7 @@ inline std::vector<OpClass> all_ops() {
   ops.push_back(vq::linear_op());
   ops.push_back(vq::linear_e8_op());
   for (OpClass& op : vq::hadamard_ops()) ops.push_back(std::move(op));
+  for (OpClass& op : fused::fused_ops()) ops.push_back(std::move(op));
   return ops;
 }
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Build carry/libvq.so for vq.py, and carry/vq_small, carry/vq_ablation and carry/hadamard_small, which need no Python.
+# Build carry/libvq.so for vq.py, and carry/vq_small, carry/vq_ablation, carry/hadamard_small and carry/fused_small, which need no
+# Python.
 #   sh benchmarks/kernels/build_vq.sh [nvcc] [arch] [object folder]
 set -eu
 cd "$(dirname "$0")/../.."
@@ -24,5 +25,6 @@ lib=$(dirname "$(command -v "$nvcc")")/../lib  # where the wheels of nvcc keep w
 "$nvcc" -shared -cudart static "-L$lib" "$objects"/*.o -o carry/libvq.so
 "$nvcc" -std=c++17 -O2 -cudart static "-L$lib" benchmarks/kernels/vq_small.cu -ldl -o carry/vq_small
 "$nvcc" -std=c++17 -O2 -cudart static "-L$lib" benchmarks/kernels/hadamard_small.cpp -ldl -o carry/hadamard_small
+"$nvcc" -std=c++17 -O2 -cudart static "-L$lib" benchmarks/kernels/fused_small.cpp -ldl -o carry/fused_small
 "$nvcc" -std=c++17 -O3 -DNDEBUG $hopper -cudart static "-L$lib" -I trt_plugins \
     "-gencode=arch=compute_$arch,code=sm_$arch" benchmarks/kernels/vq_ablation.cu trt_plugins/common/check.cpp -o carry/vq_ablation

@@ -159,6 +159,14 @@ class Case:
         size = np.abs(a["x"].astype(np.float64)) * np.abs(a["other"].astype(np.float64) if "other" in a else 1.0)
         return CANCELLATION * size
 
+    def excess(self, y: np.ndarray, want: np.ndarray) -> np.ndarray:
+        """Errors of y over their bounds."""
+        exact = want.astype(np.float64)
+        # The layers round, and so does the kernel, whose error before that can move it to the next value of T.
+        relative = 2 * UNIT_ROUNDOFF[self.dtype] + PRODUCER_ERROR[self.dtype]
+        with np.errstate(invalid="ignore"):
+            return np.abs(y - exact) / (relative * np.abs(exact) + 2 * SMALLEST[self.dtype] + self.lost())
+
 
 def largest(ratio: np.ndarray) -> float:
     return float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
@@ -181,11 +189,7 @@ def check(library: Library, case: Case) -> dict[str, Any]:
     ratio = 0.0
     y = got.get("y", want.astype(np.float64))
     if "y" in got:
-        exact = want.astype(np.float64)
-        # The layers round, and so does the kernel, whose error before that can move it to the next value of T.
-        relative = 2 * UNIT_ROUNDOFF[case.dtype] + PRODUCER_ERROR[case.dtype]
-        bound = relative * np.abs(exact) + 2 * SMALLEST[case.dtype] + case.lost()
-        ratio = largest((np.abs(y - exact) / bound)[clean])
+        ratio = largest(case.excess(y, want)[clean])
     if "sum" in got:
         same = same and np.array_equal(got["sum"][clean], source.astype(np.float64)[clean])
     padded = np.pad(y, ((0, 0), (0, case.channels - case.k)))

@@ -1,14 +1,42 @@
 """What fused ops start from: operands of a producer, and its result in float64."""
 
-__all__ = ["EPSILON", "ProducerOperands"]
+__all__ = ["EPSILON", "WIDTHS", "ProducerCase", "ProducerOperands"]
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from graphopt.bench.capi import torch_with_cuda
 from graphopt.numerics.layers import GLUS
 
 EPSILON = 1e-5
+#: Producers with the widths that they have in models; those of a GLU are not timed by themselves.
+WIDTHS = {
+    "RMSNorm": (4096, 8192),
+    "AddRMSNorm": (4096, 8192),
+    "LayerNorm": (4096,),
+    "AddLayerNorm": (4096,),
+    "GatedSilu": (14336, 28672),
+    "GatedGelu": (14336,),
+    "GatedGeluTanh": (14336,),
+    "Gelu": (16384,),
+    "GeluTanh": (16384,),
+}
+
+
+@dataclass(frozen=True)
+class ProducerCase:
+    """An op on [M, K] that starts with a producer, or with "Plain", and writes as much."""
+
+    producer: str
+    m: int
+    k: int
+
+    @property
+    def moved(self) -> int:
+        """Bytes of float16 that must move: inputs, sum, output; parameters are read from caches."""
+        add = "Add" in self.producer
+        return 2 * self.m * self.k * (2 + (add or "Gated" in self.producer) + add)
 
 
 class ProducerOperands:

@@ -8,6 +8,7 @@ from typing import Any
 
 from graphopt.bench.capi import Library
 from graphopt.bench.ceilings import Ceilings
+from graphopt.bench.fused import fused_cases, measure_fused
 from graphopt.bench.mant_linear import mant_cases, measure_mant
 from graphopt.bench.mixq_linear import linear_cases, measure_linear
 from graphopt.bench.mixq_quantize import measure_quantize, quantize_cases
@@ -32,6 +33,7 @@ class Suite:
 
 
 SUITES = {
+    "fused": Suite(fused_cases, measure_fused),
     "mant": Suite(mant_cases, measure_mant),
     "mixq": Suite(linear_cases, measure_linear),
     "mixq_quantize": Suite(quantize_cases, measure_quantize),

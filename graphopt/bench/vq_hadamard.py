@@ -6,7 +6,6 @@ Rated by the bandwidth of a copy. A peer of a fused op is the transform alone, w
 __all__ = ["HadamardCase", "hadamard_cases", "measure_hadamard"]
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from graphopt.bench.capi import Library, torch_with_cuda
 from graphopt.bench.capi_vq import VqLibrary
 from graphopt.bench.ceilings import Ceilings
 from graphopt.bench.check import row_error
-from graphopt.bench.producer import EPSILON, ProducerOperands
+from graphopt.bench.producer import EPSILON, WIDTHS, ProducerCase, ProducerOperands
 from graphopt.bench.record import Row
 from graphopt.bench.timer import copies_for, median_us
 from graphopt.errors import InternalError
@@ -22,36 +21,13 @@ from graphopt.errors import InternalError
 SUITE = "vq_hadamard"
 COLS = (4096, 8192, 28672)
 ROWS = (1, 16, 64, 512, 2048, 4096)
-#: Producers with the widths that they have in models.
-FUSED = {
-    "RMSNorm": (4096, 8192),
-    "AddRMSNorm": (4096, 8192),
-    "LayerNorm": (4096,),
-    "AddLayerNorm": (4096,),
-    "GatedSilu": (14336, 28672),
-    "GatedGelu": (14336,),
-    "GatedGeluTanh": (14336,),
-    "Gelu": (16384,),
-    "GeluTanh": (16384,),
-}
 FUSED_ROWS = (1, 16, 512, 4096)
 #: y and z are rounded to float16.
 _ROW_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class HadamardCase:
-    """A producer on [M, K], and the transform."""
-
-    producer: str
-    m: int
-    k: int
-
-    @property
-    def moved(self) -> int:
-        """Bytes that must move: inputs, sum, output; signs and parameters are read from caches."""
-        add = "Add" in self.producer
-        return 2 * self.m * self.k * (2 + (add or "Gated" in self.producer) + add)
+class HadamardCase(ProducerCase):
+    """A producer on [M, K], and the transform, whose signs are read from caches too."""
 
 
 def hadamard_cases() -> Iterator[HadamardCase]:
@@ -59,7 +35,7 @@ def hadamard_cases() -> Iterator[HadamardCase]:
     for k in COLS:
         for m in ROWS:
             yield HadamardCase("Plain", m, k)
-    for producer, widths in FUSED.items():
+    for producer, widths in WIDTHS.items():
         for k in widths:
             for m in FUSED_ROWS:
                 yield HadamardCase(producer, m, k)

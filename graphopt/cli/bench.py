@@ -71,7 +71,7 @@ def kernels(
         ),
     ] = None,
     suite: Annotated[
-        str, typer.Option(help="Which kernels: mant, mixq, mixq_quantize, mixq_residual, vq or vq_hadamard.")
+        str, typer.Option(help="Which kernels: fused, mant, mixq, mixq_quantize, mixq_residual, vq or vq_hadamard.")
     ] = "mixq",
     plugins: Annotated[Path | None, typer.Option(help="The plugin library; default: looked for.")] = None,
     json: JsonFlag = False,

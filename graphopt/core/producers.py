@@ -6,7 +6,7 @@ A scheme's fused op is a producer and a tail of its own (quantize, transform), w
 evaluators of all of them come from here; they mean what graphopt.numerics.layers says.
 """
 
-__all__ = ["ACTIVATIONS", "PRODUCERS", "Activation", "Producer"]
+__all__ = ["ACTIVATIONS", "PRODUCERS", "Activation", "Producer", "example_rows"]
 
 import math
 from collections.abc import Callable, Sequence
@@ -75,6 +75,13 @@ class Producer:
     write: Callable[[BodyBuilder], tuple[str, str]]
     evaluate: Callable[..., Arrays]
     examples: Callable[[np.random.Generator, Any, Rows], Sequence[np.ndarray]]
+
+
+def example_rows(rng: np.random.Generator, dtype: Any) -> np.ndarray:
+    """Return (7, 80) normal activations with three channels 20 to 60 times larger."""
+    x = rng.standard_normal((7, 80))
+    x[:, [3, 17, 79]] *= rng.uniform(20, 60, 3)
+    return x.astype(dtype)
 
 
 def _silu(b: BodyBuilder, x: str) -> str:

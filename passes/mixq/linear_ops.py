@@ -21,9 +21,10 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
+from graphopt.core.producers import example_rows
 from graphopt.numerics.packing import pack_int4, unpack_int4
 from graphopt.passes.mixq import numerics
-from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices, example_rows
+from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices
 from graphopt.passes.mixq.prediction import write_columns
 
 _SW = Param("sw", "(N,) float32: scale of each output channel")

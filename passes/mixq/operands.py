@@ -1,8 +1,6 @@
-"""Operands that quantizing ops hand to linears, and the inputs that both are tested on."""
+"""Operands that quantizing ops hand to linears, and the outlier channels that both are tested on."""
 
-__all__ = ["IDX", "SET", "SX", "XO", "XQ", "XQ4", "example_indices", "example_rows"]
-
-from typing import Any
+__all__ = ["IDX", "SET", "SX", "XO", "XQ", "XQ4", "example_indices"]
 
 import numpy as np
 
@@ -23,13 +21,6 @@ SX = Param("sx", "(..., 1) float32: scale of each token")
 XO = Param("xo", "(..., C) T: the outlier channels, 0 in padding")
 
 
-def example_rows(rng: np.random.Generator, dtype: Any, *, tokens: int = 7, channels: int = 80) -> np.ndarray:
-    """Return (tokens, channels) normal activations with three channels 20 to 60 times larger."""
-    x = rng.standard_normal((tokens, channels))
-    x[:, [3, 17, channels - 1]] *= rng.uniform(20, 60, 3)
-    return x.astype(dtype)
-
-
 def example_indices(*, known: bool = True) -> np.ndarray:
-    """Return the outlier channels of `example_rows`, without 17 unless ``known``, padded to a capacity of 16."""
+    """Return the outlier channels of the example rows, without 17 unless ``known``, padded to a capacity of 16."""
     return numerics.pad_indices(np.array([3, 17, 79] if known else [3, 79]), 16)

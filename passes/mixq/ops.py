@@ -17,12 +17,12 @@ import numpy as np
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.core.producers import PRODUCERS, Producer
+from graphopt.core.producers import PRODUCERS, Producer, example_rows
 from graphopt.numerics import affine
 from graphopt.numerics.packing import PACK_STEP, pack_int4
 from graphopt.passes.mixq import numerics
 from graphopt.passes.mixq.linear_ops import LINEAR, LINEAR_W4A4, LINEAR_W4A8, ONLINE_LINEARS, RESIDUAL_LINEARS
-from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices, example_rows
+from graphopt.passes.mixq.operands import IDX, SET, SX, XO, XQ, XQ4, example_indices
 from graphopt.passes.mixq.prediction import CAPACITY, SIGMA, SIGMA_RMS, write_outlier_mask, write_prediction
 
 Arrays = tuple[np.ndarray, ...]

@@ -1,6 +1,6 @@
 """The transform before the lattice E8, alone and behind every producer that it fuses with."""
 
-__all__ = ["FUSED", "HADAMARD", "OPS", "example_rows"]
+__all__ = ["FUSED", "HADAMARD", "OPS"]
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
-from graphopt.core.producers import PRODUCERS, Producer
+from graphopt.core.producers import PRODUCERS, Producer, example_rows
 from graphopt.numerics.layers import GLUS
 from graphopt.passes.vq import hadamard
 
@@ -49,13 +49,6 @@ def _write_transform(b: BodyBuilder, y: str) -> None:
 
 def _evaluate(y: np.ndarray, signs: np.ndarray, block: int) -> np.ndarray:
     return hadamard.transform(y, signs, block).astype(y.dtype)
-
-
-def example_rows(rng: np.random.Generator, dtype: Any) -> np.ndarray:
-    """Return (7, 80) normal activations with three channels 20 to 60 times larger."""
-    x = rng.standard_normal((7, 80))
-    x[:, [3, 17, 79]] *= rng.uniform(20, 60, 3)
-    return x.astype(dtype)
 
 
 def _signs(rng: np.random.Generator) -> np.ndarray:

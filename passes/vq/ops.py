@@ -14,6 +14,7 @@ from onnx import AttributeProto
 
 from graphopt.core.body import BodyBuilder
 from graphopt.core.op import Attribute, OpSpec, Param
+from graphopt.core.producers import example_rows
 from graphopt.passes.vq import e8, hadamard_ops, numerics
 
 _X = Param("x", "(..., K) T")
@@ -127,7 +128,7 @@ def _examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarray]:
     codes = numerics.pack_codes(rng.integers(0, 256, (24, 60)), 8)
     scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
     return (
-        hadamard_ops.example_rows(rng, dtype),
+        example_rows(rng, dtype),
         codes,
         codebooks.astype(np.float16),
         scale,
@@ -139,7 +140,7 @@ def _lattice_examples(rng: np.random.Generator, dtype: Any) -> Sequence[np.ndarr
     codes = numerics.pack_codes(rng.integers(0, 1 << e8.BITS, (24, 20)), e8.BITS)
     scale = rng.uniform(0.01, 0.1, 24).astype(np.float32)
     return (
-        hadamard_ops.example_rows(rng, dtype),
+        example_rows(rng, dtype),
         codes,
         np.array(e8.RATIOS, np.float32),
         scale,

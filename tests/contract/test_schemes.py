@@ -27,7 +27,7 @@ from graphopt.models.bert import BertConfig, bert_model
 from graphopt.models.llama import llama_model
 from graphopt.models.presets import llama_config
 from graphopt.models.weights import RandomWeights
-from graphopt.passes import SCHEMES
+from graphopt.passes import SCHEMES, fused
 from tests.support.arrays import activations, weight
 from tests.support.rewrite import parse
 from tests.support.runtime import run_ort
@@ -170,7 +170,7 @@ def test_lowers_every_linear_of_tiny_models(
     assert not linears(model)
     # A scheme may take another's ops for its inputs, but its linears are its own.
     inputs = {op.name for other in SCHEMES.values() for op in other.ops if op.family != "Linear"}
-    assert {n.op for n in custom_nodes(model)} - inputs <= {op.name for op in scheme.ops}
+    assert {n.op for n in custom_nodes(model)} - inputs <= {op.name for op in (*scheme.ops, *fused.OPS)}
     given, before = workshop.original(built)
     for a, b in zip(run_ort(done.path, given), before, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)

@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,19 +51,24 @@ def _operands(text: str) -> Iterator[str]:
         yield text[found.end() : end - 1]
 
 
-def build(folder: Path, program: str, change: Callable[[str, str], str] = lambda _, source: source) -> Path:
+def build(
+    folder: Path, program: str, change: Callable[[str, str], str] = lambda _, source: source, flags: Sequence[str] = ()
+) -> Path:
     """Compile trt_plugins/tests/emulate/``program``.cpp.
 
     Args:
         folder: for the program, and for device code as it is compiled.
         program: its name.
         change: (name, source) of a header of device code to what is compiled instead.
+        flags: of the compiler, besides.
     """
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("no nvcc, whose headers float16 needs")
     known = instructions()
-    headers = [p for part in ("attention", "common") for kind in ("*.cuh", "*.h") for p in (ROOT / part).rglob(kind)]
+    headers = [
+        p for part in ("attention", "common", "fused") for kind in ("*.cuh", "*.h") for p in (ROOT / part).rglob(kind)
+    ]
     for header in headers:
         name = header.relative_to(ROOT)
         target = folder / "device" / name
@@ -71,7 +76,18 @@ def build(folder: Path, program: str, change: Callable[[str, str], str] = lambda
         target.write_text(translate(change(name.as_posix(), header.read_text()), known))
     path = folder / program
     # Products and sums are rounded one by one, as __fmul_rn asks. Warnings are those of compilers for GPUs.
-    command = [compiler, "-x", "c++", "-std=c++17", "-O1", "-Xcompiler", "-w,-ffp-contract=off", "-cudart", "none"]
+    command = [
+        compiler,
+        "-x",
+        "c++",
+        "-std=c++17",
+        "-O1",
+        "-Xcompiler",
+        "-w,-ffp-contract=off",
+        "-cudart",
+        "none",
+        *flags,
+    ]
     subprocess.run(
         [*command, "-I", EMULATE, "-I", folder / "device", EMULATE / f"{program}.cpp", "-o", path], check=True
     )

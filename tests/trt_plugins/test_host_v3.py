@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphopt.core.op import OpSpec
+from graphopt.passes.fused.ops import OPS as FUSED_OPS
 from graphopt.passes.mixq.ops import OPS
 from graphopt.passes.vq import hadamard_ops
 
@@ -39,7 +40,7 @@ class Case:
         }
         if operand == "y" and self.spec.family == "Linear":
             return (*ROWS, N)
-        if operand in ("sum", "y") and not self.emit:
+        if f"emit_{operand}" in {a.name for a in self.spec.attributes} and not self.emit:
             return (*ROWS, 1)
         return fixed.get(operand, (*ROWS, last.get(operand, K)))
 
@@ -74,7 +75,7 @@ def _describe(program: Path, library: Path, folder: Path, text: str) -> subproce
 def test_types_shapes_and_serialization(host_v3: Path, library: Path, tmp_path: Path) -> None:
     cases = [
         Case(spec, activation, emit)
-        for spec in (*OPS, *hadamard_ops.OPS)
+        for spec in (*OPS, *hadamard_ops.OPS, *FUSED_OPS)
         if spec.plugin
         for activation in ("f32", "f16", "bf16")
         for emit in (0, 1)

@@ -221,6 +221,36 @@ def test_what_rows_in_registers_cannot_take(program: Path) -> None:
     assert [plan[0] for plan in _ask(program, lines)] == [1, 0, 0, 0, 0, 0]
 
 
+FUSED_FEW, FUSED_ROWS, FUSED_WARP, FUSED_FLAT, FUSED_REREAD = range(5)
+
+
+def test_fused_kernels_cover_every_element_once(program: Path, rng: np.random.Generator) -> None:
+    producers, rows = rng.choice([ADD_RMS_NORM, GATED_SILU], 600), 1 << rng.integers(0, 14, 600)
+    columns, sizes = rng.integers(1, 5000, 600) * rng.choice([1, 8], 600), rng.choice([2, 4], 600)
+    cases = list(zip(producers, rows + rng.integers(0, 3, 600), columns, sizes, strict=True))
+    plans = _ask(program, [f"fused {p} {m} {k} {size} 1 132" for p, m, k, size in cases])
+    for (producer, m, k, size), (kernel, threads, teams, blocks) in zip(cases, plans, strict=True):
+        vector = 16 // size
+        assert threads % 32 == 0
+        assert threads * teams <= 1024
+        if kernel == FUSED_REREAD:
+            elements = k if producer == ADD_RMS_NORM else m * k
+            assert elements % vector != 0 or (producer == ADD_RMS_NORM and k > 1024 * 4 * vector)
+            assert blocks == min(m, 8 * 132)
+        elif producer == GATED_SILU:
+            assert kernel == FUSED_FLAT
+            assert (blocks - 1) * threads * 2 < m * k // vector <= blocks * threads * 2
+        else:
+            few = m <= 2 * 132 and k // vector <= 1024 * 2
+            assert kernel == (FUSED_FEW if few else FUSED_WARP if threads == 32 else FUSED_ROWS)
+            assert teams == (4 if kernel == FUSED_WARP else 1)  # rows of several warps share no barrier
+            held = 2 if few else 4
+            assert (threads - 32) * held < k // vector <= threads * held
+            assert (blocks - 1) * teams < m <= blocks * teams
+    assert {plan[0] for plan in plans} == {FUSED_FEW, FUSED_ROWS, FUSED_WARP, FUSED_FLAT, FUSED_REREAD}
+    assert _ask(program, ["fused 2 4 4096 2 0 132"])[0][0] == FUSED_REREAD  # misaligned
+
+
 def test_blocks_of_decode_end_where_segments_end(program: Path, rng: np.random.Generator) -> None:
     segments, tiles = rng.integers(1, 700, 3000), rng.integers(1, 300, 3000)
     grids = np.minimum(rng.choice([84, 108, 132, 264], 3000), segments * tiles)

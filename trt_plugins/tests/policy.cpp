@@ -12,6 +12,8 @@
 //   mant_mid M N K MULTIPROCESSORS                  -> tokens of a block, blocks that divide K, microseconds
 //   hadamard PRODUCER M K CHANNELS BLOCK ELEMENT_SIZE ALIGNED SHARED_KIB
 //                             -> in_registers units parts unit_threads block_units block_warps shared_bytes
+//   fused PRODUCER M K ELEMENT_SIZE ALIGNED MULTIPROCESSORS
+//                             -> kernel threads rows_per_block blocks
 #include "mixq/linear/policy.h"
 
 #include <cmath>
@@ -19,6 +21,7 @@
 #include <string>
 
 #include "attention/policy.h"
+#include "fused/policy.h"
 #include "mant/linear/sm90_expanded_policy.h"
 #include "mant/linear/sm90_mid_tile.h"
 #include "mixq/linear/sm90_policy.h"
@@ -73,6 +76,14 @@ int main() {
       auto const plan = graphopt::vq::plan_hadamard(problem, shared_kib * 1024);
       std::cout << plan.in_registers << ' ' << plan.units << ' ' << plan.parts << ' ' << plan.unit_threads << ' '
                 << plan.block_units << ' ' << plan.block_warps << ' ' << plan.shared_bytes << '\n';
+    } else if (kind == "fused") {
+      graphopt::fused::FusedProblem problem{};
+      int producer = 0;
+      std::cin >> producer >> problem.rows >> problem.cols >> problem.element_size >> problem.aligned >> multiprocessors;
+      problem.producer = static_cast<graphopt::Producer>(producer);
+      auto const plan = graphopt::fused::plan_fused(problem, multiprocessors);
+      std::cout << static_cast<int>(plan.kernel) << ' ' << plan.threads << ' ' << plan.rows_per_block << ' '
+                << plan.blocks << '\n';
     } else {
       QuantizeProblem problem{};
       int64_t shared_kib = 0;

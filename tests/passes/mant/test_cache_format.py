@@ -116,7 +116,7 @@ def test_it_combines_with_weights(tmp_path: Path) -> None:
     model = decoder()
     optimized(model, scheme="mant-w4a16", capacity=CAPACITY)
     kinds = {n.op for n in model.graph.nodes if n.domain == "graphopt"}
-    assert kinds == {"MANTLinear", "MANTCachedAttention"}
+    assert kinds == {"MANTLinear", "MANTCachedAttention", "FusedRMSNorm", "FusedAddRMSNorm", "FusedGatedSilu"}
     logits = generate(tmp_path / "m.onnx", model, np.random.default_rng(0).integers(0, VOCABULARY, (1, 40)), [])
     assert np.isfinite(logits).all()
 

@@ -127,7 +127,8 @@ class Block {
       ran = true;
       fiber.wait = Wait::kNothing;
       current_ = index;
-      thread_index = {static_cast<unsigned>(index), 0, 0};
+      unsigned const width = std::max(block_size.x, 1u);
+      thread_index = {static_cast<unsigned>(index) % width, static_cast<unsigned>(index) / width, 0};
       swapcontext(&scheduler_, &fiber.context);
       if (error_) std::rethrow_exception(error_);
     }
@@ -247,6 +248,7 @@ inline float __uint_as_float(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof(x));
   return x;
 }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t sum) {
   for (int byte = 0; byte < 32; byte += 8) sum += (a >> byte & 255u) * (b >> byte & 255u);

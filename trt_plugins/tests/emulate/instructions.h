@@ -64,6 +64,20 @@ inline void cvt_rn_f16x2_f32(uint32_t& word, float high, float low) {
 inline void cvt_rn_bf16x2_f32(uint32_t& word, float high, float low) {
   word = joined(__float2bfloat16_rn(low), __float2bfloat16_rn(high));
 }
+inline void rcp_approx_ftz_f32(float& y, float x) { y = 1.0f / x; }
+inline void add_rn_f16x2(uint32_t& sum, uint32_t a, uint32_t b) {
+  auto const of = [&](int half) {
+    return __float2half_rn(__half2float(element<__half>(a, half)) + __half2float(element<__half>(b, half)));
+  };
+  sum = joined(of(0), of(1));
+}
+inline void fma_rn_bf16x2(uint32_t& sum, uint32_t a, uint32_t b, uint32_t c) {
+  auto const value = [](uint32_t word, int half) { return __bfloat162float(element<__nv_bfloat16>(word, half)); };
+  auto const of = [&](int half) {
+    return __float2bfloat16_rn(std::fma(value(a, half), value(b, half), value(c, half)));
+  };
+  sum = joined(of(0), of(1));
+}
 inline void sub_f16x2(uint32_t& difference, uint32_t a, uint32_t b) {
   auto const of = [&](int half) {
     return __float2half_rn(__half2float(element<__half>(a, half)) - __half2float(element<__half>(b, half)));
@@ -74,6 +88,14 @@ inline void sub_f16x2(uint32_t& difference, uint32_t a, uint32_t b) {
 inline void atom_add_acq_rel_gpu_global_s32(int32_t& before, int32_t* pointer, int32_t value) {
   before = *pointer;
   *pointer += value;
+}
+inline void ld_global_nc_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, void const* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0) throw std::runtime_error("a vector is not aligned");
+  uint32_t* const words[] = {&a, &b, &c, &d};
+  for (int i = 0; i < 4; ++i) std::memcpy(words[i], static_cast<char const*>(from) + 4 * i, 4);
+}
+inline void ld_global_nc_L1_no_allocate_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, void const* from) {
+  ld_global_nc_v4_u32(a, b, c, d, from);
 }
 inline void ld_shared_u32(uint32_t& word, uint32_t address) { std::memcpy(&word, shared + address, 4); }
 inline void ld_shared_v4_u32(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d, uint32_t address) {
@@ -157,6 +179,14 @@ inline void mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(float& c0, float
                                                                 uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                                                 uint32_t b1) {
   multiply<__nv_bfloat16>({&c0, &c1, &c2, &c3}, {a0, a1, a2, a3, b0, b1});
+}
+inline void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
+                                                             uint32_t a1, uint32_t b) {
+  multiply<__half>({&c0, &c1, &c2, &c3}, {a0, a1, 0, 0, b, 0});
+}
+inline void mma_sync_aligned_m16n8k8_row_col_f32_bf16_bf16_f32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
+                                                               uint32_t a1, uint32_t b) {
+  multiply<__nv_bfloat16>({&c0, &c1, &c2, &c3}, {a0, a1, 0, 0, b, 0});
 }
 
 }  // namespace graphopt::emulate
