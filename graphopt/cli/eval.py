@@ -72,9 +72,9 @@ def ppl(
     from graphopt.runners import open_runner
 
     opened = open_runner(model, runner, plugins=plugins)
-    kv = kv or _kv_name(opened.cache)
-    if kv not in _KV:
+    if kv is not None and kv not in _KV:
         raise GraphOptError(f"unknown --kv '{kv}'{nearest(kv, _KV)}")
+    kv = kv or _kv_name(opened.cache)
     bits, quantized = _weights(model)
     scheme = scheme or opened.scheme or (None if quantized else "fp")
     if results and scheme is None:
@@ -96,8 +96,10 @@ def ppl(
 
 
 def _kv_name(cache: KvCache | None) -> str:
-    """What results call a cache; one that keeps the activation type is none."""
-    return "none" if cache is None or cache.kind == "static" else cache.kind.removeprefix("kv-")
+    """What results call a cache: one that keeps the activation type is none, one of codebooks is named by its bits."""
+    if cache is None or cache.kind == "static":
+        return "none"
+    return f"cq{cache.bits:.0f}" if cache.kind == "vq" else cache.kind.removeprefix("kv-")
 
 
 def _weights(model: Path) -> tuple[float | None, bool]:

@@ -76,6 +76,12 @@ def findings_table(
         for key in before:
             sizes.add_row(key.replace("_", " "), f"{before[key]:,}", f"{after[key]:,}")
         out.print(sizes)
+        if count["lowered"] and after["weight_bytes"] > before["weight_bytes"]:
+            out.print(
+                "its weights take more than before: tables that a scheme stores for each weight, such as codebooks, "
+                "are larger here than what its codes save",
+                soft_wrap=True,
+            )
         out.print("wrote " + ", ".join(map(str, files)), soft_wrap=True)
 
 

@@ -125,7 +125,10 @@ def compare_models(
 
 def _presents(cache: KvCache | None) -> dict[str, str]:
     """The format of every output that holds a cache which is updated in place."""
-    return {} if cache is None else {present: cache.kind for _, present in cache.pairs}
+    if cache is None:
+        return {}
+    form = _PLAIN if cache.kind == _PLAIN else f"{cache.kind} of {cache.bits} bits"
+    return dict.fromkeys((present for _, present in cache.pairs), form)
 
 
 def _filled(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -138,15 +138,3 @@ def test_claims_of_the_first_page() -> None:
         f"4-bit cache with attention kernels, {over_cache('kv-mant4')} times torch's float16",
     ):
         assert claim in text
-
-
-@pytest.mark.parametrize(
-    ("scheme", "engine"),
-    [("mixq-w8a8", "MixQ w8a8"), ("mixq-w4a8", "MixQ w4a8"), ("mixq-w4a8+cq4", "MixQ w4a8, cq4 cache")],
-)
-def test_claims_of_engines(scheme: str, engine: str) -> None:
-    rows = sorted((r for r in results("h100/engine") if r["scheme"] == scheme), key=lambda r: r["B"])
-    ratios = [r["peers"]["tensorrt_fp16"] / r["us"] for r in rows if "llama-2-7b 4 layers decode" in r["case"]]
-    cells = [f"{ratio:.1f}×" if ratio < 9.95 else f"{ratio:.0f}×" for ratio in ratios]
-    assert len(cells) == 4
-    assert f"| {' | '.join([engine, *cells])} |" in README.read_text()

@@ -9,6 +9,7 @@ from graphopt import ir
 from graphopt.cli.main import app
 from graphopt.ir import kv_cache, origin
 from graphopt.ir.kv_cache import KvCache
+from graphopt.passes import CACHES
 from tests.support import host_engine
 from tests.support.arrays import activations
 from tests.support.decoders import growing_profiles, write_decoder
@@ -59,13 +60,17 @@ def test_results_are_recorded_once_per_scheme(folder: Path) -> None:
     assert 0 <= rows[0]["top1_agreement"] <= 1
 
 
-def test_a_model_says_its_scheme_and_its_cache(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("format_", "bits", "name"), [("vq", 4.0, "cq4"), ("vq", 2.0, "cq2"), ("kv-mant4", 4.25, "mant4")]
+)
+def test_a_model_says_its_scheme_and_its_cache(folder: Path, format_: str, bits: float, name: str) -> None:
+    assert format_ in CACHES
     model = ir.load(folder / "model.onnx")
     origin.write(model, "mixq-w4a8")
-    kv_cache.write(model, KvCache("cq4", "start", None, 4.25, ()))
+    kv_cache.write(model, KvCache(format_, "start", None, bits, ()))
     ir.save(model, folder / "opt.onnx")
     data = json.loads(_run(folder, "opt.onnx", "--json")[1])
-    assert (data["scheme"], data["kv"], data["runner"]) == ("mixq-w4a8", "cq4", "ONNX Runtime")
+    assert (data["scheme"], data["kv"], data["runner"]) == ("mixq-w4a8", name, "ONNX Runtime")
     data = json.loads(_run(folder, "opt.onnx", "--json", "--scheme", "mine", "--kv", "int8")[1])
     assert (data["scheme"], data["kv"]) == ("mine", "int8")
 

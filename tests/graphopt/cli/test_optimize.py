@@ -144,6 +144,12 @@ def test_jobs(model: Path, tmp_path: Path, jobs: str) -> None:
     assert optimize(model, "--jobs", "0").exit_code == 2
 
 
+def test_weights_that_became_larger_are_pointed_out(model: Path) -> None:
+    """Two codebooks of 4096 entries for a weight of a thousand elements."""
+    assert "its weights take more than before" in " ".join(optimize(model, "--scheme", "vq-aqlm3").stdout.split())
+    assert "more than before" not in optimize(model).stdout
+
+
 def test_recipe(model: Path, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(
         'version: 1\nlayers:\n  - {match: "*mlp*", scheme: mixq}\n  - {match: "*", scheme: none}\n'
