@@ -109,6 +109,8 @@ FLOORS = (
     Floor("M-ANT one-pass int8, M ≥ 2048", "mant", rows_like("mant-int8", "linear", m=MANY), 1.4, 1.8),
     Floor("engines, prefill of 2048 tokens, 8 bits", "engine", engines("prefill", four_bits=False), 1.4, 1.8,
           "tensorrt_fp16"),
+    Floor("engines, prefill of 2048 tokens, 4 bits", "engine", engines("prefill", four_bits=True), 1.4, 1.8,
+          "tensorrt_fp16"),
     Floor("engines, decode, B ≤ 16, 8 bits", "engine", engines("decode", four_bits=False), 1.6, 1.9, "tensorrt_fp16"),
     Floor("engines, decode, B ≤ 16, 4 bits", "engine", engines("decode", four_bits=True), 2.2, 3, "tensorrt_fp16"),
 )  # fmt: skip
@@ -131,14 +133,19 @@ def floor_table(folder: Path) -> Iterator[str]:
     for floor in FLOORS:
         path = folder / f"{floor.file}.json"
         rows: Sequence[Row] = json.loads(path.read_text()) if path.is_file() else []
-        reached = {name_of(row): value for row in rows if (value := floor.reached(row)) is not None}
-        if not reached:
+        taken = {name_of(row): floor.reached(row) for row in rows if floor.takes(row)}
+        if not taken:
             continue
+        reached = {name: value for name, value in taken.items() if value is not None}
         unit = "{:.0%}" if floor.peer is None else "{:.2f}×"
         missed = [f"{name}: {unit.format(value)}" for name, value in reached.items() if value < floor.least]
+        if unjudged := len(taken) - len(reached):
+            missed.append(f"{unjudged} not judged, as {floor.peer} was not timed there")
+        best = [unit.format(f(reached.values())) for f in (min, max)] if reached else ["", ""]
+        met = sum(value >= floor.least for value in reached.values())
         lines.append((
-            floor.what, unit.format(floor.least), unit.format(floor.goal), unit.format(min(reached.values())),
-            unit.format(max(reached.values())), f"{len(reached) - len(missed)} of {len(reached)}", "; ".join(missed),
+            floor.what, unit.format(floor.least), unit.format(floor.goal), *best, f"{met} of {len(reached)}",
+            "; ".join(missed),
         ))  # fmt: skip
     if lines:
         yield from tables.table(("what", "floor", "goal", "least", "most", "reach the floor", "miss it"), lines)

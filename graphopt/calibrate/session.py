@@ -55,7 +55,8 @@ class Session:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:
             reason = _sentence(e)
-            hint = "; it has few kernels for bfloat16 on the CPU: take float32, or a plan" if _MISSING in reason else ""
+            ways = "take float32, a plan, or --runner reference"
+            hint = f"; it has few kernels for bfloat16 on the CPU: {ways}" if _MISSING in reason else ""
             raise ModelError(f"ONNX Runtime cannot open {path}: {reason}{hint}") from e
         self.path = path
         self.outputs = [o.name for o in self._session.get_outputs()]

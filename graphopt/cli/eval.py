@@ -96,10 +96,8 @@ def ppl(
 
 
 def _kv_name(cache: KvCache | None) -> str:
-    """What results call a cache: one that keeps the activation type is none, one of codebooks is named by its bits."""
-    if cache is None or cache.kind == "static":
-        return "none"
-    return f"cq{cache.bits:.0f}" if cache.kind == "vq" else cache.kind.removeprefix("kv-")
+    """What results call a cache; one that keeps the activation type is none."""
+    return "none" if cache is None or cache.kind == "static" else cache.short_name
 
 
 def _weights(model: Path) -> tuple[float | None, bool]:

@@ -81,7 +81,8 @@ def generate(
     emit(
         data, json, lambda out: None if stream else out.print(text.text, markup=False, highlight=False, soft_wrap=True)
     )
-    console.print(_speed(data), highlight=False, soft_wrap=True)
+    cache = decoder.kind if opened.cache is None else opened.cache.short_name
+    console.print(_speed(data, cache), highlight=False, soft_wrap=True)
 
 
 def _tokenizer(path: Path | None, model: Path) -> Any:
@@ -105,8 +106,8 @@ def _plain(ids: Any) -> str:
     return "".join(f"{i} " for i in ids)
 
 
-def _speed(data: dict[str, Any]) -> str:
+def _speed(data: dict[str, Any], cache: str) -> str:
     rate = "" if data["decode_rate"] is None else f", then {data['decode_rate']:,.1f} tokens/s"
-    count = f"{len(data['prompt_ids'])} + {len(data['ids'])} tokens on {data['runner']}, cache {data['cache']}"
+    count = f"{len(data['prompt_ids'])} + {len(data['ids'])} tokens on {data['runner']}, cache {cache}"
     first = f"first token after {1e3 * data['first_token_seconds']:,.1f} ms ({data['prefill_rate']:,.0f} tokens/s)"
     return f"{count}: {first}{rate}"

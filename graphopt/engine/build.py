@@ -24,7 +24,9 @@ from graphopt.engine.profiles import Input, Limits, Profile, automatic, explicit
 from graphopt.engine.progress import OnStep, Watch
 from graphopt.engine.source import CustomOps, read
 from graphopt.errors import EngineError, PluginError
+from graphopt.ir import kv_cache
 from graphopt.ir.files import replacing
+from graphopt.ir.kv_cache import KvCache
 
 _OPTIMIZATION_LEVELS = range(6)
 _KIB = 1024
@@ -102,7 +104,7 @@ def build(
     with replacing(plan, manifest_path) as (plan_file, manifest_file):
         # A folder that cannot be written shows before a long build, not after it.
         plan_file.touch()
-        built = _build(flavour, model, custom_ops, options, on_step)
+        built = _build(flavour, model, custom_ops, options, on_step, kv_cache.read(source.properties))
         serialized = memoryview(built.serialized)
         plan_file.write_bytes(serialized)
         manifest = Manifest(
@@ -146,7 +148,12 @@ class _Built:
 
 
 def _build(
-    flavour: Flavour, model: Path, custom_ops: CustomOps, options: BuildOptions, on_step: OnStep | None
+    flavour: Flavour,
+    model: Path,
+    custom_ops: CustomOps,
+    options: BuildOptions,
+    on_step: OnStep | None,
+    cache: KvCache | None,
 ) -> _Built:
     started = time.monotonic()
     builder = flavour.builder()
@@ -157,7 +164,7 @@ def _build(
     network, _parser, changes = parse.parse(flavour, builder, model, missing | custom_ops.plain)
     warnings.extend(changes)
     plugin_layers = parse.count_plugin_layers(flavour, network, custom_ops, missing)
-    profiles = _profiles(flavour, network, options)
+    profiles = _profiles(flavour, network, options, coded=cache is not None and cache.kind != "static")
     config = builder.create_builder_config()
     targets = _configure(flavour, config, network, options)
     _add_profiles(flavour, builder, config, profiles)
@@ -212,7 +219,7 @@ def _load_plugins(flavour: Flavour, options: BuildOptions, warnings: list[str]) 
     return plugins.load(path, flavour)
 
 
-def _profiles(flavour: Flavour, network: Any, options: BuildOptions) -> list[Profile]:
+def _profiles(flavour: Flavour, network: Any, options: BuildOptions, *, coded: bool) -> list[Profile]:
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     if values := next((t.name for t in tensors if t.is_shape_tensor), None):
         raise EngineError(
@@ -225,7 +232,7 @@ def _profiles(flavour: Flavour, network: Any, options: BuildOptions) -> list[Pro
     ]
     if options.min_shapes or options.opt_shapes or options.max_shapes:
         return explicit(inputs, options.min_shapes, options.opt_shapes, options.max_shapes)
-    return automatic(inputs, options.limits, split=flavour.kernels_per_profile)
+    return automatic(inputs, options.limits, split=flavour.kernels_per_profile, coded=coded)
 
 
 def _add_profiles(flavour: Flavour, builder: Any, config: Any, profiles: list[Profile]) -> None:

@@ -45,6 +45,11 @@ class Source:
     external_data: tuple[ExternalData, ...]
     metadata: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def properties(self) -> list[onnx.StringStringEntryProto]:
+        """``metadata`` as a model has it."""
+        return [onnx.StringStringEntryProto(key=key, value=value) for key, value in self.metadata.items()]
+
 
 @dataclass(frozen=True)
 class Plugins:
@@ -103,15 +108,12 @@ class Manifest:
     @property
     def cache(self) -> KvCache | None:
         """The model's cache, if it is updated in place."""
-        return kv_cache.read(self._properties())
+        return kv_cache.read(self.source.properties)
 
     @property
     def scheme(self) -> str | None:
         """The recipe that the model's weights went through; None if they are untouched."""
-        return origin.read(self._properties())
-
-    def _properties(self) -> list[onnx.StringStringEntryProto]:
-        return [onnx.StringStringEntryProto(key=k, value=v) for k, v in self.source.metadata.items()]
+        return origin.read(self.source.properties)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from graphopt.errors import EngineError, nearest
-from graphopt.ir.kv_cache import CAPACITY
+from graphopt.ir.kv_cache import CAPACITY, rows_for
 
 Shape = tuple[int, ...]
 _BOUNDS = ("min", "opt", "max")
@@ -95,7 +95,7 @@ class _Sizes:
         return sizes[axis]
 
 
-def automatic(inputs: Sequence[Input], limits: Limits, *, split: bool) -> list[Profile]:
+def automatic(inputs: Sequence[Input], limits: Limits, *, split: bool, coded: bool = False) -> list[Profile]:
     """Return profiles for dynamic inputs, from their names and axes alone.
 
     Axis 0 counts sequences. Every other dynamic axis counts tokens: those in the cache for inputs called ``past*``;
@@ -107,6 +107,8 @@ def automatic(inputs: Sequence[Input], limits: Limits, *, split: bool) -> list[P
         limits: the largest sizes.
         split: whether a model with a cache gets one profile for prompts and one for generation with one token per call,
             which pays where kernels are chosen per profile at build time.
+        coded: whether a cache that is updated in place holds codes: such formats may divide it into pages, which are
+            then whole.
 
     Returns:
         The profiles; none if every input is static.
@@ -116,7 +118,8 @@ def automatic(inputs: Sequence[Input], limits: Limits, *, split: bool) -> list[P
         return []
     cached = any(_is_cache(i) for i in dynamic)
     batch, seq, past = _up_to(1, limits.batch), _up_to(1, limits.seq), _up_to(0, limits.past)
-    capacity = 1, limits.seq + limits.past, limits.seq + limits.past
+    rows = limits.seq + limits.past
+    capacity = (rows_for(1), rows_for(rows), rows_for(rows)) if coded else (1, rows, rows)
     plans = {"default": _Sizes(batch, seq, past, capacity)}
     if cached and split:
         plans = {

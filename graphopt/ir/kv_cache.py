@@ -45,6 +45,11 @@ class KvCache:
     bits: float
     pairs: tuple[tuple[str, str], ...]
 
+    @property
+    def short_name(self) -> str:
+        """What results call it: static, mant4, or by its bits one of codebooks, cq4 and cq2."""
+        return f"cq{self.bits:.0f}" if self.kind == "vq" else self.kind.removeprefix("kv-")
+
 
 def rows_for(tokens: int) -> int:
     """Return the smallest capacity that holds ``tokens`` tokens in every format."""

@@ -37,6 +37,16 @@ def test_a_row_below_its_floor_is_named(floors: Any, tmp_path: Path) -> None:
     assert not any("w8a8" in line for line in lines)
 
 
+def test_rows_without_the_peers_time_are_counted(floors: Any, tmp_path: Path) -> None:
+    """A floor that nothing was measured for is a line, too."""
+    (tmp_path / "mixq.json").write_text(json.dumps([row(1, 25.0, peers={}), row(4096, 25.0), row(2048, 9.0, peers={})]))
+    lines = {line.split(" | ")[0]: line for line in floors.floor_table(tmp_path)}
+    assert lines["| MixQ w4a8, M ≤ 16"].endswith(
+        "| 3.50× |  |  | 0 of 0 | 1 not judged, as torch_fp16 was not timed there |"
+    )
+    assert lines["| MixQ w4a8, M ≥ 2048"].endswith("1 of 1 | 1 not judged, as torch_fp16 was not timed there |")
+
+
 def test_shares_are_of_the_floor_of_the_row(floors: Any, tmp_path: Path) -> None:
     rows = [
         {"case": op, "scheme": "mixq-w8a8", "M": 4096, "K": 8192, "us": 10.0, "floor_us": floor, "peers": {}}
@@ -70,4 +80,5 @@ def test_every_floor_of_a_committed_suite_is_judged(floors: Any, file: str) -> N
     path = BENCHMARKS / f"results/h100/{file}.json"
     rows = json.loads(path.read_text())
     unjudged = [f.what for f in floors.FLOORS if f.file == file and all(f.reached(row) is None for row in rows)]
-    assert set(unjudged) <= {"engines, prefill of 2048 tokens, 8 bits"}  # until its rows are measured
+    prefill = {f"engines, prefill of 2048 tokens, {bits} bits" for bits in (4, 8)}
+    assert set(unjudged) <= prefill  # until its rows are measured

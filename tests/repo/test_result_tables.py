@@ -42,6 +42,12 @@ def test_rows_have_a_cell_for_every_title(page: Path) -> None:
             assert len(row) == len(head), row
 
 
+@pytest.mark.parametrize("file", sorted(RESULTS.rglob("*.json")), ids=lambda p: str(p.relative_to(RESULTS)))
+def test_what_made_a_file_is_said(file: Path) -> None:
+    rows = [line for line in (ROOT / "benchmarks/README.md").read_text().splitlines() if line.startswith("| results/")]
+    assert any(file.name in row.split(" | ")[0] for row in rows)
+
+
 @pytest.mark.parametrize("page", SCHEMES, ids=lambda p: p.parent.name)
 def test_accuracy(page: Path) -> None:
     """A row with a perplexity and a divergence is one of the results, with the bits and the agreement that it names."""

@@ -124,6 +124,12 @@ def test_a_cache_updated_in_place_is_large_enough_in_every_profile(split: bool) 
         assert profile.ranges["start"] == Range((1,), (2,), (4,))
 
 
+def test_a_cache_of_codes_has_whole_pages() -> None:
+    inputs = [Input("input_ids", ("batch", "sequence")), Input("past_key_values.0.key", ("batch", 3, CAPACITY, 32))]
+    (profile,) = automatic(inputs, Limits(1, 100, 100), split=False, coded=True)
+    assert profile.ranges["past_key_values.0.key"] == Range((1, 3, 64, 32), (1, 3, 256, 32), (1, 3, 256, 32))
+
+
 @given(st.integers(1, 64), st.integers(1, 4096), st.integers(0, 10**5), st.booleans())
 def test_automatic_ranges_are_ordered_and_agree_with_each_other(batch: int, seq: int, past: int, split: bool) -> None:
     profiles = automatic(decoder(), Limits(batch, seq, past), split=split)

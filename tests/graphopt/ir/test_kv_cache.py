@@ -47,3 +47,16 @@ def test_models_without_a_cache() -> None:
 def test_damage_is_named(value: str) -> None:
     with pytest.raises(ModelError, match=r"metadata 'graphopt.kv_cache' cannot be read"):
         kv_cache.read([onnx.StringStringEntryProto(key=kv_cache.KEY, value=value)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "name"),
+    [("static", 16, "static"), ("vq", 4.0, "cq4"), ("vq", 2.0, "cq2"), ("kv-mant4", 4.25, "mant4")],
+)
+def test_short_names(kind: str, bits: float, name: str) -> None:
+    assert KvCache(kind, "start", None, bits, ()).short_name == name
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(0, 0), (1, 64), (64, 64), (65, 128)])
+def test_rows_are_whole_pages(tokens: int, rows: int) -> None:
+    assert kv_cache.rows_for(tokens) == rows
