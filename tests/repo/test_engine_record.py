@@ -70,7 +70,7 @@ def test_a_hold_is_recorded(record: Any, root: Path, tmp_path: Path, monkeypatch
     new = [
         engine_row("mixq-w8a8", "llama-2-7b 4 layers", "decode", 1, 500.0),
         engine_row("vq-quip4+cq4", "llama-2-7b 4 layers", "decode", 1, 600.0),
-        *(engine_row(s, "llama-2-7b 1 layer", "prefill", 1, us)
+        *(engine_row(s, "llama-2-7b 4 layers", "prefill", 1, us)
           for s, us in (("tensorrt_fp16", 1800), ("mixq-w8a8", 900))),
         *(engine_row(s, "llama-2-70b 1 layer", "decode", b, b * us)
           for s, us in (("tensorrt_fp16", 1600), ("mixq-w4a8", 400)) for b in (1, 16)),
@@ -106,7 +106,7 @@ def test_a_hold_is_recorded(record: Any, root: Path, tmp_path: Path, monkeypatch
     assert table["MixQ w8a8"]["7B, prompt"] == "2.0×"
     assert [table["MixQ w4a8"].get(f"70B, B = {b}") for b in (1, 4, 16, 64)] == ["4.0×", None, "4.0×", None]
     assert [table[name]["SmolLM2 |"] for name in ("MixQ w8a8", "VQ quip4, cq4 cache")] == ["21.228 |", "23.100 |"]
-    assert "| mixq-w8a8 | 900 (2.00×) | 0123456789ab |" in notes
+    assert "| 900 (2.00×) | 0123456789ab |" in notes
     assert "| vq-quip4+cq4 | 23.100 | 23.265 | 400 | 1 of 1 | 0123456789ab |" in notes
 
 
