@@ -55,11 +55,37 @@ __device__ __forceinline__ void round_weights(Word const (&s)[kBlocks][4], uint3
   }
 }
 
+/// Weights may grow to 2^kSlack before outputs are rescaled: any T holds that as precisely as 1.
+constexpr float kSlack = 8.0f;
+
+/// Take the maxima of all lanes' scores as origins, too, where query rows are columns of products: with lane l,
+/// [n][2 h + e] is row 2 (l % 4) + e. Called by whole warps.
+///   high: the maxima of the lane's own scores; undefined afterwards.
+///   max, sum, o: of the lane's two rows.
+template <int kBlocks>
+__device__ __forceinline__ void raise_origins(float (&high)[2], float (&max)[2], float (&sum)[2],
+                                              float (&o)[kBlocks][4]) {
+  float scale[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+      high[e] = fmaxf(high[e], __shfl_xor_sync(0xffffffffu, high[e], offset));
+    }
+    high[e] = fmaxf(high[e], max[e]);
+    scale[e] = exp2_approx(max[e] - usable_max(high[e]));
+    max[e] = high[e];
+    sum[e] *= scale[e];
+  }
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) o[n][i] *= scale[i % 2];
+  }
+}
+
 /// Origin and sum of the weights of a lane's two rows; the sum is that of the lane's own columns.
 class OnlineSoftmax {
-  /// Weights may grow to 2^kSlack before outputs are rescaled: any T holds that as precisely as 1.
-  static constexpr float kSlack = 8.0f;
-
  public:
   /// Scores become weights. The scale is positive, so that the largest product gives the largest score. Called by whole
   /// warps. Returns whether, for the whole warp, earlier outputs are to be multiplied by `rescale`.

@@ -19,6 +19,7 @@
 #include "attention/mant/queries.cuh"
 #include "attention/merge.cuh"
 #include "attention/mma.cuh"
+#include "attention/softmax.cuh"
 #include "attention/work.cuh"
 #include "common/ptx.cuh"
 
@@ -267,7 +268,7 @@ class MantDecodeKernel {
       high[e] = m * scale_[e];  // the scale is positive
       grows |= high[e] > max_[e] + kSlack;
     }
-    if (__any_sync(0xffffffffu, grows)) raise(high);
+    if (__any_sync(0xffffffffu, grows)) raise_origins(high, max_, sum_, o_);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float const origin = usable_max(max_[e]);
@@ -279,30 +280,6 @@ class MantDecodeKernel {
         sum += x;
       }
       sum_[e] += sum;
-    }
-  }
-
-  /// Weights may grow to 2^kSlack before outputs are rescaled: float16 holds that as precisely as 1.
-  static constexpr float kSlack = 8.0f;
-
-  /// Take the maxima of all lanes' scores as origins, too.
-  __device__ __forceinline__ void raise(float (&high)[2]) {
-    float scale[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) {
-        high[e] = fmaxf(high[e], __shfl_xor_sync(0xffffffffu, high[e], offset));
-      }
-      high[e] = fmaxf(high[e], max_[e]);
-      scale[e] = exp2_approx(max_[e] - usable_max(high[e]));
-      max_[e] = high[e];
-      sum_[e] *= scale[e];
-    }
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) o_[n][e] *= scale[e % 2];
     }
   }
 

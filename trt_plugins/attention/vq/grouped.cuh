@@ -23,6 +23,7 @@
 #include "attention/merge.cuh"
 #include "attention/mma.cuh"
 #include "attention/policy.h"
+#include "attention/softmax.cuh"
 #include "attention/vq/args.cuh"
 #include "attention/vq/policy.h"
 #include "attention/vq/walk.cuh"
@@ -49,8 +50,6 @@ class GroupedVqKernel {
   static constexpr int kChunks = kGroups / 16;            // of 16 bytes of a row of codes
   static constexpr int kRowsAtOnce = 32 / kChunks;        // rows that a warp copies with one instruction
   static_assert(kRowsAtOnce % 4 == 0, "displaced is the same for rows that a lane copies");
-  // Weights may grow to 2^kSlack before outputs are rescaled: any T holds that as precisely as 1.
-  static constexpr float kSlack = 8.0f;
   static_assert(4 * (Shape::kWarps * kRows * (kColumns + 2)) <= Shape::kScoreBytes, "warps meet in the scores' table");
   static_assert(4 * combine_floats(Shape::kThreads) <= Shape::kScoreBytes, "parts do too");
 
@@ -317,7 +316,7 @@ class GroupedVqKernel {
       for (int i = 1; i < kTiles; ++i) high[e] = fmaxf(high[e], s[i][e]);
       grows |= high[e] > max_[e] + kSlack;
     }
-    if (__any_sync(0xffffffffu, grows)) raise(high);
+    if (__any_sync(0xffffffffu, grows)) raise_origins(high, max_, sum_, o_);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float const origin = usable_max(max_[e]);
@@ -329,27 +328,6 @@ class GroupedVqKernel {
     }
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) p[m] = transpose_8x8(round_pair<T>(s[m][0], s[m][1]));
-  }
-
-  /// Take the maxima of all lanes' scores as origins, too.
-  __device__ __forceinline__ void raise(float (&high)[2]) {
-    float scale[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) {
-        high[e] = fmaxf(high[e], __shfl_xor_sync(0xffffffffu, high[e], offset));
-      }
-      high[e] = fmaxf(high[e], max_[e]);
-      scale[e] = exp2_approx(max_[e] - usable_max(high[e]));
-      max_[e] = high[e];
-      sum_[e] *= scale[e];
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * kParts; ++i) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) o_[i][r] *= scale[r % 2];
-    }
   }
 
   /// -infinity for tokens that a query row does not see.
